@@ -25,6 +25,7 @@ from fc_lightning.modeling import (
     load_base,
     load_config,
     parameter_counts,
+    shard,
     token_loss_sum,
 )
 from fc_lightning.packing import Batch
@@ -123,6 +124,8 @@ class FunctionCallingModule(LightningModule):
             model.gradient_checkpointing_enable({"use_reentrant": False})
         self.model = model if self.peft is None else add_adapter(model, self.peft, list(pieces))
         self.model.train()  # transformers loads models for evaluation
+        if self._sharded:
+            shard(self.model, self.device_mesh["data_parallel"])
         trained, total = parameter_counts(self.model)
         rank_zero_info(f"attention: {attention} ({why}); base in {name}")
         rank_zero_info(f"trainable params: {trained:,} || all params: {total:,} || trainable%: {trained / total:.4%}")
@@ -203,24 +206,38 @@ class FunctionCallingModule(LightningModule):
                 f"{len(missing)} weights are missing from it, {len(unknown)} are unknown, e.g. {(missing + unknown)[0]}"
             )
 
+    @property
+    def _sharded(self) -> bool:
+        """Whether every rank must take part in every forward pass."""
+        return self.device_mesh is not None
+
     def _trained_names(self) -> set[str]:
         return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def _evaluate(self, batch: Any, dataloader_idx: int) -> None:
         if dataloader_idx == 0:
-            if count := batch["num_supervised"]:
-                self.token_loss.update(token_loss_sum(self.model, batch) / count, weight=count)
+            count = batch["num_supervised"]
+            if count or self._sharded:
+                self.token_loss.update(token_loss_sum(self.model, batch) / max(count, 1), weight=count)
             return
         turns = self._generate(batch)
         self.call_metrics.update(turns)
         self._evaluated += zip(batch["order"], turns, strict=True)
 
     def _generate(self, batch: Any) -> list[EvaluatedTurn]:
-        if not batch["input_ids"]:
-            return []
         tokenizer = self.tokenizer
-        end_ids = ChatTemplate.end_ids(tokenizer)
-        outputs = generate(self.model, batch["input_ids"], self.generation, end_ids, tokenizer.pad_token_id)
+        prompts = batch["input_ids"]
+        if not prompts and not self._sharded:
+            return []
+        # A rank without prompts goes along where its shards are needed.
+        outputs = generate(
+            self.model,
+            prompts or [[tokenizer.bos_token_id or 0]],
+            self.generation,
+            ChatTemplate.end_ids(tokenizer),
+            tokenizer.pad_token_id,
+            in_step=self._sharded,
+        )[: len(prompts)]
         columns = zip(batch["id"], batch["turn"], batch["category"], batch["input_ids"], batch["expected"], strict=True)
         return [
             evaluate_turn(
