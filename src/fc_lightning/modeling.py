@@ -14,15 +14,21 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from fc_lightning.adapters import make_lean
 from fc_lightning.attention import BY_DOCUMENT
 from fc_lightning.bases import BaseModelError, resolve_base
 from fc_lightning.packing import Batch
 
-# Rows of logits that are held at a time: 512 rows of Gemma's 262,144 are half a gigabyte in fp32.
-HEAD_CHUNK = 512
+HEAD_CHUNK = 512  # rows of logits that are held at a time
 
 
 def choose_attention(config: PretrainedConfig, device: torch.device) -> tuple[str, str]:
@@ -39,7 +45,14 @@ def choose_attention(config: PretrainedConfig, device: torch.device) -> tuple[st
     return BY_DOCUMENT, "without a GPU, each document by itself costs least"
 
 
-def load_base(base: str, revision: str | None, dtype: torch.dtype, attention: str) -> PreTrainedModel:
+def load_base(
+    base: str,
+    revision: str | None,
+    dtype: torch.dtype,
+    attention: str,
+    quantization: Mapping[str, Any] | None = None,
+    device: torch.device | None = None,
+) -> PreTrainedModel:
     """Load a base model.
 
     Args:
@@ -47,14 +60,22 @@ def load_base(base: str, revision: str | None, dtype: torch.dtype, attention: st
         revision: Revision on the hub.
         dtype: Of its weights.
         attention: One of transformers' attention implementations.
+        quantization: Fields of transformers' ``BitsAndBytesConfig``, to keep the matrices in 4 or 8 bits.
+        device: Where a quantized model is loaded to; others stay in the machine's memory.
 
     Raises:
-        BaseModelError: If there is none.
+        BaseModelError: If there is none, or it cannot be quantized.
     """
+    extra: dict[str, Any] = {}
+    if quantization:
+        settings = {"bnb_4bit_compute_dtype": dtype, **quantization}
+        extra = {"quantization_config": BitsAndBytesConfig(**settings), "device_map": {"": device}}
     try:
         return AutoModelForCausalLM.from_pretrained(
-            resolve_base(base), revision=revision, dtype=dtype, attn_implementation=attention
+            resolve_base(base), revision=revision, dtype=dtype, attn_implementation=attention, **extra
         )
+    except ImportError as error:
+        raise BaseModelError('`model.quantization` needs bitsandbytes: pip install "fc-lightning[qlora]"') from error
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n", 1)[0]
         raise BaseModelError(f"{base}: the model could not be loaded (`model.base`): {reason}") from error
@@ -167,6 +188,37 @@ def parameter_counts(model: nn.Module) -> tuple[int, int]:
     return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
 
 
+def training_flops(model: nn.Module, batch: Batch) -> float:
+    """Floating-point operations that a forward and a backward pass over a batch need.
+
+    Two for each weight of a matrix and token in the forward pass, two in the backward pass, and two more where the
+    weight itself is trained; the head's for supervised tokens alone. In attention 12 for each pair of positions that
+    see each other, layer, head and width. What is computed again, or on padding, is not needed.
+
+    Args:
+        model: A causal language model of transformers, or a PeftModel around one.
+        batch: See :class:`fc_lightning.packing.Batch`.
+    """
+    causal, head = _causal(model), _causal(model).get_output_embeddings()
+    config = causal.config.get_text_config()
+
+    def of(module: nn.Module) -> int:
+        matrices = [weight for weight in module.parameters() if weight.dim() == 2]
+        return sum(weight.numel() * (6 if weight.requires_grad else 4) for weight in matrices)
+
+    layers = causal.get_decoder().layers
+    total = batch["num_tokens"] * sum(map(of, layers)) + batch["num_supervised"] * of(head)
+    width = getattr(config, "head_dim", config.hidden_size // config.num_attention_heads) * config.num_attention_heads
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * len(layers)
+    in_rows = [[end - start for at, start, end in batch["documents"] if at == row] for row in range(len(batch["ids"]))]
+    lengths = [n for row, ids in zip(in_rows, batch["ids"], strict=True) for n in row[: len(ids)]]  # not of padding
+    for length in lengths:
+        for kind in kinds:
+            seen = min(config.sliding_window, length) if kind == "sliding_attention" else length
+            total += 12 * width * (seen * (seen + 1) / 2 + (length - seen) * seen)
+    return total
+
+
 def token_loss_sum(model: nn.Module, batch: Batch, chunk: int = HEAD_CHUNK) -> Tensor:
     """The sum of the cross-entropies of all supervised tokens of a batch, a scalar in fp32.
 
@@ -180,7 +232,7 @@ def token_loss_sum(model: nn.Module, batch: Batch, chunk: int = HEAD_CHUNK) -> T
     """
     causal = _causal(model)
     if isinstance(causal, FSDPModule):
-        return causal.token_loss_sum(batch, chunk)
+        return cast(Any, causal).token_loss_sum(batch, chunk)
     return _token_loss_sum(causal, batch, chunk)
 
 

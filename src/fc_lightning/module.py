@@ -18,6 +18,7 @@ from fc_lightning.bases import BaseModelError, load_tokenizer
 from fc_lightning.chat_template import ChatTemplate, SpecialToken, Supervise
 from fc_lightning.metrics import EvaluatedTurn, evaluate_turn, tool_call_metrics
 from fc_lightning.modeling import (
+    HEAD_CHUNK,
     add_adapter,
     add_token_rows,
     choose_attention,
@@ -50,7 +51,12 @@ class FunctionCallingModule(LightningModule):
         supervise: What is learned: the model's turns (``assistant``) or every token (``all``).
         attn_implementation: One of transformers' attention implementations, or ``auto`` for the fastest that is right.
         dtype: Of the base's weights: ``auto`` is bfloat16 under an adapter in bf16 training, else float32.
+        quantization: Fields of transformers' ``BitsAndBytesConfig``, such as ``load_in_4bit: true``: the frozen base is kept
+            in 4 or 8 bits (QLoRA). Needs the extra ``qlora``; exports merge into the unquantized base.
+        compile: Compile each decoder layer with ``torch.compile``.
         gradient_checkpointing: Trade time for memory: compute each layer again in the backward pass.
+        head_chunk: Rows of logits held at a time; where more tokens are supervised, chunks are computed again in the
+            backward pass. 512 rows of a vocabulary of 262,144 are half a gigabyte in fp32.
         generation: Fields of transformers' ``GenerationConfig``; greedy, 256 new tokens if not given.
         learning_rate: Peak of the learning rate.
         weight_decay: Of AdamW.
@@ -67,7 +73,10 @@ class FunctionCallingModule(LightningModule):
         supervise: Supervise = "assistant",
         attn_implementation: str = "auto",
         dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+        quantization: dict[str, Any] | None = None,
+        compile: bool = False,
         gradient_checkpointing: bool = False,
+        head_chunk: int = HEAD_CHUNK,
         generation: dict[str, Any] | None = None,
         learning_rate: float = 2e-4,
         weight_decay: float = 0.0,
@@ -80,7 +89,8 @@ class FunctionCallingModule(LightningModule):
         self.special_tokens = list(SpecialToken) if special_tokens is None else special_tokens
         self.supervise = supervise
         self.attn_implementation, self.weight_dtype = attn_implementation, dtype
-        self.gradient_checkpointing = gradient_checkpointing
+        self.quantization, self.compile_layers = quantization, compile
+        self.gradient_checkpointing, self.head_chunk = gradient_checkpointing, head_chunk
         self.generation = {**_GENERATION, **(generation or {})}
         self.learning_rate, self.weight_decay, self.warmup, self.schedule = (
             learning_rate,
@@ -105,6 +115,8 @@ class FunctionCallingModule(LightningModule):
         """Load the base, add the rows of new tokens and the adapter. Lightning calls it once the device is known."""
         if self.model is not None:
             return
+        if self.quantization and self.peft is None:
+            raise BaseModelError("`model.quantization` freezes the base: give it an adapter to train (`model.peft`)")
         precision = str(self.trainer.precision) if self._trainer else "32-true"
         if precision.endswith("-true") and not precision.startswith(("32", "64")):
             raise BaseModelError(
@@ -114,15 +126,18 @@ class FunctionCallingModule(LightningModule):
         half = self.peft is not None and precision.startswith("bf16")
         name = ("bfloat16" if half else "float32") if self.weight_dtype == "auto" else self.weight_dtype
         attention, why = self.attn_implementation, "as configured"
+        device = self.trainer.strategy.root_device if self._trainer else torch.device("cpu")
         if attention == "auto":
-            device = self.trainer.strategy.root_device if self._trainer else torch.device("cpu")
             attention, why = choose_attention(load_config(self.base, self.revision), device)
         _, pieces = load_tokenizer(self.base, self.revision, tuple(self.special_tokens))
-        model = load_base(self.base, self.revision, getattr(torch, name), attention)
+        model = load_base(self.base, self.revision, getattr(torch, name), attention, self.quantization, device)
         add_token_rows(model, pieces)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         self.model = model if self.peft is None else add_adapter(model, self.peft, list(pieces))
+        if self.compile_layers:
+            for layer in model.get_decoder().layers:
+                layer.compile()
         self.model.train()  # transformers loads models for evaluation
         if self._sharded:
             shard(self.model, self.device_mesh["data_parallel"])
@@ -132,7 +147,7 @@ class FunctionCallingModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The summed loss of a micro-batch; the gradients are divided once, for the whole optimizer step."""
-        loss = token_loss_sum(self.model, batch)
+        loss = token_loss_sum(self.model, batch, self.head_chunk)
         self._window_tokens += batch["num_supervised"]
         self._window_loss = loss.detach() + self._window_loss.to(loss.device)
         return loss
@@ -218,7 +233,7 @@ class FunctionCallingModule(LightningModule):
         if dataloader_idx == 0:
             count = batch["num_supervised"]
             if count or self._sharded:
-                self.token_loss.update(token_loss_sum(self.model, batch) / max(count, 1), weight=count)
+                self.token_loss.update(token_loss_sum(self.model, batch, self.head_chunk) / max(count, 1), weight=count)
             return
         turns = self._generate(batch)
         self.call_metrics.update(turns)

