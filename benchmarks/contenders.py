@@ -2,8 +2,8 @@
 
     python benchmarks/contenders.py SPEC.json RESULT.json
 
-Both contenders take their rows in the order of the file, with the same LoRA, optimizer, learning rate and rows a step; the
-documents are encoded once, by this project, and TRL is given the same ids and labels.
+Both contenders take their rows in the order of the file, with the same LoRA, optimizer, learning rate and rows a step;
+the documents are encoded once, by this project, and TRL is given the same ids and labels.
 """
 
 import json
@@ -137,7 +137,10 @@ def run_trl(spec: dict[str, Any]) -> dict[str, Any]:
         )
         trainer.train()
     rows = [trainer.train_dataset[number] for number in range(spec["steps"] * spec["accumulation"])]
-    tokens, supervised = [len(row["input_ids"]) for row in rows], [sum(x != -100 for x in row["labels"]) for row in rows]
+    tokens, supervised = (
+        [len(row["input_ids"]) for row in rows],
+        [sum(x != -100 for x in row["labels"]) for row in rows],
+    )
     size = spec["accumulation"]
     return {
         "ends": clock.ends,

@@ -3,9 +3,10 @@
     pip install -c constraints.txt -e ".[quickstart,benchmarks]"
     python benchmarks/vs_trl.py --data hermes_bfcl/train.jsonl
 
-Each contender runs in a process of its own, one after the other, unpacked and packed: the same rows in the same order, the
-same ids and labels, the same LoRA, rows a step and number of steps. The first steps are left out of the timing. Packs are
-each contender's own (TRL's do not keep documents apart on a CPU), so packed losses differ and only speed is compared.
+Each contender runs in a process of its own, one after the other, unpacked and packed: the same rows in the same order,
+the same ids and labels, the same LoRA, rows a step and number of steps. The first steps are left out of the timing.
+Packs are each contender's own (TRL's do not keep documents apart on a CPU), so packed losses differ and only speed is
+compared.
 """
 
 import argparse
@@ -89,7 +90,13 @@ def report(results: dict[str, Any], args: argparse.Namespace) -> str:
         memory = ours["peak_memory_gb"] / trls["peak_memory_gb"]
         lines.append(f"| **ratio, {mode}** | **{ratios[0]:.2f}** | **{ratios[1]:.2f}** | **{memory:.2f}** |")
     pairs = list(zip(results["ours, unpacked"]["losses"], results["trl, unpacked"]["losses"], strict=True))
-    lines += ["", "Loss of each step, unpacked:", "", "| step | fc-lightning | TRL | difference |", "|---:|---:|---:|---:|"]
+    lines += [
+        "",
+        "Loss of each step, unpacked:",
+        "",
+        "| step | fc-lightning | TRL | difference |",
+        "|---:|---:|---:|---:|",
+    ]
     lines += [f"| {step} | {a:.4f} | {b:.4f} | {abs(a - b):.4f} |" for step, (a, b) in enumerate(pairs, 1)]
     lines += ["", f"Largest difference: {max(abs(a - b) for a, b in pairs):.4f}."]
     return "\n".join(lines) + "\n"
@@ -104,7 +111,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--warm", type=int, default=2)
     parser.add_argument("--accumulation", type=int, default=4)
-    parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing in TRL, which is its default")
+    parser.add_argument(
+        "--checkpointing", action="store_true", help="gradient checkpointing in TRL, which is its default"
+    )
     parser.add_argument("--output", default=str(HERE / "results" / "vs_trl_cpu"), help="without its ending")
     args = parser.parse_args()
     results: dict[str, Any] = {}

@@ -59,9 +59,10 @@ def loss_alone(model, document) -> torch.Tensor:
     return sum((losses[max(start, 1) - 1 : end - 1].sum() for start, end in spans), torch.tensor(0.0))
 
 
-@pytest.mark.parametrize("attention", [BY_DOCUMENT, "eager"])
+@pytest.mark.parametrize(("attention", "block"), [(BY_DOCUMENT, 512), (BY_DOCUMENT, 5), ("eager", 512)])
 @pytest.mark.parametrize("packs", [[[0, 1, 2]], [[0], [2, 1]], [[1], [], [2, 0]]], ids=str)
-def test_packed_documents_have_the_loss_of_separate_ones(base, attention, packs):
+def test_packed_documents_have_the_loss_of_separate_ones(base, attention, block, packs, monkeypatch):
+    monkeypatch.setattr("fc_lightning.attention._BLOCK", block)
     model = load_base(str(base), None, torch.float32, attention)
     plain = AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager")
     batch = PackingCollator(0)([[DOCUMENTS[index] for index in pack] for pack in packs])
@@ -91,6 +92,33 @@ def test_chunks_of_the_head_change_neither_loss_nor_gradient(base, chunk):
         gradients.append([loss.detach(), *(p.grad.clone() for p in model.parameters() if p.requires_grad)])
     for whole, chunked in zip(*gradients, strict=True):
         torch.testing.assert_close(chunked, whole, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("attention", [BY_DOCUMENT, "eager"])
+def test_packed_documents_have_the_logits_of_separate_ones(base, attention):
+    packed = load_base(str(base), None, torch.float32, attention)
+    plain = AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager")
+    batch = PackingCollator(0)([DOCUMENTS])
+    extra = {"documents": batch["documents"]} if attention == BY_DOCUMENT else {}
+    with torch.no_grad():
+        logits = packed(
+            input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False, **extra
+        ).logits
+        alone = [plain(torch.tensor([document["input_ids"]])).logits for document in DOCUMENTS]
+    torch.testing.assert_close(logits, torch.cat(alone, dim=1), rtol=1e-5, atol=1e-5)
+
+
+def test_compiled_layers_train_as_plain_ones(base):
+    gradients = []
+    for compiled in (False, True):
+        model = adapted(base)
+        for layer in model.get_base_model().get_decoder().layers:
+            if compiled:
+                layer.compile(backend="aot_eager")
+        loss = token_loss_sum(model, PackingCollator(0)([DOCUMENTS]))
+        loss.backward()
+        gradients.append([loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-5)
 
 
 def adapted(base: Path, head: bool = False, new_tokens: bool = True, dropout: float = 0.0) -> PeftModel:

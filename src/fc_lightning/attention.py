@@ -8,6 +8,7 @@ goes by the mask.
 from __future__ import annotations
 
 import functools
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,6 +17,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 BY_DOCUMENT = "by_document"
+
+# Positions whose scores are made at a time: what they cannot see, behind them or out of the window, is left out.
+_BLOCK = 512
 
 Documents = list[tuple[int, int, int]]  # row, first position, one past the last
 
@@ -52,13 +56,17 @@ def attention_by_document(
     """
     if documents is None:
         seen = attention_mask
-        bias = _causal_bias(query.shape[2], None, query.dtype) if seen is None else _bias(seen, query.dtype)
+        length = query.shape[2]
+        bias = _causal_bias(length, length, None, query.dtype) if seen is None else _bias(seen, query.dtype)
         return _attend(query, key, value, bias, scaling, softcap).transpose(1, 2), None
     out = torch.empty_like(query)
-    for row, start, end in documents:
-        q, k, v = (part[row : row + 1, :, start:end] for part in (query, key, value))
-        bias = _causal_bias(end - start, sliding_window, q.dtype)
-        out[row : row + 1, :, start:end] = _attend(q, k, v, bias, scaling, softcap)
+    for row, first, last in documents:
+        for start, end in pairwise((*range(first, last, _BLOCK), last)):
+            seen_from = first if sliding_window is None else max(first, start - sliding_window + 1)
+            q = query[row : row + 1, :, start:end]
+            k, v = (part[row : row + 1, :, seen_from:end] for part in (key, value))
+            bias = _causal_bias(end - start, end - seen_from, sliding_window, q.dtype)
+            out[row : row + 1, :, start:end] = _attend(q, k, v, bias, scaling, softcap)
     return out.transpose(1, 2), None
 
 
@@ -78,11 +86,11 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: floa
     return (weights.view(*shared, key.shape[2]) @ value).view(rows, heads, length, width)
 
 
-@functools.lru_cache(maxsize=8)
-def _causal_bias(length: int, window: int | None, dtype: torch.dtype) -> Tensor:
-    """``(length, length)``, 0 where a position sees another: itself and those before it, within the window."""
-    seen = torch.ones(length, length, dtype=torch.bool).tril()
-    return _bias(seen if window is None else seen.triu(1 - window), dtype)
+@functools.lru_cache(maxsize=32)
+def _causal_bias(length: int, keys: int, window: int | None, dtype: torch.dtype) -> Tensor:
+    """``(length, keys)``, the positions being the last of the keys: 0 where one sees another, itself or before it."""
+    seen = torch.ones(length, keys, dtype=torch.bool).tril(keys - length)
+    return _bias(seen if window is None else seen.triu(keys - length + 1 - window), dtype)
 
 
 def _bias(seen: Tensor, dtype: torch.dtype) -> Tensor:

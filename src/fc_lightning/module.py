@@ -51,8 +51,8 @@ class FunctionCallingModule(LightningModule):
         supervise: What is learned: the model's turns (``assistant``) or every token (``all``).
         attn_implementation: One of transformers' attention implementations, or ``auto`` for the fastest that is right.
         dtype: Of the base's weights: ``auto`` is bfloat16 under an adapter in bf16 training, else float32.
-        quantization: Fields of transformers' ``BitsAndBytesConfig``, such as ``load_in_4bit: true``: the frozen base is kept
-            in 4 or 8 bits (QLoRA). Needs the extra ``qlora``; exports merge into the unquantized base.
+        quantization: Fields of transformers' ``BitsAndBytesConfig``, such as ``load_in_4bit: true``: the frozen base is
+            kept in 4 or 8 bits (QLoRA). Needs the extra ``qlora``; exports merge into the unquantized base.
         compile: Compile each decoder layer with ``torch.compile``.
         gradient_checkpointing: Trade time for memory: compute each layer again in the backward pass.
         head_chunk: Rows of logits held at a time; where more tokens are supervised, chunks are computed again in the
