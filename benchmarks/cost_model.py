@@ -86,9 +86,7 @@ def main() -> None:
             f"| {shape.name} | {(shape.body + shape.head) / 1e9:.2f} B | {shape.adapter / 1e6:.1f} M | "
             f"{shape.flops() / 1e9:.1f} | {rate:,.0f} | {fixed + moving:.0f} GB | {fixed:.0f} GB |"
         )
-    print(
-        "\n| model | GPUs | DDP: bytes a rank and step | FSDP2: bytes a rank and micro-batch | fixed memory a GPU, FSDP2 |"
-    )
+    print("\n| model | GPUs | DDP, a rank and step | FSDP2, a rank and micro-batch | FSDP2, fixed memory a GPU |")
     print("|---|---:|---:|---:|---:|")
     for shape in SHAPES:
         for gpus in (8, 64):
