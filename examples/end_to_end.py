@@ -74,10 +74,11 @@ def main() -> None:
     """Train if need be, export, serve, ask, and count."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--run", type=Path, help="the folder of a run that is there already")
+    parser.add_argument("--runs", type=Path, help="where to keep the run, if one is made")
     parser.add_argument("--output", type=Path, help="where to keep the exported model")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        run = arguments.run.resolve() if arguments.run else train(Path(scratch))
+        run = arguments.run.resolve() if arguments.run else train((arguments.runs or Path(scratch)).resolve())
         output = (arguments.output or Path(scratch) / "exported").resolve()
         fc_lightning("export", "--config", run / "config.yaml", "--ckpt_path", best(run), "--output", output)
         with served(output) as url:
