@@ -25,8 +25,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from langgraph_agent import Agent, Message
 from openai import OpenAI
+
+from langgraph_agent import Agent, Message
 
 ROOT = Path(__file__).parent.parent
 Call = tuple[str, dict[str, Any]]

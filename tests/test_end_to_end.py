@@ -1,6 +1,6 @@
 """From nothing to a working agent, with the quickstart's real model.
 
-To take a run that is there already: ``FC_LIGHTNING_RUN=runs/quickstart/version_0 pytest -m slow tests/test_end_to_end.py``.
+To take a run that is there already, name its folder in the environment: ``FC_LIGHTNING_RUN=runs/quickstart/version_0``.
 """
 
 import importlib.util
@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_serving import hermes
 
 from fc_lightning.toolcalls import parse_turn
+from test_serving import hermes
 
 
 @pytest.mark.slow

@@ -12,14 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from huggingface_hub import HfApi, ModelCard
 from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fc_lightning.bases import load_tokenizer
 from fc_lightning.callbacks.adapter import adapter_folder
-from fc_lightning.chat_template import SpecialToken
 from fc_lightning.cli import main
 from fc_lightning.export import whole_folder
 
@@ -35,7 +32,16 @@ def command(folder: Path, *arguments: str) -> list[str]:
 def trained(tmp_path_factory) -> Path:
     """A folder with a short run of the tiny recipe."""
     folder = tmp_path_factory.mktemp("trained")
-    main(["fit", *command(folder, "--trainer.max_steps=2", "--data.validation=[{path: data/quickstart/validation.jsonl, limit: 2}]")])
+    main(
+        [
+            "fit",
+            *command(
+                folder,
+                "--trainer.max_steps=2",
+                "--data.validation=[{path: data/quickstart/validation.jsonl, limit: 2}]",
+            ),
+        ]
+    )
     return folder
 
 
@@ -158,7 +164,9 @@ def other_base(tmp_path: Path, width: int = 32) -> Path:
     if width != 32:
         config = json.loads((folder / "config.json").read_text()) | {"hidden_size": width}
         (folder / "config.json").write_text(json.dumps(config))
-        AutoModelForCausalLM.from_config(type(AutoModelForCausalLM.from_pretrained(BASE).config)(**config)).save_pretrained(folder)
+        AutoModelForCausalLM.from_config(
+            type(AutoModelForCausalLM.from_pretrained(BASE).config)(**config)
+        ).save_pretrained(folder)
         return folder
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     vocabulary = tokenizer["model"]["vocab"]
@@ -206,9 +214,13 @@ def test_an_interrupted_export_leaves_nothing_that_looks_whole(tmp_path):
     class Interrupt(BaseException):
         pass
 
-    with pytest.raises(Interrupt), whole_folder(tmp_path / "model") as partial:
-        (partial / "config.json").write_text("{}")
-        raise Interrupt
+    def begun() -> None:
+        with whole_folder(tmp_path / "model") as partial:
+            (partial / "config.json").write_text("{}")
+            raise Interrupt
+
+    with pytest.raises(Interrupt):
+        begun()
     assert not list(tmp_path.iterdir())
     killed = (
         "import os, signal, sys; from pathlib import Path; from fc_lightning.export import whole_folder\n"
@@ -254,52 +266,3 @@ def test_a_hub_that_cannot_be_reached_leaves_the_export(trained, tmp_path, monke
     assert "hf upload me/tiny" in capsys.readouterr().err.splitlines()[-1]
     assert (tmp_path / "model" / "model.safetensors").is_file()
     assert "--push_to_hub" in refused(capsys, trained, tmp_path / "other", "--push_to_hub=a/b/c")
-
-
-LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "up_proj"]}
-KINDS = {
-    "full": None,
-    "lora": LORA,
-    "lora and head": LORA | {"target_modules": [*LORA["target_modules"], "lm_head"]},
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("tokens", [True, False], ids=["new tokens", "no new tokens"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_training_exports_and_generates_what_was_trained(kind, tokens, tmp_path):
-    """Logits to 1e-4 and equal greedy texts on 50 prompts, against the training model itself."""
-    from fc_lightning.chat_template import ChatTemplate
-    from fc_lightning.export import load_checkpoint
-    from fc_lightning.module import FunctionCallingModule
-
-    peft = None if KINDS[kind] is None else {"class_path": "peft.LoraConfig", "init_args": KINDS[kind]}
-    overlay = {"model": {"peft": peft, "learning_rate": 0.02, **({} if tokens else {"special_tokens": []})}}
-    (tmp_path / "overlay.yaml").write_text(yaml.safe_dump(overlay))
-    options = ["--config", str(tmp_path / "overlay.yaml"), "--data.validation=null", "--trainer.max_steps=6"]
-    main(["fit", *command(tmp_path, *options)])
-    main(["export", *command(tmp_path, *options, "--ckpt_path=last", f"--output={tmp_path / 'model'}")])
-
-    from peft import LoraConfig
-
-    special = list(SpecialToken) if tokens else []
-    module = FunctionCallingModule(BASE, peft=peft and LoraConfig(**KINDS[kind]), special_tokens=special)
-    load_checkpoint(module, max((tmp_path / "runs").glob("**/last.ckpt")))
-    tokenizer, _ = load_tokenizer(BASE, None, tuple(special))
-    served = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
-    assert served.generation_config.eos_token_id == ChatTemplate.end_ids(tokenizer)
-    rows = [json.loads(line)["conversations"][1]["value"] for line in open("data/quickstart/train.jsonl")][:50]
-    differing = 0
-    module.model.eval()
-    for text in rows:
-        prompt = f"<bos><start_of_turn>user\n<tools>{text}<end_of_turn>\n<start_of_turn>model\n"
-        ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids
-        torch.testing.assert_close(logits(served, ids), logits(module.model, ids), atol=1e-4, rtol=1e-4)
-        texts = [
-            model.generate(
-                input_ids=ids, max_new_tokens=20, do_sample=False, eos_token_id=ChatTemplate.end_ids(tokenizer)
-            ).tolist()
-            for model in (served, module.model)
-        ]
-        differing += texts[0] != texts[1]
-    assert differing == 0

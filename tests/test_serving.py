@@ -11,19 +11,26 @@ from pathlib import Path
 import openai
 import pytest
 import regex
+import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_chat_template import TEMPLATE, TOKENIZER, filled, texts, values
-from transformers import AutoTokenizer
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.chat_parsing import ResponseParser
 
+from fc_lightning.chat_template import ChatTemplate, SpecialToken
 from fc_lightning.cli import main
+from fc_lightning.export import load_checkpoint
 from fc_lightning.formats import RowError, read_row
+from fc_lightning.module import FunctionCallingModule
 from fc_lightning.response_template import START_ANCHOR, response_template
 from fc_lightning.toolcalls import Conversation, Message, Tool, ToolCall, parse_turn, render_turn
+from test_chat_template import TEMPLATE, TOKENIZER, filled, texts, values
 
 PARSER = response_template()
 TINY = "configs/debug/tiny.yaml"
+BASE = "tests/models/tiny_gemma2"
 ROWS = ["data/quickstart/train.jsonl", *filter(None, os.environ.get("FC_LIGHTNING_ROWS", "").split(os.pathsep))]
 many = settings(max_examples=60, deadline=None)
 
@@ -103,7 +110,10 @@ def test_openai_shapes_are_one_text(conversation, data):
         if message.tool_calls:
             text = data.draw(st.booleans())
             functions = [
-                {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False) if text else call.arguments}
+                {
+                    "name": call.name,
+                    "arguments": json.dumps(call.arguments, ensure_ascii=False) if text else call.arguments,
+                }
                 for call in message.tool_calls
             ]
             one["tool_calls"] = [
@@ -338,3 +348,62 @@ def test_the_exported_tokenizer_carries_both_templates(learned):
     assert parsed["reasoning_content"] == "The sky is asked for."
     assert parse_turn(turn.removesuffix("<end_of_turn>\n")).tool_calls == (PARIS,)
     assert [call["function"]["name"] for call in parsed["tool_calls"]] == ["weather"]
+
+
+LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "up_proj"]}
+KINDS = {
+    "full": None,
+    "lora": LORA,
+    "lora and head": LORA | {"target_modules": [*LORA["target_modules"], "lm_head"]},
+}
+
+
+def fit_and_export(folder: Path, kind: str, tokens: bool) -> FunctionCallingModule:
+    """Train one kind of model for a few steps and export it into `model`; returns the training model."""
+    peft = None if KINDS[kind] is None else {"class_path": "peft.LoraConfig", "init_args": KINDS[kind]}
+    special = list(SpecialToken) if tokens else []
+    overlay = {"model": {"peft": peft, "learning_rate": 0.02, "special_tokens": list(map(str, special))}}
+    (folder / "overlay.yaml").write_text(yaml.safe_dump(overlay))
+    common = [
+        *("--config", TINY, "--config", str(folder / "overlay.yaml")),
+        f"--trainer.logger.init_args.save_dir={folder / 'runs'}",
+        *("--data.validation=null", "--trainer.max_steps=6"),
+    ]
+    main(["fit", *common])
+    main(["export", *common, "--ckpt_path=last", f"--output={folder / 'model'}"])
+    module = FunctionCallingModule(BASE, peft=peft and LoraConfig(**KINDS[kind]), special_tokens=special)
+    load_checkpoint(module, next((folder / "runs").glob("**/last.ckpt")))
+    module.model.eval()
+    return module
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tokens", [True, False], ids=["new tokens", "no new tokens"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_training_is_served_as_it_was_trained(kind, tokens, tmp_path, client):
+    """Logits to 1e-4 and equal greedy texts on 50 prompts, against the training model; a server says the same."""
+    module = fit_and_export(tmp_path, kind, tokens)
+    template, model = ChatTemplate(module.tokenizer), module.model
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    ends = ChatTemplate.end_ids(module.tokenizer)
+    lines = Path("data/quickstart/train.jsonl").read_text(encoding="utf-8").splitlines()[:50]
+    for nth, line in enumerate(lines):
+        question = Message("user", json.loads(line)["conversations"][1]["value"])
+        conversation = Conversation("", (question,), (WEATHER,))
+        prompt = template.render(template.messages(conversation), conversation, generation_prompt=True)
+        ids = torch.tensor([template.encode([prompt])[0].input_ids])
+        with torch.no_grad():
+            torch.testing.assert_close(exported(ids).logits, model(ids).logits, atol=1e-4, rtol=1e-4)
+        options = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": ends, "pad_token_id": 0}
+        expected, written = (one.generate(input_ids=ids, **options)[0, ids.shape[1] :] for one in (model, exported))
+        assert written.tolist() == expected.tolist()
+        if nth < 3:
+            answer = client.chat.completions.create(
+                model=str(tmp_path / "model"),
+                messages=[{"role": "user", "content": question.content}],
+                tools=[WEATHER.to_openai()],
+                max_tokens=20,
+            )
+            parsed = module.tokenizer.parse_response(expected.tolist(), PARSER, prefix=prompt.text)
+            assert answer.choices[0].message.content == parsed.get("content", "")
+            assert answer.usage.completion_tokens == len(expected)

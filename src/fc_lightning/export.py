@@ -75,7 +75,7 @@ def export(
             (partial / "NOTICE").write_text(NOTICE, encoding="utf-8")
         card = model_card(trainer, module, data, checkpoint, state, license_id, own if merge else None)
         (partial / "README.md").write_text(card, encoding="utf-8")
-    print(f"{checkpoint} → {folder}")
+    print(f"{checkpoint} → {folder}" + (f"\nnext:    transformers serve {folder}" if merge else ""))
     if push_to_hub:
         _upload(folder, push_to_hub)
     return folder

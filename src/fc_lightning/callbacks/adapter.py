@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
+from lightning.pytorch.plugins.io import CheckpointIO
 from peft import PeftModel
 
 from fc_lightning.export import whole_folder, write_model
@@ -43,7 +43,7 @@ class SaveAdapter(Callback):
             save_adapter(trainer, Path(run or ".") / self.folder, weights)
 
 
-class AdapterBeside(_WrappingCheckpointIO):
+class AdapterBeside(CheckpointIO):
     """Writes and removes checkpoints as another does, and the adapters beside them.
 
     Args:
@@ -51,22 +51,29 @@ class AdapterBeside(_WrappingCheckpointIO):
         trainer: Has the model.
     """
 
-    def __init__(self, checkpoint_io: Any, trainer: Trainer):
-        super().__init__(checkpoint_io)
-        self.trainer = trainer
+    def __init__(self, checkpoint_io: CheckpointIO, trainer: Trainer):
+        self.checkpoint_io, self.trainer = checkpoint_io, trainer
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write a checkpoint, and from its weights the adapter. Lightning calls it on one rank only."""
-        super().save_checkpoint(checkpoint, path, storage_options)
+        self.checkpoint_io.save_checkpoint(checkpoint, path, storage_options)
         weights = checkpoint.get("state_dict", {})
         if isinstance(self.trainer.lightning_module.model, PeftModel) and weights:
             weights = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
             save_adapter(self.trainer, adapter_folder(path), weights)
 
+    def load_checkpoint(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Read a checkpoint."""
+        return self.checkpoint_io.load_checkpoint(*args, **kwargs)
+
     def remove_checkpoint(self, path: Any) -> None:
         """Remove both."""
-        super().remove_checkpoint(path)
+        self.checkpoint_io.remove_checkpoint(path)
         shutil.rmtree(adapter_folder(path), ignore_errors=True)
+
+    def teardown(self) -> None:
+        """Let the other finish."""
+        self.checkpoint_io.teardown()
 
 
 def adapter_folder(checkpoint: Any) -> Path:
