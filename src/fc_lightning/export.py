@@ -18,7 +18,7 @@ from transformers import GenerationConfig
 
 from fc_lightning.chat_template import ChatTemplate
 from fc_lightning.data import FunctionCallingDataModule
-from fc_lightning.model_card import NOTICE, base_license, model_card
+from fc_lightning.model_card import write_card
 from fc_lightning.modeling import load_config
 from fc_lightning.module import FunctionCallingModule
 from fc_lightning.response_template import START_ANCHOR, response_template
@@ -54,27 +54,20 @@ def export(
         ExportError: If there is no such checkpoint, the folder exists, or it cannot be written or uploaded.
     """
     folder = Path(output)
-    if folder.exists():
-        raise ExportError(f"{output}: exists already; choose another folder (`--output`)")
-    if module.peft is None and not merge:
-        raise ExportError("`--merge false` writes an adapter, and `model.peft` is null: there is none")
-    if push_to_hub:
-        _check_repository(push_to_hub)
+    _check_request(folder, module, merge, push_to_hub)
     checkpoint = find_checkpoint(trainer, ckpt_path)
     trainer.strategy.connect(module)
     module.trainer = trainer
     if merge:
         module.weight_dtype = "float32"
     state = load_checkpoint(module, checkpoint)
-    config = load_config(module.base, module.revision)
-    own = str(config.dtype or torch.float32).removeprefix("torch.") if dtype == "auto" else dtype
+    if dtype == "auto":
+        own = load_config(module.base, module.revision).dtype or torch.float32
+    else:
+        own = getattr(torch, dtype)
     with _writing(folder), whole_folder(folder) as partial:
-        write_model(module.model, data.template, partial, merge, getattr(torch, own), module.revision)
-        license_id = base_license(module.base, config.model_type)
-        if license_id == "gemma":
-            (partial / "NOTICE").write_text(NOTICE, encoding="utf-8")
-        card = model_card(trainer, module, data, checkpoint, state, license_id, own if merge else None)
-        (partial / "README.md").write_text(card, encoding="utf-8")
+        write_model(module.model, data.template, partial, merge, own, module.revision)
+        write_card(partial, trainer, module, data, checkpoint, state, own if merge else None)
     print(f"{checkpoint} → {folder}" + (f"\nnext:    transformers serve {folder}" if merge else ""))
     if push_to_hub:
         _upload(folder, push_to_hub)
@@ -211,11 +204,16 @@ def _read(checkpoint: Path) -> dict[str, Any]:
         raise ExportError(f"{checkpoint}: cannot be read as a checkpoint: {reason}") from error
 
 
-def _check_repository(name: str) -> None:
+def _check_request(folder: Path, module: FunctionCallingModule, merge: bool, repository: str | None) -> None:
+    """Find out what cannot work before anything is loaded."""
+    if folder.exists():
+        raise ExportError(f"{folder}: exists already; choose another folder (`--output`)")
+    if module.peft is None and not merge:
+        raise ExportError("`--merge false` writes an adapter, and `model.peft` is null: there is none")
     try:
-        validate_repo_id(name)
+        validate_repo_id(repository or "unnamed")
     except HFValidationError as error:
-        raise ExportError(f"{name}: no name of a repository (`--push_to_hub USER/NAME`): {error}") from error
+        raise ExportError(f"{repository}: no name of a repository (`--push_to_hub USER/NAME`): {error}") from error
 
 
 def _upload(folder: Path, name: str) -> None:

@@ -8,11 +8,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import ModelCard
 from lightning import Trainer
 
 from fc_lightning.bases import resolve_base
 from fc_lightning.data import FunctionCallingDataModule
+from fc_lightning.modeling import load_config
 from fc_lightning.module import FunctionCallingModule
 
 # What Gemma's terms of use ask to stand beside every copy of a derivative.
@@ -51,35 +53,36 @@ def base_license(base: str, model_type: str) -> str | None:
     return "gemma" if model_type in _GEMMA else None
 
 
-def model_card(
+def write_card(
+    folder: Path,
     trainer: Trainer,
     module: FunctionCallingModule,
     data: FunctionCallingDataModule,
     checkpoint: Path,
     state: dict[str, Any],
-    license_id: str | None,
-    dtype: str | None,
-) -> str:
-    """Write the card.
+    dtype: torch.dtype | None,
+) -> None:
+    """Write ``README.md``, and the notice that the licence of the base asks for.
 
     Args:
+        folder: An export.
         trainer: Of the run's configuration.
         module: Of the run's configuration.
         data: Of the run's configuration.
         checkpoint: The file that was exported.
         state: What it holds.
-        license_id: Of the base.
         dtype: Of the merged weights; ``None`` if the adapter was written alone.
     """
-    title = f"{Path(module.base).name.removeprefix('pypi:')}, taught to call functions"
+    license_id = base_license(module.base, load_config(module.base, module.revision).model_type)
+    if license_id == "gemma":
+        (folder / "NOTICE").write_text(NOTICE, encoding="utf-8")
     revision = f" at revision `{module.revision}`" if module.revision else ""
-    terms = f"`{license_id}`" if license_id else "not known here: see its own card"
+    terms = f"`{license_id}`; it holds for this model too" if license_id else "not known here: see its own card"
     parts = [
-        _front_matter(module, data, license_id, dtype),
-        f"# {title}\n",
+        _front_matter(module, data, license_id, merged=dtype is not None),
+        f"# {Path(module.base).name.removeprefix('pypi:')}, taught to call functions\n",
         f"Fine-tuned with fc-lightning (transformers {version('transformers')}, PEFT {version('peft')}) from "
-        f"`{module.base}`{revision}. "
-        f"Licence of the base: {terms}; it holds for this model too.\n",
+        f"`{module.base}`{revision}. Licence of the base: {terms}.\n",
         "The model thinks in `<think>`, calls in `<tool_call>`, and answers in plain text.\n",
         "## Data\n",
         _table(("split", "source", "name", "revision", "rows"), _sources(data)),
@@ -90,16 +93,16 @@ def model_card(
         "## Serving",
         _SERVE_ADAPTER if dtype is None else _SERVE_MERGED,
     ]
-    return "\n".join(parts)
+    (folder / "README.md").write_text("\n".join(parts), encoding="utf-8")
 
 
 def _front_matter(
-    module: FunctionCallingModule, data: FunctionCallingDataModule, license_id: str | None, dtype: str | None
+    module: FunctionCallingModule, data: FunctionCallingDataModule, license_id: str | None, merged: bool
 ) -> str:
     """The metadata that the hub reads."""
     hub = module.base.count("/") == 1 and not Path(module.base).exists()
     sets = [source.path for source in data.sources["train"] if source.path.count("/") == 1 and _on_hub(source.path)]
-    lines = [f"library_name: {'peft' if dtype is None else 'transformers'}", "pipeline_tag: text-generation"]
+    lines = [f"library_name: {'transformers' if merged else 'peft'}", "pipeline_tag: text-generation"]
     lines += [f"base_model: {module.base}"] if hub else []
     lines += [f"license: {license_id}"] if license_id else []
     lines += ["datasets:", *(f"- {name}" for name in dict.fromkeys(sets))] if sets else []
@@ -125,7 +128,7 @@ def _recipe(
     module: FunctionCallingModule,
     data: FunctionCallingDataModule,
     state: dict[str, Any],
-    dtype: str | None,
+    dtype: torch.dtype | None,
 ) -> Iterable[tuple[str, Any]]:
     yield "adapter", type(module.peft).__name__ if module.peft else "none: every weight was trained"
     for name in ("r", "lora_alpha", "lora_dropout", "target_modules"):
@@ -140,7 +143,7 @@ def _recipe(
     yield "longest row", f"{data.max_length} tokens, {'packed' if data.packing else 'not packed'}"
     yield "precision in training", trainer.precision
     yield "checkpoint", f"epoch {state['epoch']}, after {state['global_step']} optimizer steps"
-    yield "weights of this export", dtype or "the adapter's, float32"
+    yield "weights of this export", str(dtype).removeprefix("torch.") if dtype else "the adapter's, float32"
 
 
 def _metrics(checkpoint: Path, step: int) -> str:
