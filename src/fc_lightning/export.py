@@ -61,10 +61,8 @@ def export(
     if merge:
         module.weight_dtype = "float32"
     state = load_checkpoint(module, checkpoint)
-    if dtype == "auto":
-        own = load_config(module.base, module.revision).dtype or torch.float32
-    else:
-        own = getattr(torch, dtype)
+    base_dtype = load_config(module.base, module.revision).dtype or torch.float32
+    own = base_dtype if dtype == "auto" else getattr(torch, dtype)
     with _writing(folder), whole_folder(folder) as partial:
         write_model(module.model, data.template, partial, merge, own, module.revision)
         write_card(partial, trainer, module, data, checkpoint, state, own if merge else None)
