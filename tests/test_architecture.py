@@ -12,10 +12,11 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # Lowest first. A room imports from floors below its own; rooms of one floor do not know each other.
 FLOORS = [
     {"toolcalls"},
-    {"chat_template", "formats", "thoughts", "packing", "metrics", "attention", "adapters"},
+    {"chat_template", "response_template", "formats", "thoughts", "packing", "metrics", "attention", "adapters"},
     {"bases"},
     {"data", "modeling"},
     {"module"},
+    {"model_card"},
     {"export", "audit"},
     {"callbacks"},
     {"cli"},

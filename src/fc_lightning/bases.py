@@ -86,6 +86,12 @@ def load_tokenizer(
     return tokenizer, register_tokens(tokenizer, special_tokens)
 
 
+def vocabulary_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A fingerprint of which text each token id stands for."""
+    tokens = sorted(tokenizer.get_vocab().items(), key=lambda token: token[1])
+    return hashlib.sha256("\n".join(f"{id} {text!r}" for text, id in tokens).encode()).hexdigest()
+
+
 def _assemble(package: str) -> Path:
     """Put together the GGUF file that a package carries."""
     try:

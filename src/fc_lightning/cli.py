@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from typing import Any
+from typing import Any, Literal
 
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -33,8 +33,10 @@ class FunctionCallingTrainer(Trainer):
         output: str,
         ckpt_path: str = "best",
         merge: bool = True,
+        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        push_to_hub: str | None = None,
     ) -> None:
-        """Write a folder that servers can open: weights, tokenizer and chat template.
+        """Write a folder that servers can open: weights, tokenizer, templates, generation config and model card.
 
         Args:
             model: The module.
@@ -42,8 +44,10 @@ class FunctionCallingTrainer(Trainer):
             output: The folder to write; it must not exist.
             ckpt_path: A checkpoint file, or ``best`` or ``last`` of the newest run of this configuration.
             merge: Whether to merge the adapter into the base, or to write the adapter alone.
+            dtype: Of the merged weights; auto is the base's own. They are merged in float32 and rounded once.
+            push_to_hub: A repository on the hub, USER/NAME, to upload the folder to; a new one is private.
         """
-        export(self, model, datamodule, output, ckpt_path, merge)
+        export(self, model, datamodule, output, ckpt_path, merge, dtype, push_to_hub)
 
     def audit(self, model: LightningModule, datamodule: LightningDataModule, examples: int = 2) -> None:
         """Read the data as training would, and show what the model will see.

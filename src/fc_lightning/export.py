@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from huggingface_hub import HfApi
+from huggingface_hub.utils import HfHubHTTPError, HFValidationError, validate_repo_id
 from lightning import Trainer
 from peft import PeftModel
 from transformers import GenerationConfig
 
 from fc_lightning.chat_template import ChatTemplate
 from fc_lightning.data import FunctionCallingDataModule
+from fc_lightning.model_card import write_card
+from fc_lightning.modeling import load_config
 from fc_lightning.module import FunctionCallingModule
+from fc_lightning.response_template import START_ANCHOR, response_template
 
 
 class ExportError(ValueError):
@@ -27,8 +35,10 @@ def export(
     output: str,
     ckpt_path: str = "best",
     merge: bool = True,
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    push_to_hub: str | None = None,
 ) -> Path:
-    """Write the model of a checkpoint, with tokenizer and chat template. The folder appears whole or not at all.
+    """Write the model of a checkpoint as a server opens it. The folder appears whole or not at all.
 
     Args:
         trainer: Knows where runs are written.
@@ -37,26 +47,28 @@ def export(
         output: The folder to write.
         ckpt_path: A checkpoint file, or ``best`` or ``last`` of the newest run of this configuration.
         merge: Whether to merge the adapter into the base, or to write the adapter alone.
+        dtype: Of the merged weights: ``auto`` is the base's own. They are merged in float32 and rounded once.
+        push_to_hub: A repository on the hub, ``USER/NAME``, to upload the folder to; a new one is private.
 
     Raises:
-        ExportError: If there is no such checkpoint, or the folder exists.
+        ExportError: If there is no such checkpoint, the folder exists, or it cannot be written or uploaded.
     """
     folder = Path(output)
-    if folder.exists():
-        raise ExportError(f"{output}: exists already; choose another folder (`--output`)")
+    _check_request(folder, module, merge, push_to_hub)
     checkpoint = find_checkpoint(trainer, ckpt_path)
     trainer.strategy.connect(module)
     module.trainer = trainer
-    load_checkpoint(module, checkpoint)
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        write_model(module.model, data.template, partial, merge)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    print(f"{checkpoint} → {folder}")
+    if merge:
+        module.weight_dtype = "float32"
+    state = load_checkpoint(module, checkpoint)
+    base_dtype = load_config(module.base, module.revision).dtype or torch.float32
+    own = base_dtype if dtype == "auto" else getattr(torch, dtype)
+    with _writing(folder), whole_folder(folder) as partial:
+        write_model(module.model, data.template, partial, merge, own, module.revision)
+        write_card(partial, trainer, module, data, checkpoint, state, own if merge else None)
+    print(f"{checkpoint} → {folder}" + (f"\nnext:    transformers serve {folder}" if merge else ""))
+    if push_to_hub:
+        _upload(folder, push_to_hub)
     return folder
 
 
@@ -76,39 +88,139 @@ def find_checkpoint(trainer: Trainer, which: str) -> Path:
         raise ExportError(f"{runs}: no checkpoint there; train first, or name one with `--ckpt_path`")
     if which == "last":
         return files[-1]
-    states = torch.load(files[-1], map_location="cpu", weights_only=True).get("callbacks", {})
-    best = [state["best_model_path"] for name, state in states.items() if name.startswith("ModelCheckpoint")]
-    named = [Path(path) for path in best if path and Path(path).is_file()]
-    return named[0] if named else files[-1]
+    states = _read(files[-1]).get("callbacks", {})
+    named = [state["best_model_path"] for name, state in states.items() if name.startswith("ModelCheckpoint")]
+    if not any(named):
+        return files[-1]
+    # A run's folder may have been moved since: then the best checkpoint lies beside the last.
+    places = [place for path in map(Path, filter(None, named)) for place in (path, files[-1].parent / path.name)]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise ExportError(f"{places[0]}: the best checkpoint of the newest run is gone; name one with `--ckpt_path`")
+    return found
 
 
-def load_checkpoint(module: FunctionCallingModule, checkpoint: Path) -> None:
-    """Load the trained weights of a checkpoint into a module; every key must fit."""
-    state: dict[str, Any] = torch.load(checkpoint, map_location="cpu", weights_only=True)
+def load_checkpoint(module: FunctionCallingModule, checkpoint: Path) -> dict[str, Any]:
+    """Load the trained weights of a checkpoint into a module; every key must fit.
+
+    Returns:
+        All that the checkpoint holds.
+
+    Raises:
+        ExportError: If the file is no checkpoint.
+        BaseModelError: If it is one of another model.
+    """
+    state = _read(checkpoint)
     module.on_load_checkpoint(state)
     module.load_state_dict(state["state_dict"], strict=False)
+    return state
 
 
-def write_model(model: Any, template: ChatTemplate, folder: Path, merge: bool = True, weights: Any = None) -> None:
-    """Write a model, its tokenizer and chat template.
+def write_model(
+    model: Any,
+    template: ChatTemplate,
+    folder: Path,
+    merge: bool = True,
+    dtype: torch.dtype | None = None,
+    revision: str | None = None,
+    weights: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a model, its tokenizer, and the templates by which servers write its prompts and read its answers.
 
     Args:
         model: A PeftModel or a whole model. Merging uses it up.
         template: What it was trained with.
         folder: An existing folder.
         merge: Whether to merge an adapter, or to write it alone.
+        dtype: What the merged weights are rounded to; as they are if not given.
+        revision: Of the base, for the adapter's configuration.
         weights: The adapter's, if not those in the model's memory: see :func:`fc_lightning.modeling.trained_weights`.
     """
     tokenizer = template.tokenizer
-    if isinstance(model, PeftModel) and not merge:
-        model.save_pretrained(str(folder), state_dict=weights, save_embedding_layers=False)
-    else:
-        whole = model.merge_and_unload() if isinstance(model, PeftModel) else model
-        whole.generation_config = GenerationConfig(
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=template.end_ids(tokenizer),
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        whole.save_pretrained(str(folder))
+    if START_ANCHOR.strip() in template.source:
+        tokenizer.response_template = response_template()
     tokenizer.save_pretrained(str(folder))
     (folder / "chat_template.jinja").write_text(template.source, encoding="utf-8")
+    if isinstance(model, PeftModel) and not merge:
+        for config in model.peft_config.values():
+            config.revision = revision
+        model.save_pretrained(str(folder), state_dict=weights, save_embedding_layers=False)
+        return
+    whole = model.merge_and_unload() if isinstance(model, PeftModel) else model
+    whole.generation_config = GenerationConfig(
+        do_sample=False,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=template.end_ids(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    whole.to(dtype or whole.dtype).save_pretrained(str(folder))
+
+
+@contextmanager
+def whole_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
+    """A folder to write into that gets its name once everything is on disk; what was begun is removed on any error.
+
+    Args:
+        folder: Its name in the end.
+        replace: Whether an older folder of that name gives way to it.
+    """
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        umask = os.umask(0)
+        os.umask(umask)
+        for file in partial.iterdir():
+            file.chmod(0o666 & ~umask)  # safetensors makes files that only their owner may read
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+        if replace:
+            shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Tell a failed write in one sentence."""
+    try:
+        yield
+    except Exception as error:
+        # The tokenizers and safetensors libraries wrap the system's error in exceptions of their own.
+        if isinstance(error, OSError) or "(os error" in str(error):
+            raise ExportError(f"{folder}: could not be written, nothing was left there: {error}") from error
+        raise
+
+
+def _read(checkpoint: Path) -> dict[str, Any]:
+    try:
+        return torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever the damage leads to
+        reason = str(error).strip().split("\n", 1)[0]
+        raise ExportError(f"{checkpoint}: cannot be read as a checkpoint: {reason}") from error
+
+
+def _check_request(folder: Path, module: FunctionCallingModule, merge: bool, repository: str | None) -> None:
+    """Find out what cannot work before anything is loaded."""
+    if folder.exists():
+        raise ExportError(f"{folder}: exists already; choose another folder (`--output`)")
+    if module.peft is None and not merge:
+        raise ExportError("`--merge false` writes an adapter, and `model.peft` is null: there is none")
+    try:
+        validate_repo_id(repository or "unnamed")
+    except HFValidationError as error:
+        raise ExportError(f"{repository}: no name of a repository (`--push_to_hub USER/NAME`): {error}") from error
+
+
+def _upload(folder: Path, name: str) -> None:
+    try:
+        url = HfApi().create_repo(name, private=True, exist_ok=True)
+        HfApi().upload_folder(repo_id=name, folder_path=folder, commit_message="Export of fc-lightning")
+    except (HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().split("\n", 1)[0]
+        raise ExportError(
+            f"{name}: could not be uploaded: {reason}; the export is whole, try again with: hf upload {name} {folder}"
+        ) from error
+    print(f"{folder} → {url}")

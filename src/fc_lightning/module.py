@@ -14,7 +14,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 from transformers import get_scheduler
 
-from fc_lightning.bases import BaseModelError, load_tokenizer
+from fc_lightning.bases import BaseModelError, load_tokenizer, vocabulary_digest
 from fc_lightning.chat_template import ChatTemplate, SpecialToken, Supervise
 from fc_lightning.metrics import EvaluatedTurn, evaluate_turn, tool_call_metrics
 from fc_lightning.modeling import (
@@ -206,20 +206,27 @@ class FunctionCallingModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the trained weights only; the base is on disk already."""
+        """Keep the trained weights only; the base is on disk already. Which vocabulary they belong to is noted."""
         trained = self._trained_names()
+        checkpoint["vocabulary"] = vocabulary_digest(self.tokenizer)
         checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if key in trained}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint has exactly the weights that this configuration trains."""
         self.configure_model()
         mine, theirs = self._trained_names(), set(checkpoint["state_dict"])
+        vocabulary = vocabulary_digest(self.tokenizer)
         if mine != theirs:
             missing, unknown = sorted(mine - theirs), sorted(theirs - mine)
             raise BaseModelError(
                 "the checkpoint does not fit the configuration (`model.peft`, `model.special_tokens`, `model.base`): "
                 f"{len(missing)} weights are missing from it, {len(unknown)} are unknown, e.g. {(missing + unknown)[0]}"
             )
+        saved = checkpoint["state_dict"]
+        other = [name for name, weight in self.named_parameters() if name in mine and saved[name].shape != weight.shape]
+        if other or checkpoint.get("vocabulary", vocabulary) != vocabulary:
+            what = f"{other[0]} has another shape" if other else "its token ids belong to another vocabulary"
+            raise BaseModelError(f"the checkpoint does not fit `model.base` {self.base}: {what}")
 
     @property
     def _sharded(self) -> bool:

@@ -1,0 +1,174 @@
+"""From nothing to a working agent: train, export, serve on loopback, ask.
+
+Trains the quickstart's model (some minutes on two cores), or takes a run that is there already::
+
+    python examples/end_to_end.py
+    python examples/end_to_end.py --run runs/quickstart/version_0
+
+Ten questions whose values never occur in training go to the agent of `langgraph_agent.py`. A question counts as solved
+if exactly the right tools were called with the right arguments, and the model then answered. Ends with code 0 if
+at least eight are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from openai import OpenAI
+
+from langgraph_agent import Agent, Message
+
+ROOT = Path(__file__).parent.parent
+Call = tuple[str, dict[str, Any]]
+
+# Question, tools on offer, calls expected.
+QUESTIONS: list[tuple[str, list[str], list[Call]]] = [
+    (
+        "What is 417 times 36?",
+        ["calculate", "get_time"],
+        [("calculate", {"a": 417, "b": 36, "operation": "times"})],
+    ),
+    (
+        "Calculate 873 divided by 9.",
+        ["get_order_status", "calculate"],
+        [("calculate", {"a": 873, "b": 9, "operation": "divided by"})],
+    ),
+    ("What time is it in Helsinki?", ["get_product", "get_time"], [("get_time", {"city": "Helsinki"})]),
+    ("Tell me the current time in Seoul.", ["get_time", "calculate"], [("get_time", {"city": "Seoul"})]),
+    (
+        "What time is it in London, Montreal and Singapore?",
+        ["get_time", "get_order_status"],
+        [("get_time", {"city": city}) for city in ("London", "Montreal", "Singapore")],
+    ),
+    (
+        "Where is my order ORD-4821?",
+        ["get_order_status", "calculate", "get_time"],
+        [("get_order_status", {"order_id": "ORD-4821"})],
+    ),
+    (
+        "Check the orders ORD-7254 and ORD-9306.",
+        ["get_product", "get_order_status"],
+        [("get_order_status", {"order_id": order}) for order in ("ORD-7254", "ORD-9306")],
+    ),
+    ("Show me product 6402.", ["get_product", "get_time"], [("get_product", {"product_id": 6402})]),
+    (
+        "Show me the products 5163 and 7713.",
+        ["get_product", "get_order_status"],
+        [("get_product", {"product_id": 5163}), ("get_product", {"product_id": 7713})],
+    ),
+    ("Tell me a joke about quantum computers.", ["get_product", "get_time"], []),
+]
+
+
+def main() -> None:
+    """Train if need be, export, serve, ask, and count."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--run", type=Path, help="the folder of a run that is there already")
+    parser.add_argument("--runs", type=Path, help="where to keep the run, if one is made")
+    parser.add_argument("--output", type=Path, help="where to keep the exported model")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        run = arguments.run.resolve() if arguments.run else train((arguments.runs or Path(scratch)).resolve())
+        output = (arguments.output or Path(scratch) / "exported").resolve()
+        fc_lightning("export", "--config", run / "config.yaml", "--ckpt_path", best(run), "--output", output)
+        with served(output) as url:
+            client = OpenAI(base_url=url, api_key="none")
+            solved = sum(solves(client, str(output), *question) for question in QUESTIONS)
+            streams(client, str(output))
+    print(f"{solved} of {len(QUESTIONS)} questions solved")
+    sys.exit(solved < 8)
+
+
+def fc_lightning(*arguments: Any) -> None:
+    """Run a command as a user would, at the root of the repository."""
+    print("$ python main.py", *arguments, flush=True)
+    subprocess.run([sys.executable, ROOT / "main.py", *map(str, arguments)], cwd=ROOT, check=True)
+
+
+def train(folder: Path) -> Path:
+    """Fine-tune the quickstart's model; returns the folder of the run."""
+    fc_lightning("fit", "--config", "configs/quickstart.yaml", f"--trainer.logger.init_args.save_dir={folder}")
+    return next(folder.glob("*/version_*"))
+
+
+def best(run: Path) -> Path:
+    """The checkpoint of a run that did best; the quickstart keeps that one and the last."""
+    return next(path for path in sorted((run / "checkpoints").glob("*.ckpt")) if path.name != "last.ckpt")
+
+
+@contextmanager
+def served(model: Path) -> Iterator[str]:
+    """The address of `transformers serve` with a model, while the block runs."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [Path(sys.executable).with_name("transformers"), "serve", model, "--host", "127.0.0.1", "--port", port]
+    print("$", *command, flush=True)
+    server = subprocess.Popen(list(map(str, command)))
+    try:
+        for _ in range(300):
+            if server.poll() is not None:
+                sys.exit("the server ended; is `pip install -e '.[serve,agent]'` done?")
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
+                break
+            except OSError:
+                time.sleep(1)
+        else:
+            sys.exit("the server did not come up")
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+
+
+def solves(client: OpenAI, model: str, question: str, offered: list[str], expected: list[Call]) -> bool:
+    """Ask the agent, print the conversation, and say whether it went right."""
+    started = time.monotonic()
+    messages = Agent(client, model, offered).ask([{"role": "user", "content": question}])
+    right = same(calls(messages), expected) and bool(messages[-1].get("content"))
+    print(f"  {'solved' if right else 'WRONG':>6} | {time.monotonic() - started:.1f} s\n", flush=True)
+    return right
+
+
+def calls(messages: list[Message]) -> list[Call]:
+    """All calls of a conversation."""
+    functions = [call["function"] for message in messages for call in message.get("tool_calls") or []]
+    return [(function["name"], json.loads(function["arguments"])) for function in functions]
+
+
+def same(first: list[Call], second: list[Call]) -> bool:
+    """Whether two lists hold the same calls, in any order."""
+    return sorted(json.dumps(call, sort_keys=True) for call in first) == sorted(
+        json.dumps(call, sort_keys=True) for call in second
+    )
+
+
+def streams(client: OpenAI, model: str) -> None:
+    """The same call must come when it is streamed."""
+    question, offered, expected = QUESTIONS[2]
+    chunks = client.chat.completions.create(
+        model=model,
+        messages=[{"role": "user", "content": question}],
+        tools=Agent(client, model, offered).tools,
+        temperature=0.0,
+        stream=True,
+    )
+    found = [call.function for chunk in chunks for call in chunk.choices[0].delta.tool_calls or []]
+    assert same([(function.name, json.loads(function.arguments)) for function in found], expected)
+    print(f"streamed: {found}")
+
+
+if __name__ == "__main__":
+    main()
