@@ -103,3 +103,27 @@ def test_every_source_has_a_weight_or_none(tmp_path):
     data.setup("fit")
     with pytest.raises(DataError, match="give every source a `weight`, or none"):
         data.train_dataloader()
+
+
+def test_prompts_carry_tools_gold_and_the_schema_of_the_answer(tmp_path):
+    tool = {"type": "function", "function": {"name": "f", "description": "F.", "parameters": {"type": "object"}}}
+    call = '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>'
+    speakers = ("human", "gpt", "human", "gpt", "human", "gpt")
+    texts = ("Hi?", "Hello.", "One?", call, "And again?", call)
+    turns = [{"from": who, "value": text} for who, text in zip(speakers, texts, strict=True)]
+    gold = [{"f": {"a": [1, "one"], "b": [""]}}]
+    schema = {"type": "object"}
+    with_tools = {"id": "tools", "conversations": turns, "tools": [tool], "gold": gold}
+    file = write(tmp_path / "rows.jsonl", [with_tools, row(1) | {"schema": schema}])
+    data = FunctionCallingDataModule(BASE, test=[Source(str(file))], cache_dir=str(tmp_path / "cache"))
+    data.setup("test")
+    batches = list(data.predict_dataloader())
+    order = [number for batch in batches for number in batch["order"]]
+    columns = ("id", "turn", "tools", "gold", "response_schema")
+    rows = [turn for batch in batches for turn in zip(*(batch[name] for name in columns), strict=True)]
+    assert [prompt for _, prompt in sorted(zip(order, rows, strict=True))] == [
+        ("tools", 0, json.dumps([tool]), "", ""),
+        ("tools", 1, json.dumps([tool]), json.dumps(gold), ""),
+        ("tools", 2, json.dumps([tool]), "", ""),
+        ("row1", 0, "[]", "", json.dumps(schema)),
+    ]

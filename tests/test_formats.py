@@ -159,6 +159,50 @@ def test_hermes_system_text_without_tools_stays_whole(system):
 
 
 @pytest.mark.parametrize(
+    "columns", [{}, {"schema": SCHEMA}, {"schema": json.dumps(SCHEMA)}, {"schema": repr(SCHEMA)}, {"schema": ""}]
+)
+def test_hermes_json_mode_keeps_the_schema_of_the_answer(columns):
+    system = (
+        "You are a helpful assistant that answers in JSON. Here's the json schema you must adhere to:\n"
+        f"<schema>\n{SCHEMA!r}\n</schema>\n"
+    )
+    answer = '{"city": "Paris"}'
+    conversation = read_row(hermes(("system", system), ("human", "Where?"), ("gpt", answer), **columns))
+    assert conversation.response_schema == SCHEMA
+    assert conversation.messages[0].content == system.strip()
+    assert conversation.messages[2] == Message("assistant", answer)
+    assert conversation.defects == conversation.tools == ()
+    # With tools on offer the answer is a call, whatever the row calls a schema.
+    offered = read_row(hermes(("system", system), ("human", "?"), ("gpt", answer), tools=[FUNCTION], **columns))
+    assert offered.response_schema is None
+
+
+@pytest.mark.parametrize(("schema", "defect"), [("{oops", "schema: neither JSON nor"), ("[]", "schema: no object")])
+def test_a_schema_that_cannot_be_read_is_a_defect(schema, defect):
+    (found,) = read_row(hermes(("human", "Where?"), ("gpt", "{}"), schema=schema)).defects
+    assert found.startswith(defect)
+
+
+@pytest.mark.parametrize("write", [json.dumps, repr, lambda value: value])
+def test_gold_alternatives_stay_with_the_conversation(write):
+    gold = [{"weather": {"city": ["Paris", "Paris, France"], "unit": ["C", ""]}}]
+    row = {"query": "Paris?", "tools": [FUNCTION], "answers": [CALL]}
+    assert read_row({**row, "gold": write(gold)}).gold == tuple(gold)
+    assert read_row({**row, "gold": None}).gold == read_row(row).gold == ()
+
+
+@pytest.mark.parametrize(
+    "gold",
+    ["[oops", [1], [{}], [{"f": {"a": 1}}], [{"f": {"a": [1]}, "g": {}}], [{"f": ["a"]}], 7, [{"f": {"a": [{1}]}}]],
+)
+def test_gold_that_cannot_be_read_is_a_defect(gold):
+    conversation = read_row({"query": "Paris?", "tools": [FUNCTION], "answers": [CALL], "gold": gold})
+    assert conversation.gold == ()
+    assert len(conversation.defects) == 1
+    assert conversation.defects[0].startswith("gold: ")
+
+
+@pytest.mark.parametrize(
     "column",
     [
         json.dumps([OPENAI_TOOL]),

@@ -30,6 +30,9 @@ class PromptBatch(TypedDict):
     category: list[str]
     input_ids: list[list[int]]
     expected: list[str]  # the JSON of a list of calls
+    tools: list[str]  # the JSON of the tools on offer, in OpenAI's shape
+    gold: list[str]  # the JSON of `Conversation.gold`, with the first turn that calls; empty where there is none
+    response_schema: list[str]  # the JSON schema of the answer; empty where it may be anything
 
 
 class FunctionCallingDataModule(LightningDataModule):
@@ -239,6 +242,9 @@ class _Prompts(TorchDataset):
             category=[row["category"] for row in rows],
             input_ids=[row["input_ids"] for row in rows],
             expected=[row["expected"] for row in rows],
+            tools=[row["tools"] for row in rows],
+            gold=[row["gold"] for row in rows],
+            response_schema=[row["response_schema"] for row in rows],
         )
 
 

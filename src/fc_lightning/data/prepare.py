@@ -25,14 +25,17 @@ from fc_lightning.formats import RowError, read_row
 from fc_lightning.packing import Document
 from fc_lightning.toolcalls import Conversation, Message, ToolCall, dump_json, parse_turn
 
-_VERSION = 1  # of the layout below; a change makes old prepared folders unknown
+_VERSION = 2  # of the layout below; a change makes old prepared folders unknown
 _CHUNK = 512  # conversations that are encoded in one call of the tokenizer
 _IDS = pa.list_(pa.int32())
 _DOCUMENTS = pa.schema(
     {"id": pa.string(), "source": pa.int32(), "category": pa.string(), "input_ids": _IDS, "supervised": _IDS}
 )
 _PROMPTS = pa.schema(
-    {"id": pa.string(), "turn": pa.int32(), "category": pa.string(), "input_ids": _IDS, "expected": pa.string()}
+    {
+        **{"id": pa.string(), "turn": pa.int32(), "category": pa.string(), "input_ids": _IDS, "expected": pa.string()},
+        **{"tools": pa.string(), "gold": pa.string(), "response_schema": pa.string()},
+    }
 )
 
 
@@ -106,7 +109,8 @@ class Prepared:
 
     Attributes:
         documents: Rows ``id, source, category, input_ids, supervised``, see :class:`fc_lightning.packing.Document`.
-        prompts: Rows ``id, turn, category, input_ids, expected``; ``expected`` is the JSON of a list of calls.
+        prompts: Rows ``id, turn, category, input_ids, expected, tools, gold, response_schema``; the last four are JSON,
+            see :class:`fc_lightning.data.datamodule.PromptBatch`.
         report: What became of the rows.
     """
 
@@ -252,11 +256,16 @@ def _prompts(
         if conversation.defects:
             continue
         messages = template.messages(conversation)
+        schema = conversation.response_schema
+        row: dict[str, Any] = {"id": conversation.id, "category": conversation.category}
+        row["tools"] = dump_json([tool.to_openai() for tool in conversation.tools])
+        row["response_schema"] = "" if schema is None else dump_json(schema)
+        gold = dump_json(conversation.gold) if conversation.gold else ""
         for turn, index in enumerate(template.model_turns(messages)):
             rendered.append(template.render(messages[:index], conversation, generation_prompt=True))
-            expected = dump_json([call.to_dict() for call in _expected_calls(conversation, template, index)])
-            ids = {"id": conversation.id, "turn": turn, "category": conversation.category}
-            rows.append({**ids, "expected": expected})
+            calls = [call.to_dict() for call in _expected_calls(conversation, template, index)]
+            rows.append({**row, "turn": turn, "expected": dump_json(calls), "gold": gold if calls else ""})
+            gold = "" if calls else gold  # it belongs to the first turn that calls
     for row, encoded in zip(rows, template.encode(rendered), strict=True):
         report.prompts += 1
         yield {**row, "input_ids": encoded.input_ids}

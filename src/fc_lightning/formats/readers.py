@@ -29,6 +29,7 @@ _TOOLS_OPEN, _TOOLS_CLOSE = "<tools>", "</tools>"
 # So many tags are tried as the ends of a block of tools: prose and descriptions may hold some too.
 _MAX_TOOLS_TAGS = 8
 _RESPONSE = re.compile(r"<tool_response>(.*?)</tool_response>", re.DOTALL)
+_SCHEMA = re.compile(r"<schema>(.*?)</schema>", re.DOTALL)
 # The schema of a call, with two levels of objects inside, as Hermes rows print it.
 _OBJECT = r"\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}"
 _BOILERPLATE = tuple(
@@ -54,15 +55,19 @@ _BOILERPLATE = tuple(
 
 
 def read_hermes(row: Row) -> Conversation:
-    """Hermes: ``conversations`` whose texts hold the tools, thoughts, calls and responses between tags."""
+    """Hermes: ``conversations`` whose texts hold the tools, thoughts, calls and responses between tags.
+
+    JSON-mode rows offer no tools: their answer is JSON of a ``schema``, a column or a block in the system text.
+    """
     draft = Draft()
-    tools = draft.read_tools(row.get("tools"))
+    tools, schema = draft.read_tools(row.get("tools")), row.get("schema")
     raw_turns: list[tuple[str, str]] = []
     # `messages` with such texts are taken for OpenAI's unless this format is named.
     for number, (name, role, turn) in enumerate(turns_of(row, ("conversations", "messages")), 1):
         text = turn_text(turn, number)
         raw_turns.append(("model" if name in ("gpt", "assistant") else name, text))
         if role == "system":
+            schema = schema or next(iter(_SCHEMA.findall(text)), None)
             text, offered, problem = _split_system(text)
             tools = tools or offered
             draft.defects += [f"tools: {problem}"] if problem and not tools else []
@@ -76,6 +81,8 @@ def read_hermes(row: Row) -> Conversation:
                 draft.add(number, role, response)
         else:
             draft.add(number, role, text)
+    if schema and not tools:
+        draft.read_schema(schema)
     return draft.finish(row, tools, raw_turns)
 
 
