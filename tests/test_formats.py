@@ -502,6 +502,90 @@ def test_xlam(write):
     assert read_row({**row, "answers": "[]"}).defects == ("turn 2: neither an answer nor a call",)
 
 
+def test_sharegpt_without_a_call_keeps_its_system_column():
+    row = {"conversations": turns(("human", "Hi"), ("gpt", "Ho")), "system": "Be brief.", "tools": "[]"}
+    assert [message.content for message in read_row(row).messages] == ["Be brief.", "Hi", "Ho"]
+
+
+@pytest.mark.parametrize("system", [[], [{"role": "system", "content": "Be brief."}]])
+def test_trl_prompt_and_completion(system):
+    call = {"type": "function", "function": CALL}
+    row = {
+        "prompt": [*system, {"role": "user", "content": "Paris?"}],
+        "completion": [
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "content": "blue", "name": "weather"},
+            {"role": "assistant", "content": [{"type": "text", "text": "Blue."}]},
+        ],
+        "tools": [OPENAI_TOOL],
+    }
+    assert read_row(row, default_id="t") == Conversation(
+        id="t",
+        messages=(
+            *([Message("system", "Be brief.")] if system else []),
+            Message("user", "Paris?"),
+            Message("assistant", "", None, (PARIS,)),
+            Message("tool", "blue"),
+            Message("assistant", "Blue."),
+        ),
+        tools=(TOOL,),
+    )
+
+
+def test_trl_prompt_and_completion_as_texts():
+    row = {"prompt": "Paris?", "completion": f"<think>I look.</think><tool_call>{CALL!r}</tool_call>"}
+    conversation = read_row({**row, "tools": [FUNCTION]})
+    assert conversation.messages == (Message("user", "Paris?"), Message("assistant", "", "I look.", (PARIS,)))
+    assert (conversation.tools, conversation.defects) == ((TOOL,), ())
+    with pytest.raises(RowError, match="turn 2: its text is no text, but NoneType"):
+        read_row({"prompt": "Paris?", "completion": None})
+
+
+GLAIVE = (
+    "SYSTEM: You are a helpful assistant with access to the following functions. Use them if required -\n"
+    f"{json.dumps(FUNCTION, indent=4)}\n\n{json.dumps({'name': 'f'})}\n"
+)
+
+
+def test_glaive():
+    quoted = (
+        """<functioncall> {"name": "weather", "arguments": '{"city": "L'Aquila", "note": "a\\nb"}'} <|endoftext|>"""
+    )
+    chat = (
+        "USER: Hi.\nUSER: is my name. What's the weather in L'Aquila?\n\n\n"
+        f"ASSISTANT: I look.\n\n{quoted}\n\n\n"
+        'FUNCTION RESPONSE: {"sky": "blue"}\n\n\nASSISTANT: Blue. <|endoftext|>\n\n\n'
+        f"USER: And Paris?\n\n\nASSISTANT: <functioncall> {json.dumps(CALL)} <|endoftext|>"
+    )
+    assert read_row({"system": GLAIVE, "chat": chat}, default_id="g") == Conversation(
+        id="g",
+        messages=(
+            Message("user", "Hi.\nUSER: is my name. What's the weather in L'Aquila?"),
+            Message("assistant", "I look.", None, (ToolCall("weather", {"city": "L'Aquila", "note": "a\nb"}),)),
+            Message("tool", '{"sky": "blue"}'),
+            Message("assistant", "Blue."),
+            Message("user", "And Paris?"),
+            Message("assistant", "", None, (PARIS,)),
+        ),
+        tools=(TOOL, Tool("f")),
+    )
+
+
+def test_glaive_without_functions_and_with_defects():
+    system = "SYSTEM: You are a helpful assistant, with no access to external functions.\n"
+    plain = read_row({"system": system, "chat": "USER: Hi\n\n\nASSISTANT: Ho <|endoftext|>"})
+    assert plain.messages[0] == Message("system", system.removeprefix("SYSTEM: ").strip())
+    assert (plain.tools, plain.defects) == ((), ())
+    broken_tools = read_row({"system": GLAIVE + "oops", "chat": "USER: Hi\n\n\nASSISTANT: Ho"})
+    assert broken_tools.defects[0].startswith("tools: function 3 of the system text is no JSON")
+    broken_call = read_row({"system": GLAIVE, "chat": "USER: Hi\n\n\nASSISTANT: <functioncall> {oops <|endoftext|>"})
+    assert broken_call.defects[0].startswith("turn 2, call 1: neither JSON")
+    with pytest.raises(RowError, match="does not begin with a speaker"):
+        read_row({"system": GLAIVE, "chat": "Hi\n\n\nASSISTANT: Ho"})
+    with pytest.raises(RowError, match="the row has no `chat`"):
+        read_row({"system": GLAIVE, "chat": ""})
+
+
 @pytest.mark.parametrize(
     ("row", "format", "reason"),
     [

@@ -233,18 +233,18 @@ def parse_turn(text: str) -> Turn:
         ('2+2', (ToolCall(name='add', arguments={'a': 2}),), True)
     """
     think = _THINK.match(text)
-    rest = text[think.end() :] if think else text
+    position = think.end() if think else 0
     calls: list[ToolCall] = []
     errors: list[str] = []
     outside: list[str] = []
-    while (start := rest.find(CALL_OPEN)) >= 0:
-        outside.append(rest[:start])
-        rest, outcome = _take_call(rest[start + len(CALL_OPEN) :])
+    while (start := text.find(CALL_OPEN, position)) >= 0:
+        outside.append(text[position:start])
+        position, outcome = _take_call(text, start + len(CALL_OPEN))
         if isinstance(outcome, ToolCall):
             calls.append(outcome)
         else:
             errors.append(f"call {len(calls) + len(errors) + 1}: {outcome}")
-    outside.append(rest)
+    outside.append(text[position:])
     content = "".join(outside).strip()
     clean = not any(tag in content for tag in _TAGS) and not (think and THINK_OPEN in think["thought"])
     either = bool(calls or errors) != bool(content)
@@ -275,21 +275,21 @@ def dump_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _take_call(text: str) -> tuple[str, ToolCall | str]:
-    """Take one call from text behind an opening tag: what is left, and the call or what is wrong with it."""
-    end, first_end, error = -1, -1, ""
+def _take_call(text: str, start: int) -> tuple[int, ToolCall | str]:
+    """Take one call that starts behind an opening tag: where it ends, and the call or what is wrong with it."""
+    end, first_end, error = start - 1, -1, ""
     for _ in range(_MAX_CLOSING_TAGS):
         end = text.find(CALL_CLOSE, end + 1)
         if end < 0:
             break
         try:
-            return text[end + len(CALL_CLOSE) :], parse_call(text[:end])
+            return end + len(CALL_CLOSE), parse_call(text[start:end])
         except CallSyntaxError as problem:
             error = error or str(problem)
             first_end = end if first_end < 0 else first_end
     if first_end < 0:
-        return "", f"<tool_call> is not closed: {_shorten(text)}"
-    return text[first_end + len(CALL_CLOSE) :], error
+        return len(text), f"<tool_call> is not closed: {_shorten(text[start:])}"
+    return first_end + len(CALL_CLOSE), error
 
 
 def _canonical(value: Any) -> Hashable:

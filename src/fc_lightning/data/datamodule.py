@@ -59,6 +59,8 @@ class FunctionCallingDataModule(LightningDataModule):
         generation_batch_size: The most prompts that are generated together.
         num_workers: Processes that collate batches; 0 collates in the training process.
         seed: Orders the data, together with the epoch.
+        max_unreadable: Training and evaluation do not start if a larger share of a split's rows cannot be used because
+            of how they are written.
         cache_dir: Where prepared data is kept; by default ``$FC_LIGHTNING_CACHE`` or ``~/.cache/fc-lightning``.
     """
 
@@ -82,6 +84,7 @@ class FunctionCallingDataModule(LightningDataModule):
         generation_batch_size: int = 32,
         num_workers: int = 0,
         seed: int = 0,
+        max_unreadable: float = 0.05,
         cache_dir: str | None = None,
     ):
         super().__init__()
@@ -97,9 +100,10 @@ class FunctionCallingDataModule(LightningDataModule):
         self.max_length, self.too_long = max_length, too_long
         self.packing, self.batch_size = packing, batch_size
         self.generation_batch_tokens, self.generation_batch_size = generation_batch_tokens, generation_batch_size
-        self.num_workers, self.seed = num_workers, seed
+        self.num_workers, self.seed, self.max_unreadable = num_workers, seed, max_unreadable
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
         self.prepared: dict[str, Prepared] = {}
+        self._folders: dict[tuple[str, Preparation], Path] = {}
         self._template: ChatTemplate | None = None
 
     @property
@@ -127,6 +131,8 @@ class FunctionCallingDataModule(LightningDataModule):
                 prepare(self.sources[split], self.template, self.preparation(split), self._folder(split))
                 self.prepared[split] = load_prepared(self._folder(split))
                 rank_zero_info("\n".join(self.prepared[split].report.lines(split)))
+                if stage is not None:  # all splits at once are asked for by who wants to see what is wrong
+                    self.prepared[split].report.check(split, self.max_unreadable)
 
     def preparation(self, split: str) -> Preparation:
         """How the conversations of a split become documents."""
@@ -206,7 +212,11 @@ class FunctionCallingDataModule(LightningDataModule):
         return [split for split in wanted if self.sources[split]]
 
     def _folder(self, split: str) -> Path:
-        return self.cache_dir / "data" / fingerprint(self.sources[split], self.template, self.preparation(split))
+        key = (split, self.preparation(split))
+        if key not in self._folders:  # it takes reading every file
+            name = fingerprint(self.sources[split], self.template, self.preparation(split))
+            self._folders[key] = self.cache_dir / "data" / name
+        return self._folders[key]
 
     @property
     def _world_size(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -155,14 +156,14 @@ class Draft:
     def finish(self, row: Row, tools: tuple[Tool, ...], raw_turns: list[tuple[str, str]] | None = None) -> Conversation:
         """The conversation, after a look at what could not be written and read back."""
         role_before = ""
+        flawed = {re.split("[:,]", defect, maxsplit=1)[0] for defect in self.defects}
         for index, (number, message) in enumerate(self.messages):
             problem = _problem(message) if message.role == "assistant" else ""
             if message.role == "system" and index:
                 problem = "a system message that is not the first"
             elif message.role == role_before == "assistant":
                 problem = problem or "a turn of the assistant right behind another one"
-            known = any(defect.startswith((f"turn {number}:", f"turn {number},")) for defect in self.defects)
-            self.defects += [f"turn {number}: {problem}"] if problem and not known else []
+            self.defects += [f"turn {number}: {problem}"] if problem and f"turn {number}" not in flawed else []
             role_before = message.role
         gold = self.read_gold(row.get("gold"))
         row_id, category = row.get("id"), row.get("category")
