@@ -149,7 +149,9 @@ class FunctionCallingDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Micro-batches, shuffled anew each epoch; every rank gets equally many."""
         documents = self.prepared["train"].documents
-        weights = [source.weight for source in self.sources["train"]]
+        weights = _all_or_none(self.sources["train"])
+        if weights and (empty := set(range(len(weights))) - set(documents["source"][:])):
+            raise DataError(f"`data.train`: {self.sources['train'][min(empty)].path} has a `weight`, but no usable row")
         sampler = MicroBatchSampler(
             lengths=_lengths(documents),
             capacity=self.max_length if self.packing else None,
@@ -157,8 +159,8 @@ class FunctionCallingDataModule(LightningDataModule):
             num_replicas=self._world_size,
             rank=self._rank,
             seed=self.seed,
-            sources=documents["source"][:] if any(weights) else None,
-            weights=_all_or_none(weights),
+            sources=documents["source"][:] if weights else None,
+            weights=weights,
         )
         return self._loader(documents, sampler)
 
@@ -267,8 +269,10 @@ def _lengths(dataset: Dataset) -> list[int]:
     return [length.as_py() for chunk in column.chunks for length in chunk.value_lengths()]
 
 
-def _all_or_none(weights: Sequence[float | None]) -> list[float] | None:
-    given = [weight for weight in weights if weight is not None]
-    if given and len(given) < len(weights):
+def _all_or_none(sources: Sequence[Source]) -> list[float] | None:
+    given = [source.weight for source in sources if source.weight is not None]
+    if given and len(given) < len(sources):
         raise DataError("`data.train`: give every source a `weight`, or none")
+    if any(weight <= 0 for weight in given):
+        raise DataError("`data.train`: a `weight` is more than 0; leave out a source that is not wanted")
     return given or None

@@ -25,9 +25,8 @@ def hold_out(questions: Sequence[str], share: float) -> list[bool]:
         questions: What the users ask in each conversation.
         share: About so many of the groups are held out.
     """
-    texts = [_normal(question) for question in questions]
-    groups = near_copies(texts)
-    digests = [hashlib.sha256(text.encode()).digest()[:8] for text in texts]
+    groups = near_copies(questions)
+    digests = [hashlib.sha256(_normal(question).encode()).digest()[:8] for question in questions]
     smallest: dict[int, bytes] = {}
     for group, digest in zip(groups, digests, strict=True):
         smallest[group] = min(digest, smallest.get(group, digest))
@@ -40,14 +39,14 @@ def near_copies(texts: Sequence[str]) -> list[int]:
     """Group texts that are nearly the same: MinHash signatures (Broder 1997), compared where a band of them agrees.
 
     Two texts are near-copies if about 60 % of their five-byte shingles are common (of a short question, all but one
-    word); what is near a near-copy is of the same group.
+    word); what is near a near-copy is of the same group. Case, punctuation and spaces make no difference.
 
     Returns:
         For each text the number of its group, which is the index of the group's first text.
     """
     if not texts:
         return []
-    signatures, where = np.unique(np.stack([_signature(text) for text in texts]), axis=0, return_inverse=True)
+    signatures, where = np.unique(np.stack([_signature(_normal(text)) for text in texts]), axis=0, return_inverse=True)
     parents = list(range(len(signatures)))
 
     def root(node: int) -> int:
@@ -71,7 +70,7 @@ def near_copies(texts: Sequence[str]) -> list[int]:
 
 
 def _normal(text: str) -> str:
-    """Words only: case, punctuation and spaces make no difference."""
+    """The words of a text's beginning."""
     return " ".join(re.findall(r"\w+", text[:_MAX_TEXT].lower()))
 
 
