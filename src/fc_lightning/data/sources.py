@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain, islice
@@ -135,6 +135,20 @@ class Source:
             rows = zip((number + 1 for number in numbers), dataset.select(numbers), strict=True)
         for number, row in rows:
             yield f"{self.path}:{number}", {key: _without_nulls(value) for key, value in row.items()}
+
+
+def weights_of(sources: Sequence[Source]) -> list[float] | None:
+    """The sources' weights, or None if they have none.
+
+    Raises:
+        DataError: If only some have one, or one is not positive.
+    """
+    given = [source.weight for source in sources if source.weight is not None]
+    if given and len(given) < len(sources):
+        raise DataError("`data.train`: give every source a `weight`, or none")
+    if any(weight <= 0 for weight in given):
+        raise DataError("`data.train`: a `weight` is more than 0; leave out a source that is not wanted")
+    return given or None
 
 
 def _file_rows(file: Path) -> Iterator[tuple[str, Callable[[], Row]]]:
