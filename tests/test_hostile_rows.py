@@ -1,4 +1,4 @@
-"""Hostile rows: none ends the run, none is executed, none is lost without a reason, and no text forges a turn or a call.
+"""Hostile rows: none ends the run, is executed, is lost without a reason, or forges a turn or a call.
 
 Each kind below says by hand whether such a row can be trained on.
 """
