@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -17,7 +16,8 @@ from fc_lightning.bases import load_tokenizer
 from fc_lightning.chat_template import ChatTemplate, Render, SpecialToken, Supervise
 from fc_lightning.data.prepare import Preparation, Prepared, fingerprint, load_prepared, prepare
 from fc_lightning.data.sampling import MicroBatch, MicroBatchSampler, deal, plan_generation
-from fc_lightning.data.sources import DataError, Source
+from fc_lightning.data.sources import DataError, Source, weights_of
+from fc_lightning.data.streaming import StreamCollator, StreamingPacks
 from fc_lightning.packing import PackingCollator
 
 
@@ -30,6 +30,9 @@ class PromptBatch(TypedDict):
     category: list[str]
     input_ids: list[list[int]]
     expected: list[str]  # the JSON of a list of calls
+    tools: list[str]  # the JSON of the tools on offer, in OpenAI's shape
+    gold: list[str]  # the JSON of `Conversation.gold`, with the first turn that calls; empty where there is none
+    response_schema: list[str]  # the JSON schema of the answer; empty where it may be anything
 
 
 class FunctionCallingDataModule(LightningDataModule):
@@ -56,6 +59,11 @@ class FunctionCallingDataModule(LightningDataModule):
         generation_batch_size: The most prompts that are generated together.
         num_workers: Processes that collate batches; 0 collates in the training process.
         seed: Orders the training data, together with the epoch; null keeps the order of the rows.
+        streaming: Whether to read, encode and pack the training data while the model trains, instead of preparing it
+            beforehand; memory does not grow with the data then. It has no end: give ``trainer.max_steps``.
+        shuffle_buffer: Rows that are shuffled and packed together when data is streamed.
+        max_unreadable: Training and evaluation do not start if a larger share of a split's rows cannot be used because
+            of how they are written.
         cache_dir: Where prepared data is kept; by default ``$FC_LIGHTNING_CACHE`` or ``~/.cache/fc-lightning``.
     """
 
@@ -79,6 +87,9 @@ class FunctionCallingDataModule(LightningDataModule):
         generation_batch_size: int = 32,
         num_workers: int = 0,
         seed: int | None = 0,
+        streaming: bool = False,
+        shuffle_buffer: int = 1024,
+        max_unreadable: float = 0.05,
         cache_dir: str | None = None,
     ):
         super().__init__()
@@ -94,9 +105,13 @@ class FunctionCallingDataModule(LightningDataModule):
         self.max_length, self.too_long = max_length, too_long
         self.packing, self.batch_size = packing, batch_size
         self.generation_batch_tokens, self.generation_batch_size = generation_batch_tokens, generation_batch_size
-        self.num_workers, self.seed = num_workers, seed
+        self.num_workers, self.seed, self.max_unreadable = num_workers, seed, max_unreadable
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
+        self.streaming, self.shuffle_buffer = streaming, shuffle_buffer
+        self._stream: StreamingPacks | None = None
+        self._stream_state: dict[str, Any] = {}
         self.prepared: dict[str, Prepared] = {}
+        self._folders: dict[tuple[str, Preparation], Path] = {}
         self._template: ChatTemplate | None = None
 
     @property
@@ -119,11 +134,16 @@ class FunctionCallingDataModule(LightningDataModule):
         Args:
             stage: ``fit``, ``validate``, ``test`` or ``predict``; None for all of them.
         """
+        endless = self.streaming and self.trainer is not None and not isinstance(self.trainer.limit_train_batches, int)
+        if stage == "fit" and endless and self.trainer.max_steps == -1:
+            raise DataError("`data.streaming` has no end: give `trainer.max_steps`")
         for split in self._splits(stage):
             if split not in self.prepared:
                 prepare(self.sources[split], self.template, self.preparation(split), self._folder(split))
                 self.prepared[split] = load_prepared(self._folder(split))
                 rank_zero_info("\n".join(self.prepared[split].report.lines(split)))
+                if stage is not None:  # all splits at once are asked for by who wants to see what is wrong
+                    self.prepared[split].report.check(split, self.max_unreadable)
 
     def preparation(self, split: str) -> Preparation:
         """How the conversations of a split become documents."""
@@ -138,9 +158,13 @@ class FunctionCallingDataModule(LightningDataModule):
         )
 
     def train_dataloader(self) -> DataLoader:
-        """Micro-batches, shuffled anew each epoch; every rank gets equally many."""
+        """Micro-batches, shuffled anew each epoch; every rank gets equally many. If data is streamed, without end."""
+        weights = weights_of(self.sources["train"])
+        if self.streaming:
+            return self._stream_loader(weights)
         documents = self.prepared["train"].documents
-        weights = [source.weight for source in self.sources["train"]]
+        if weights and (empty := set(range(len(weights))) - set(documents["source"][:])):
+            raise DataError(f"`data.train`: {self.sources['train'][min(empty)].path} has a `weight`, but no usable row")
         sampler = MicroBatchSampler(
             lengths=_lengths(documents),
             capacity=self.max_length if self.packing else None,
@@ -148,8 +172,8 @@ class FunctionCallingDataModule(LightningDataModule):
             num_replicas=self._world_size,
             rank=self._rank,
             seed=self.seed,
-            sources=documents["source"][:] if any(weights) else None,
-            weights=_all_or_none(weights),
+            sources=documents["source"][:] if weights else None,
+            weights=weights,
         )
         return self._loader(documents, sampler)
 
@@ -164,6 +188,52 @@ class FunctionCallingDataModule(LightningDataModule):
     def predict_dataloader(self) -> DataLoader:
         """The prompts of the test split."""
         return self._evaluation_loaders("test")[1]
+
+    def _stream_loader(self, weights: list[float] | None) -> DataLoader:
+        self._stream = StreamingPacks(
+            sources=self.sources["train"],
+            template=self.template,
+            how=self.preparation("train"),
+            batch_size=self.batch_size,
+            packing=self.packing,
+            buffer=self.shuffle_buffer,
+            seed=self.seed,
+            max_unreadable=self.max_unreadable,
+            weights=weights,
+            num_replicas=self._world_size,
+            rank=self._rank,
+            num_workers=self.num_workers,
+        )
+        if self._stream_state:
+            self._stream.load_state_dict(self._stream_state)
+        # Workers that lived on would not learn how far the model has come.
+        collator = StreamCollator(PackingCollator(self.template.tokenizer.pad_token_id or 0))
+        return DataLoader(
+            self._stream,
+            batch_size=None,
+            collate_fn=collator,
+            num_workers=self.num_workers,
+            pin_memory=self._pin_memory,
+        )
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Lightning calls it when the model takes a batch: a stream goes on behind those, not behind fetched ones."""
+        if self._stream is not None and isinstance(batch, dict) and (stream := batch.pop("stream", None)):
+            self._stream.consume(stream)
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where a stream stands, for a checkpoint; a collective."""
+        return self._stream.state_dict() if self._stream else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with a stream where a checkpoint was written."""
+        self._stream_state = state_dict
+
+    def teardown(self, stage: str | None = None) -> None:
+        """Say what became of streamed rows."""
+        if self._stream is not None and stage == "fit":
+            rank_zero_info("\n".join(self._stream.lines()))
 
     def _evaluation_loaders(self, split: str) -> list[DataLoader]:
         if split not in self.prepared:
@@ -191,7 +261,7 @@ class FunctionCallingDataModule(LightningDataModule):
             collate_fn=PackingCollator(self.template.tokenizer.pad_token_id or 0),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+            pin_memory=self._pin_memory,
         )
 
     def _splits(self, stage: str | None) -> list[str]:
@@ -200,10 +270,21 @@ class FunctionCallingDataModule(LightningDataModule):
         needed = wanted[0]
         if stage is not None and not self.sources[needed]:
             raise DataError(f"nothing to read: give `data.{needed}` a list of sources, as `- path: FILE`")
-        return [split for split in wanted if self.sources[split]]
+        if self.streaming and self.held_out:
+            raise DataError("`data.streaming`: no share can be held out of a stream; give `data.validation` sources")
+        streamed = ["train"] if self.streaming and stage is not None else []
+        return [split for split in wanted if self.sources[split] and split not in streamed]
 
     def _folder(self, split: str) -> Path:
-        return self.cache_dir / "data" / fingerprint(self.sources[split], self.template, self.preparation(split))
+        key = (split, self.preparation(split))
+        if key not in self._folders:  # it takes reading every file
+            name = fingerprint(self.sources[split], self.template, self.preparation(split))
+            self._folders[key] = self.cache_dir / "data" / name
+        return self._folders[key]
+
+    @property
+    def _pin_memory(self) -> bool:
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
     @property
     def _world_size(self) -> int:
@@ -239,6 +320,9 @@ class _Prompts(TorchDataset):
             category=[row["category"] for row in rows],
             input_ids=[row["input_ids"] for row in rows],
             expected=[row["expected"] for row in rows],
+            tools=[row["tools"] for row in rows],
+            gold=[row["gold"] for row in rows],
+            response_schema=[row["response_schema"] for row in rows],
         )
 
 
@@ -249,10 +333,3 @@ def _identity(batch: Any) -> Any:
 def _lengths(dataset: Dataset) -> list[int]:
     column = dataset.data.column("input_ids")
     return [length.as_py() for chunk in column.chunks for length in chunk.value_lengths()]
-
-
-def _all_or_none(weights: Sequence[float | None]) -> list[float] | None:
-    given = [weight for weight in weights if weight is not None]
-    if given and len(given) < len(weights):
-        raise DataError("`data.train`: give every source a `weight`, or none")
-    return given or None
