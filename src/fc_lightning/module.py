@@ -16,12 +16,12 @@ from transformers import get_scheduler
 
 from fc_lightning.bases import BaseModelError, load_tokenizer
 from fc_lightning.chat_template import ChatTemplate, SpecialToken, Supervise
+from fc_lightning.generation import generate
 from fc_lightning.metrics import EvaluatedTurn, evaluate_turn, tool_call_metrics
 from fc_lightning.modeling import (
     add_adapter,
     add_token_rows,
     choose_attention,
-    generate,
     load_base,
     load_config,
     parameter_counts,

@@ -179,7 +179,7 @@ class FunctionCallingDataModule(LightningDataModule):
             num_replicas=self._world_size,
             rank=self._rank,
         )
-        batches = plan_generation(_lengths(prompts), self.generation_batch_tokens, self.generation_batch_size)
+        batches = plan_generation(prompts["input_ids"][:], self.generation_batch_tokens, self.generation_batch_size)
         mine = deal(batches, self._world_size, self._rank)
         loader: DataLoader = DataLoader(
             _Prompts(prompts), sampler=mine, batch_size=None, num_workers=0, collate_fn=_identity
