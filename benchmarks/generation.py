@@ -19,7 +19,7 @@ from fc_lightning.bases import load_tokenizer, resolve_base
 from fc_lightning.chat_template import ChatTemplate, SpecialToken
 from fc_lightning.data import FunctionCallingDataModule, Source
 from fc_lightning.data.sampling import plan_generation
-from fc_lightning.generation import generate
+from fc_lightning.generation import generate, shared_length
 from fc_lightning.modeling import add_token_rows, load_base
 
 
@@ -99,13 +99,10 @@ def main() -> None:
         print(f"ratio: {our_rate / their_rate:.2f}")
         print(f"equal texts: {len(sample) - len(different)} of {len(sample)}")
         for number in different:
-            place = next(
-                (n for n, (a, b) in enumerate(zip(ours[number], theirs[number], strict=False)) if a != b), None
-            )
+            place = shared_length(ours[number], theirs[number])
             print(f"  prompt {number} differs from new token {place} on")
-            print(
-                f"    ours:         {tokenizer.decode(ours[number])!r}\n    transformers: {tokenizer.decode(theirs[number])!r}"
-            )
+            for name, ids in (("ours", ours[number]), ("transformers", theirs[number])):
+                print(f"    {name}: {tokenizer.decode(ids)!r}")
 
 
 if __name__ == "__main__":
