@@ -12,9 +12,10 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # Lowest first. A room imports from floors below its own; rooms of one floor do not know each other.
 FLOORS = [
     {"toolcalls"},
-    {"chat_template", "formats", "thoughts", "packing", "metrics", "attention", "adapters"},
+    {"chat_template", "formats", "thoughts", "packing", "metrics", "attention", "adapters", "generation"},
     {"bases"},
-    {"data", "modeling"},
+    {"constrained"},
+    {"data", "modeling", "evaluation"},
     {"module"},
     {"export", "audit"},
     {"callbacks"},

@@ -33,6 +33,7 @@ class PromptBatch(TypedDict):
     tools: list[str]  # the JSON of the tools on offer, in OpenAI's shape
     gold: list[str]  # the JSON of `Conversation.gold`, with the first turn that calls; empty where there is none
     response_schema: list[str]  # the JSON schema of the answer; empty where it may be anything
+    answer: list[str]  # the text of the expected turn beside its calls
 
 
 class FunctionCallingDataModule(LightningDataModule):
@@ -245,6 +246,7 @@ class _Prompts(TorchDataset):
             tools=[row["tools"] for row in rows],
             gold=[row["gold"] for row in rows],
             response_schema=[row["response_schema"] for row in rows],
+            answer=[row["answer"] for row in rows],
         )
 
 
