@@ -100,7 +100,7 @@ class GrammarConstraint:
 
 
 def turn_grammar(schemas: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The grammar of a model turn for xgrammar: an optional think, then calls as the template writes them, or an answer.
+    """The grammar of a model turn for xgrammar: an optional think, then calls in the template's form or an answer.
 
     Args:
         schemas: For each tool on offer the schema of its arguments.
