@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from fc_lightning.chat_template import ChatTemplate
-from fc_lightning.constrained import CallGrammars
+from fc_lightning.constrained import CallGrammars, GrammarConstraint
 from fc_lightning.generation import generate
 from fc_lightning.metrics import EvaluatedTurn, evaluate_turn, groups_of, tool_call_metrics
 from fc_lightning.toolcalls import call_from_value, tool_from_value
@@ -43,35 +43,50 @@ class TurnGenerator:
         """Generations from a prompt."""
         return int(self.settings.get("num_return_sequences") or 1)
 
-    def texts(self, model: nn.Module, batch: Mapping[str, Any]) -> list[tuple[str, bool]]:
-        """Generate from a batch: the texts, several in a row for a prompt, and whether each turn ended.
+    def texts(
+        self, model: nn.Module, prompts: Sequence[Sequence[int]], tools: Sequence[str], seed: int, in_step: bool = False
+    ) -> list[tuple[str, bool]]:
+        """Generate from prompts: the texts, several in a row for a prompt, and whether each turn ended.
 
         The state of the random number generators is afterwards what it was before.
+
+        Args:
+            model: A causal language model, or a PeftModel.
+            prompts: Their ids.
+            tools: The JSON of the tools on offer to each.
+            seed: Of sampling, added to the generator's own.
+            in_step: See :func:`fc_lightning.generation.generate`.
         """
         device = next(model.parameters()).device
-        constraint = None
-        if self.constrained:
-            if self._grammars is None:
-                width = int(model.get_output_embeddings().weight.shape[0])  # type: ignore[operator]
-                self._grammars = CallGrammars(self.tokenizer, width, self.end_ids)
-            tools = [[tool_from_value(tool) for tool in json.loads(text)] for text in batch["tools"]]
-            constraint = self._grammars.constrain([some for some in tools for _ in range(self.samples)])
+        constraint = self._constraint(model, tools) if self.constrained else None
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(self.seed + batch["order"][0])
+            torch.manual_seed(self.seed + seed)
             outputs = generate(
-                model, batch["input_ids"], self.settings, self.end_ids, self.tokenizer.pad_token_id, constraint
+                model, prompts, self.settings, self.end_ids, self.tokenizer.pad_token_id, constraint, in_step
             )
         return [(self.tokenizer.decode(ids), finished) for ids, finished in outputs]
 
-    def turns(self, model: nn.Module, batch: Mapping[str, Any]) -> list[Placed]:
-        """Generate from a batch and compare with what was expected."""
-        if not batch["input_ids"]:
-            return []
-        texts = self.texts(model, batch)
+    def turns(self, model: nn.Module, batch: Mapping[str, Any], in_step: bool = False) -> list[Placed]:
+        """Generate from a batch and compare with what was expected.
+
+        With ``in_step`` a rank without prompts goes along where its shards are needed.
+        """
+        orders = [order for order in batch["order"] for _ in range(self.samples)]
+        if orders:
+            texts = self.texts(model, batch["input_ids"], batch["tools"], batch["order"][0], in_step)
+        elif in_step:
+            self.texts(model, [[self.tokenizer.bos_token_id or 0]], ["[]"], 0, in_step)
         return [
             (order, self._compare(batch, number // self.samples, number % self.samples, *texts[number]))
-            for number, order in enumerate(order for order in batch["order"] for _ in range(self.samples))
+            for number, order in enumerate(orders)
         ]
+
+    def _constraint(self, model: nn.Module, tools: Sequence[str]) -> GrammarConstraint:
+        if self._grammars is None:
+            width = int(model.get_output_embeddings().weight.shape[0])  # type: ignore[operator]
+            self._grammars = CallGrammars(self.tokenizer, width, self.end_ids)
+        offered = [[tool_from_value(tool) for tool in json.loads(text)] for text in tools]
+        return self._grammars.constrain([some for some in offered for _ in range(self.samples)])
 
     def _compare(self, batch: Mapping[str, Any], number: int, sample: int, text: str, finished: bool) -> EvaluatedTurn:
         gold, schema = batch["gold"][number], batch["response_schema"][number]

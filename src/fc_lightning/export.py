@@ -89,7 +89,7 @@ def load_checkpoint(module: FunctionCallingModule, checkpoint: Path) -> None:
     module.load_state_dict(state["state_dict"], strict=False)
 
 
-def write_model(model: Any, template: ChatTemplate, folder: Path, merge: bool = True) -> None:
+def write_model(model: Any, template: ChatTemplate, folder: Path, merge: bool = True, weights: Any = None) -> None:
     """Write a model, its tokenizer and chat template.
 
     Args:
@@ -97,10 +97,11 @@ def write_model(model: Any, template: ChatTemplate, folder: Path, merge: bool = 
         template: What it was trained with.
         folder: An existing folder.
         merge: Whether to merge an adapter, or to write it alone.
+        weights: The adapter's, if not those in the model's memory: see :func:`fc_lightning.modeling.trained_weights`.
     """
     tokenizer = template.tokenizer
     if isinstance(model, PeftModel) and not merge:
-        model.save_pretrained(str(folder), save_embedding_layers=False)
+        model.save_pretrained(str(folder), state_dict=weights, save_embedding_layers=False)
     else:
         whole = model.merge_and_unload() if isinstance(model, PeftModel) else model
         whole.generation_config = GenerationConfig(

@@ -40,6 +40,7 @@ def generate(
     end_ids: Sequence[int],
     pad_id: int,
     constraint: Constraint | None = None,
+    in_step: bool = False,
 ) -> list[Output]:
     """Generate a continuation of each prompt.
 
@@ -51,14 +52,15 @@ def generate(
         end_ids: Ids that end a turn.
         pad_id: What fills up shorter rows, on the left.
         constraint: Keeps each row to a grammar; not with beams.
+        in_step: Whether all ranks take equally many steps, as a sharded model asks for.
 
     Returns:
         For each prompt (n times in a row) the new ids without the one that ends the turn, and whether there was one.
     """
     causal = cast(Any, model.get_base_model() if isinstance(model, PeftModel) else model)
     settings = {**settings, "eos_token_id": list(end_ids), "pad_token_id": pad_id, "use_cache": True}
-    if settings.get("num_beams", 1) > 1 or not _keeps_plain_cache(causal):
-        return _generate_padded(causal, prompts, settings, end_ids)
+    if in_step or settings.get("num_beams", 1) > 1 or not _keeps_plain_cache(causal):
+        return _generate_padded(causal, prompts, settings, constraint, in_step)
     copies = settings.pop("num_return_sequences", 1)
     cache = _read_in(causal, prompts)
     for layer in cache.layers if copies > 1 else []:
@@ -178,12 +180,22 @@ class _EndOfLeg(StoppingCriteria):
 
 
 def _generate_padded(
-    causal: Any, prompts: Sequence[Sequence[int]], settings: dict[str, Any], end_ids: Sequence[int]
+    causal: Any,
+    prompts: Sequence[Sequence[int]],
+    settings: dict[str, Any],
+    constraint: Constraint | None,
+    in_step: bool,
 ) -> list[Output]:
-    """Everything by transformers, in one call: for beams, and for models that remember more than keys and values."""
+    """Everything by transformers, in one call: for beams, for models that remember more, and for sharded ones."""
     ids, mask = _left_padded(prompts, settings["pad_token_id"], next(causal.parameters()).device)
-    out = causal.generate(input_ids=ids, attention_mask=mask, generation_config=GenerationConfig(**settings))
-    return [_until_end(row, end_ids) for row in out[:, ids.shape[1] :].tolist()]
+    out = causal.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        generation_config=GenerationConfig(**settings),
+        logits_processor=LogitsProcessorList([] if constraint is None else [constraint]),
+        synced_gpus=in_step,
+    )
+    return [_until_end(row, settings["eos_token_id"]) for row in out[:, ids.shape[1] :].tolist()]
 
 
 def _left_padded(prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MethodType
 from typing import Any, cast
 
 import torch
@@ -10,6 +11,8 @@ import torch.nn.functional as F
 from peft import PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
@@ -133,6 +136,31 @@ def add_adapter(model: PreTrainedModel, peft: PeftConfig, new_tokens: Sequence[i
     return adapted
 
 
+def shard(model: nn.Module, mesh: Any) -> None:
+    """Spread the weights over the ranks of a device mesh (FSDP2): each decoder layer by itself, the rest together.
+
+    Embedding and head must be in one unit, because they may share a matrix.
+    The loss does not go through the model's ``forward``, and calls the head as often as a rank has chunks of labels.
+    As a forward method of the whole it gathers the head once, so that all ranks wait for each other equally often.
+
+    Args:
+        model: A causal language model or a PeftModel.
+        mesh: The data-parallel dimension of a device mesh.
+    """
+    causal = _causal(model)
+    for layer in causal.get_decoder().layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(causal, mesh=mesh)
+    causal.token_loss_sum = MethodType(_token_loss_sum, causal)
+    register_fsdp_forward_method(causal, "token_loss_sum")
+
+
+def trained_weights(model: nn.Module) -> dict[str, Tensor]:
+    """What is trained, by name. Of a sharded model the shards are put together: all ranks must call it."""
+    trained = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for name, tensor in trained.items()}
+
+
 def parameter_counts(model: nn.Module) -> tuple[int, int]:
     """How many parameters are trained, and how many there are."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
@@ -150,7 +178,17 @@ def token_loss_sum(model: nn.Module, batch: Batch, chunk: int = HEAD_CHUNK) -> T
         batch: See :class:`fc_lightning.packing.Batch`.
         chunk: Rows of logits held at a time.
     """
-    causal = cast(Any, model.get_base_model() if isinstance(model, PeftModel) else model)
+    causal = _causal(model)
+    if isinstance(causal, FSDPModule):
+        return causal.token_loss_sum(batch, chunk)
+    return _token_loss_sum(causal, batch, chunk)
+
+
+def _causal(model: nn.Module) -> Any:
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def _token_loss_sum(causal: Any, batch: Batch, chunk: int) -> Tensor:
     # No mask and no cache: transformers then tells documents apart by positions that start again.
     extra: dict[str, Any] = {}
     if causal.config._attn_implementation == BY_DOCUMENT:

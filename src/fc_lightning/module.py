@@ -23,6 +23,7 @@ from fc_lightning.modeling import (
     load_base,
     load_config,
     parameter_counts,
+    shard,
     token_loss_sum,
 )
 from fc_lightning.packing import Batch
@@ -131,6 +132,8 @@ class FunctionCallingModule(LightningModule):
             model.gradient_checkpointing_enable({"use_reentrant": False})
         self.model = model if self.peft is None else add_adapter(model, self.peft, list(pieces))
         self.model.train()  # transformers loads models for evaluation
+        if self._sharded:
+            shard(self.model, self.device_mesh["data_parallel"])
         trained, total = parameter_counts(self.model)
         rank_zero_info(f"attention: {attention} ({why}); base in {name}")
         rank_zero_info(f"trainable params: {trained:,} || all params: {total:,} || trainable%: {trained / total:.4%}")
@@ -169,7 +172,7 @@ class FunctionCallingModule(LightningModule):
 
     def predict_step(self, batch: Any, batch_idx: int) -> list[dict[str, Any]]:
         """Generate from prompts; returns the evaluated turns in JSON's types."""
-        turns = self.turn_generator.turns(self.model, batch)
+        turns = self.turn_generator.turns(self.model, batch, in_step=self._sharded)
         self._evaluated += turns
         return [turn.to_dict() for _, turn in turns]
 
@@ -212,15 +215,21 @@ class FunctionCallingModule(LightningModule):
                 f"{len(missing)} weights are missing from it, {len(unknown)} are unknown, e.g. {(missing + unknown)[0]}"
             )
 
+    @property
+    def _sharded(self) -> bool:
+        """Whether every rank must take part in every forward pass."""
+        return self.device_mesh is not None
+
     def _trained_names(self) -> set[str]:
         return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def _evaluate(self, batch: Any, dataloader_idx: int) -> None:
         if dataloader_idx == 0:
-            if count := batch["num_supervised"]:
-                self.token_loss.update(token_loss_sum(self.model, batch) / count, weight=count)
+            count = batch["num_supervised"]
+            if count or self._sharded:
+                self.token_loss.update(token_loss_sum(self.model, batch) / max(count, 1), weight=count)
             return
-        self._evaluated += self.turn_generator.turns(self.model, batch)
+        self._evaluated += self.turn_generator.turns(self.model, batch, in_step=self._sharded)
 
     def _finish_evaluation(self, stage: str) -> None:
         mine, self._evaluated = self._evaluated, []

@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 ROOT = Path(__file__).parent.parent.parent
 
 
-def fit(folder: Path, devices: int, validation: int) -> tuple[dict[str, float], list[dict]]:
+def fit(folder: Path, devices: int, validation: int, *extra: str) -> tuple[dict[str, float], list[dict]]:
     """Metrics and predictions of a run of the tiny recipe in a process of its own."""
     command = [
         *(sys.executable, "main.py", "fit", "--config", "configs/debug/tiny.yaml"),
@@ -21,7 +23,7 @@ def fit(folder: Path, devices: int, validation: int) -> tuple[dict[str, float], 
         "--data.train=[{path: data/quickstart/train.jsonl, limit: 20}]",
         f"--data.validation=[{{path: data/quickstart/validation.jsonl, limit: {validation}}}]",
     ]
-    command += ["--trainer.strategy=ddp"] if devices > 1 else []
+    command += extra or (["--trainer.strategy=ddp"] if devices > 1 else [])
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     (run,) = folder.glob("*/version_0")
@@ -42,3 +44,17 @@ def test_two_ranks_count_every_turn_once(tmp_path, validation):
     # One process accumulates two micro-batches, two ranks have one each: the same step, the same loss.
     assert two_metrics["train/loss"] == pytest.approx(one_metrics["train/loss"], rel=1e-5)
     assert two_metrics["val/loss"] == pytest.approx(one_metrics["val/loss"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_two_ranks_that_share_the_weights_train_as_one_process(tmp_path):
+    """FSDP2: the same losses, the same calls, the same adapter, though no rank ever holds more than its shards."""
+    sharded = tmp_path / "fsdp2.yaml"
+    text = (ROOT / "configs" / "trainer" / "fsdp2.yaml").read_text()
+    sharded.write_text(text.replace(": 8", ": 2").replace(": gpu", ": cpu").replace("bf16-mixed", "32-true"))
+    one_metrics, one_turns = fit(tmp_path / "one", 1, 3)
+    two_metrics, two_turns = fit(tmp_path / "two", 2, 3, f"--config={sharded}")
+    assert [turn["text"] for turn in two_turns] == [turn["text"] for turn in one_turns]
+    assert two_metrics == pytest.approx(one_metrics, rel=1e-5)
+    one, two = (load_file(next(tmp_path.glob(f"{name}/**/adapter_model.safetensors"))) for name in ("one", "two"))
+    torch.testing.assert_close(two, one, rtol=1e-5, atol=1e-7)
