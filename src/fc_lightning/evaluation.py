@@ -141,6 +141,6 @@ def measure(
 
 def tell_callbacks(trainer: Trainer, module: LightningModule, evaluated: list[EvaluatedTurn]) -> None:
     """Call ``on_tool_calls_evaluated`` of every callback that defines it."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+    for callback in trainer.callbacks:
         if hook := getattr(callback, "on_tool_calls_evaluated", None):
             hook(trainer, module, evaluated)

@@ -78,14 +78,15 @@ def _call_fits(call: ToolCall, gold: Mapping[str, Accepted], tools: Mapping[str,
 
 
 def _value_fits(value: Any, accepted: Sequence[Any], schema: Any) -> bool:
-    declared = _type(schema)
+    declared: Any = _type(schema)
     if declared is float and type(value) is int:
         value = float(value)
     given = next((type(one) for one in accepted if one != ""), None)
     declared = declared or given or type(value)
     item = _type(schema.get("items")) if declared is list else None
-    if type(value) is not declared:
-        return type(value) is given and value in accepted
+    kind: Any = type(value)
+    if kind is not declared:
+        return kind is given and value in accepted
     if item is not None and not any(_items_fit(value, one, item) for one in accepted):
         return False
     if given not in (None, declared):

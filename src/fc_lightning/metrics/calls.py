@@ -296,7 +296,7 @@ def tool_call_metrics(prefix: str = "", groups: Sequence[str] = (), samples: int
         groups: See :class:`TurnRatio`.
         samples: Generations from a prompt; with more than one there is ``pass_at_k`` too.
     """
-    metrics: dict[str, Metric] = {
+    metrics: dict[str, Metric | MetricCollection] = {
         "exact_match": ToolCallExactMatch(groups=groups),
         "alternatives_match": ToolCallAlternativesMatch(groups=groups),
         "name_match": ToolCallNameMatch(groups=groups),

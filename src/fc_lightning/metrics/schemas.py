@@ -9,8 +9,8 @@ from typing import Any
 from jsonschema import Draft202012Validator
 
 # Type names that tool lists use and JSON schema does not know; None puts no condition.
-_NAMES = {"dict": "object", "float": "number", "tuple": "array", "list": "array", "str": "string", "int": "integer"}
-_NAMES |= {"bool": "boolean", "any": None}
+_NAMES: dict[str, str | None] = {"dict": "object", "float": "number", "tuple": "array", "list": "array", "str": "string", "int": "integer"}
+_NAMES.update({"bool": "boolean", "any": None})
 
 
 def fits_schema(value: Any, schema: dict[str, Any]) -> bool | None:
@@ -38,7 +38,7 @@ def standard_schema(schema: Any) -> Any:
         return [standard_schema(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    out = {}
+    out: dict[str, Any] = {}
     for key, value in schema.items():
         if key in ("properties", "$defs", "definitions") and isinstance(value, dict):
             out[key] = {name: standard_schema(item) for name, item in value.items()}  # names, not keywords

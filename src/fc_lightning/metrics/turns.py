@@ -139,14 +139,14 @@ def argument_pairs(calls: Sequence[ToolCall]) -> Counter[Hashable]:
     return pairs
 
 
-def _by_schema(calls: Sequence[ToolCall], tools: Sequence[Tool] | None) -> dict[str, int]:
+def _by_schema(calls: Sequence[ToolCall], tools: Sequence[Tool] | None) -> dict[str, Any]:
     offered = {tool.name: tool.parameters for tool in tools or []}
     answers = [fits_schema(call.arguments, offered[call.name]) for call in calls if call.name in offered]
     unoffered = 0 if tools is None else sum(call.name not in offered for call in calls)
     return {"unoffered": unoffered, "checked": len(answers) - answers.count(None), "valid": answers.count(True)}
 
 
-def _json_mode(parsed: Turn, finished: bool, schema: dict[str, Any], answer: str) -> dict[str, bool]:
+def _json_mode(parsed: Turn, finished: bool, schema: dict[str, Any], answer: str) -> dict[str, Any]:
     try:
         value = json.loads(parsed.content)
     except (ValueError, RecursionError):
