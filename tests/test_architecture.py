@@ -18,7 +18,7 @@ FLOORS = [
     {"data", "modeling", "evaluation", "report"},
     {"module"},
     {"export", "audit"},
-    {"callbacks"},
+    {"callbacks", "chat"},
     {"cli"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
+import torch
 from datasets import Dataset
 from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
@@ -16,9 +17,11 @@ from fc_lightning.bases import cache_dir as default_cache_dir
 from fc_lightning.bases import load_tokenizer
 from fc_lightning.chat_template import ChatTemplate, Render, SpecialToken, Supervise
 from fc_lightning.data.prepare import Preparation, Prepared, fingerprint, load_prepared, prepare
+from fc_lightning.data.prompts import prompt_rows
 from fc_lightning.data.sampling import MicroBatch, MicroBatchSampler, deal, plan_generation
 from fc_lightning.data.sources import DataError, Source
 from fc_lightning.packing import PackingCollator
+from fc_lightning.toolcalls import Conversation
 
 
 class PromptBatch(TypedDict):
@@ -101,6 +104,7 @@ class FunctionCallingDataModule(LightningDataModule):
         self.num_workers, self.seed = num_workers, seed
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
         self.prepared: dict[str, Prepared] = {}
+        self.asked: list[Conversation] | None = None  # to predict instead of the test split
         self._template: ChatTemplate | None = None
 
     @property
@@ -167,6 +171,8 @@ class FunctionCallingDataModule(LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader:
         """The prompts of the test split."""
+        if self.asked is not None:
+            return self._prompt_loader(prompt_rows(self.asked, self.template))
         return self._evaluation_loaders("test")[1]
 
     def _evaluation_loaders(self, split: str) -> list[DataLoader]:
@@ -180,18 +186,27 @@ class FunctionCallingDataModule(LightningDataModule):
             num_replicas=self._world_size,
             rank=self._rank,
         )
-        batches = plan_generation(prompts["input_ids"][:], self.generation_batch_tokens, self.generation_batch_size)
+        return [self._loader(documents, sampler), self._prompt_loader(prompts)]
+
+    def _prompt_loader(self, prompts: Any) -> DataLoader:
+        ids = [row["input_ids"] for row in prompts]
+        batches = plan_generation(ids, self.generation_batch_tokens, self.generation_batch_size)
         mine = deal(batches, self._world_size, self._rank)
-        loader: DataLoader = DataLoader(
-            _Prompts(prompts), sampler=mine, batch_size=None, num_workers=0, collate_fn=_identity
+        return DataLoader(
+            _Prompts(prompts),
+            sampler=mine,
+            batch_size=None,
+            num_workers=0,
+            collate_fn=_identity,
+            generator=torch.Generator(),  # of its own: a loader draws a seed, from the training's generator if it can
         )
-        return [self._loader(documents, sampler), loader]
 
     def _loader(self, documents: Dataset, sampler: Sampler[MicroBatch]) -> DataLoader:
         return DataLoader(
             _Packs(documents),
             sampler=sampler,
             batch_size=None,
+            generator=torch.Generator(),  # see below
             collate_fn=PackingCollator(self.template.tokenizer.pad_token_id or 0),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
@@ -199,6 +214,8 @@ class FunctionCallingDataModule(LightningDataModule):
         )
 
     def _splits(self, stage: str | None) -> list[str]:
+        if stage == "predict" and self.asked is not None:
+            return []
         splits = {"fit": ["train", "validation"], "validate": ["validation"], "test": ["test"], "predict": ["test"]}
         wanted = splits.get(str(stage), list(self.sources))
         needed = wanted[0]
@@ -231,7 +248,7 @@ class _Packs(TorchDataset):
 class _Prompts(TorchDataset):
     """Prompts by batches: an index is a list of prompt numbers."""
 
-    def __init__(self, prompts: Dataset):
+    def __init__(self, prompts: Any):
         self.prompts = prompts
 
     def __getitem__(self, numbers: list[int]) -> PromptBatch:

@@ -9,7 +9,14 @@ from typing import Any
 from jsonschema import Draft202012Validator
 
 # Type names that tool lists use and JSON schema does not know; None puts no condition.
-_NAMES: dict[str, str | None] = {"dict": "object", "float": "number", "tuple": "array", "list": "array", "str": "string", "int": "integer"}
+_NAMES: dict[str, str | None] = {
+    "dict": "object",
+    "float": "number",
+    "tuple": "array",
+    "list": "array",
+    "str": "string",
+    "int": "integer",
+}
 _NAMES.update({"bool": "boolean", "any": None})
 
 
