@@ -59,7 +59,7 @@ class FunctionCallingTrainer(Trainer):
         """
         audit(datamodule, examples)
 
-    def predict(  # type: ignore[override]
+    def predict(
         self,
         model: LightningModule,
         datamodule: LightningDataModule,

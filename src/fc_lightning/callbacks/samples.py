@@ -36,7 +36,7 @@ class SampleTable(Callback):
         if not trainer.is_global_zero or not evaluated:
             return
         chosen = self._choose(evaluated)
-        Console().print(_table(chosen))
+        Console().print(_table(chosen, f"samples, step {trainer.global_step}"))
         rows = [[str(cell) for cell in _row(turn)] for turn in chosen]
         for logger in trainer.loggers:
             if hasattr(logger, "log_table"):
@@ -58,8 +58,8 @@ def _row(turn: EvaluatedTurn) -> list[Any]:
     return [turn.id, str(turn.turn), failure(turn) or "right", *calls]
 
 
-def _table(turns: Sequence[EvaluatedTurn]) -> Table:
-    table = Table(*_HEADER, title="samples", show_lines=True)
+def _table(turns: Sequence[EvaluatedTurn], title: str) -> Table:
+    table = Table(*_HEADER, title=title, show_lines=True)
     for turn in turns:
         row = _row(turn)
         table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))

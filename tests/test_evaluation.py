@@ -1,0 +1,144 @@
+"""Evaluation within whole runs: training is not disturbed, samples, prompts of one's own, a chat, constraints."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from fc_lightning.evaluation import TurnGenerator
+from fc_lightning.metrics import fits_schema
+from fc_lightning.modeling import load_base
+from fc_lightning.toolcalls import parse_turn
+
+QUICK = ("--data.train=[{path: data/quickstart/train.jsonl, limit: 4}]", "--data.packing=false")
+SAMPLED = "--model.generation={do_sample: true, max_new_tokens: 6}"
+TOOL = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "enum": ["Rome", "Bern"]}, "days": {"type": "integer"}},
+    "required": ["city", "days"],
+}
+TOOLS = [{"type": "function", "function": {"name": "weather", "description": "Weather.", "parameters": TOOL}}]
+
+
+def train_losses(folder):
+    lines = [line.split(",") for line in (folder / "metrics.csv").read_text().splitlines()]
+    place = lines[0].index("train/loss")
+    return [line[place] for line in lines[1:] if line[place]]
+
+
+def test_training_is_the_same_to_the_bit_with_and_without_validation(run, tmp_path):
+    peft = (
+        Path("configs/debug/tiny.yaml").read_text().replace("lora_alpha: 8", "lora_alpha: 8\n      lora_dropout: 0.3")
+    )
+    (tmp_path / "dropout.yaml").write_text(peft)
+    common = ("fit", *QUICK, SAMPLED, "--trainer.max_epochs=2")
+    without = run(*common, "--trainer.limit_val_batches=0", config=tmp_path / "dropout.yaml")
+    often = run(*common, "--trainer.val_check_interval=1", config=tmp_path / "dropout.yaml")
+    assert "val/exact_match" in (often / "metrics.csv").read_text()
+    assert "val/exact_match" not in (without / "metrics.csv").read_text()
+    assert len(train_losses(without)) == 4
+    assert train_losses(without) == train_losses(often)
+    states = [torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True) for folder in (without, often)]
+    assert states[0]["state_dict"]
+    for name, weight in states[0]["state_dict"].items():
+        assert torch.equal(weight, states[1]["state_dict"][name])
+    first, second = (state["optimizer_states"][0]["state"] for state in states)
+    assert all(torch.equal(first[key]["exp_avg_sq"], second[key]["exp_avg_sq"]) for key in first)
+
+
+def test_several_generations_a_prompt(run):
+    folder = run("validate", "--model.generation={do_sample: true, num_return_sequences: 3, max_new_tokens: 4}")
+    lines = [json.loads(line) for line in (folder / "predictions.jsonl").open()]
+    assert [line["sample"] for line in lines] == [0, 1, 2] * 7
+    assert len({line["text"] for line in lines[:3]}) > 1
+    assert "val/pass_at_3" in (folder / "metrics.csv").read_text()
+
+
+@pytest.fixture
+def tools_file(tmp_path):
+    (tmp_path / "tools.json").write_text(json.dumps(TOOLS))
+    return tmp_path / "tools.json"
+
+
+def test_predict_from_prompts_and_from_a_question(run, tmp_path, tools_file, capsys):
+    asked = {"messages": [{"role": "user", "content": "Weather in Rome?"}]}
+    rows = [{**asked, "tools": TOOLS, "id": "mine"}, asked]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder = run(
+        "predict", f"--prompts={tmp_path / 'prompts.jsonl'}", f"--tools={tools_file}", "--data.validation=null"
+    )
+    first, second = (json.loads(line) for line in (folder / "predictions.jsonl").open())
+    assert (first["id"], second["id"]) == ("mine", "prompts.jsonl:2")
+    assert first["prompt"] == second["prompt"]
+    assert '"weather"' in first["prompt"]
+    assert first["expected"] is first["exact_match"] is None
+    assert isinstance(first["predicted"], list)
+    folder = run("predict", "--question=Weather in Rome?", f"--tools={tools_file}")
+    (only,) = (json.loads(line) for line in (folder / "predictions.jsonl").open())
+    assert (only["prompt"], only["text"]) == (first["prompt"], first["text"])
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("{", "rows.jsonl:1: not a JSON object"),
+        ('{"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]}', "the model's own"),
+    ],
+)
+def test_prompts_that_cannot_be_used(run, tmp_path, capsys, row, message):
+    (tmp_path / "rows.jsonl").write_text(row + "\n")
+    with pytest.raises(SystemExit):
+        run("predict", f"--prompts={tmp_path / 'rows.jsonl'}")
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_tools_file_that_is_missing(run, capsys):
+    with pytest.raises(SystemExit):
+        run("predict", "--question=Hi?", "--tools=nowhere.json")
+    assert "nowhere.json: no list of tools" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_chat_goes_on_with_what_the_tools_return(run, tools_file, monkeypatch, capsys):
+    prompts, said = [], iter(["Weather in Rome?", "sunny", "Thanks!", ""])
+    answers = iter(
+        ['<think>Ask.</think><tool_call>{"name": "weather", "arguments": {"days": 1}}</tool_call>', "Sun.", "Bye."]
+    )
+
+    def texts(self, model, ids, tools, seed):
+        prompts.append(self.tokenizer.decode(ids[0]))
+        return [(next(answers), True)]
+
+    asked = []
+    monkeypatch.setattr(TurnGenerator, "texts", texts)
+    monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or next(said))
+    run("chat", f"--tools={tools_file}")
+    assert asked == ["you> ", "weather returns> ", "you> ", "you> "]
+    assert prompts[1].startswith(prompts[0])
+    assert "<tool_response>\nsunny\n</tool_response>" in prompts[1]
+    assert prompts[2].startswith(prompts[1] + "Sun.")
+    out = capsys.readouterr().out
+    assert all(text in out for text in ("Ask.", 'weather({"days": 1})', "Sun.", "Bye."))
+
+
+def test_constrained_turns_are_grammatical_and_their_calls_valid():
+    """A model of random weights says only what it may; left alone it says nothing of the kind."""
+    pytest.importorskip("xgrammar")
+    from fc_lightning.bases import load_tokenizer
+    from fc_lightning.chat_template import SpecialToken
+
+    tokenizer, _ = load_tokenizer("tests/models/tiny_gemma2", None, tuple(SpecialToken))
+    model = load_base("tests/models/tiny_gemma2", None, torch.float32, "eager")
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    settings = {"do_sample": True, "num_return_sequences": 20, "max_new_tokens": 300}
+    prompts, tools = [tokenizer("weather?").input_ids] * 2, [json.dumps(TOOLS), "[]"]
+    kept = TurnGenerator(tokenizer, settings, constrained=True).texts(model, prompts, tools, 0)
+    ended = [parse_turn(text) for text, finished in kept[:20] if finished]
+    calls = [call for turn in ended for call in turn.tool_calls]
+    assert len(ended) > 5
+    assert all(turn.grammatical and not turn.errors for turn in ended)
+    assert {call.name for call in calls} == {"weather"}
+    assert all(fits_schema(call.arguments, TOOL) for call in calls)
+    assert not any(parse_turn(text).tool_calls for text, _ in kept[20:])  # no tools, no calls
+    free = TurnGenerator(tokenizer, settings).texts(model, prompts[:1], tools[:1], 0)
+    assert not any(parse_turn(text).tool_calls for text, _ in free)
