@@ -47,6 +47,17 @@ def test_training_is_the_same_to_the_bit_with_and_without_validation(run, tmp_pa
     assert all(torch.equal(first[key]["exp_avg_sq"], second[key]["exp_avg_sq"]) for key in first)
 
 
+def test_a_limit_on_the_prompts_of_validation_within_training(run):
+    def turns(*arguments):
+        return [json.loads(line)["turn"] for line in (run(*arguments) / "predictions.jsonl").open()]
+
+    limit = "--data.validation_prompts=3"
+    everything = turns("validate", limit)
+    assert len(everything) == 7
+    assert turns("fit", limit, *QUICK) == [everything[place] for place in (0, 2, 4)]
+    assert len(turns("test", limit)) == 7
+
+
 def test_several_generations_a_prompt(run):
     folder = run("validate", "--model.generation={do_sample: true, num_return_sequences: 3, max_new_tokens: 4}")
     lines = [json.loads(line) for line in (folder / "predictions.jsonl").open()]

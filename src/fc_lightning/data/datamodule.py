@@ -58,6 +58,8 @@ class FunctionCallingDataModule(LightningDataModule):
             fits.
         packing: Whether rows hold as many conversations as fit, or one.
         batch_size: Rows of a micro-batch.
+        validation_prompts: How many of the validation's prompts are generated within ``fit``, evenly spread; all of
+            them if not given. ``validate`` and ``test`` always take all.
         generation_batch_tokens: Prompts are generated together as long as they have fewer tokens than this, padding
             included.
         generation_batch_size: The most prompts that are generated together.
@@ -82,6 +84,7 @@ class FunctionCallingDataModule(LightningDataModule):
         too_long: Literal["drop", "cut"] = "drop",
         packing: bool = True,
         batch_size: int = 1,
+        validation_prompts: int | None = None,
         generation_batch_tokens: int = 8192,
         generation_batch_size: int = 32,
         num_workers: int = 0,
@@ -100,6 +103,7 @@ class FunctionCallingDataModule(LightningDataModule):
         self.render, self.chat_template = render, chat_template
         self.max_length, self.too_long = max_length, too_long
         self.packing, self.batch_size = packing, batch_size
+        self.validation_prompts = validation_prompts
         self.generation_batch_tokens, self.generation_batch_size = generation_batch_tokens, generation_batch_size
         self.num_workers, self.seed = num_workers, seed
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
@@ -186,6 +190,9 @@ class FunctionCallingDataModule(LightningDataModule):
             num_replicas=self._world_size,
             rank=self._rank,
         )
+        if (number := self.validation_prompts) and self.trainer and self.trainer.state.fn == "fit":
+            number = min(number, len(prompts))
+            prompts = prompts.select([place * len(prompts) // number for place in range(number)])
         return [self._loader(documents, sampler), self._prompt_loader(prompts)]
 
     def _prompt_loader(self, prompts: Any) -> DataLoader:
