@@ -17,6 +17,7 @@ from fc_lightning.adapters import make_lean
 from fc_lightning.attention import BY_DOCUMENT
 from fc_lightning.bases import load_tokenizer, resolve_base
 from fc_lightning.chat_template import ChatTemplate, SpecialToken
+from fc_lightning.cli import keep_freed_memory
 from fc_lightning.data import FunctionCallingDataModule, Source
 from fc_lightning.data.sampling import plan_generation
 from fc_lightning.generation import generate, shared_length
@@ -63,6 +64,7 @@ def their_model(base: str, adapter: str | None) -> torch.nn.Module:
 
 def main() -> None:
     args = arguments()
+    keep_freed_memory()  # as the command line does; it helps both
     torch.set_num_threads(args.threads)
     tokenizer, _ = load_tokenizer(args.base, None, tuple(SpecialToken))
     ends = ChatTemplate.end_ids(tokenizer)

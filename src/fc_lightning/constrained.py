@@ -117,6 +117,8 @@ def turn_grammar(schemas: dict[str, dict[str, Any]]) -> dict[str, Any]:
         for name, schema in schemas.items()
     ]
     several = {"type": "tags_with_separator", "tags": calls, "separator": "\n", "at_least_one": True}
-    turn = {"type": "or", "elements": [several, text]} if calls else text
+    first = {"type": "regex", "pattern": r"[^\s<]"}  # so that an answer is not empty
+    answer = {"type": "sequence", "elements": [first, text]}
+    turn = {"type": "or", "elements": [several, answer]} if calls else answer
     optional = {"type": "optional", "content": think}
     return {"type": "structural_tag", "format": {"type": "sequence", "elements": [optional, turn]}}
