@@ -12,13 +12,25 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # Lowest first. A room imports from floors below its own; rooms of one floor do not know each other.
 FLOORS = [
     {"toolcalls"},
-    {"chat_template", "response_template", "formats", "thoughts", "packing", "metrics", "attention", "adapters"},
+    {
+        "chat_template",
+        "response_template",
+        "formats",
+        "thoughts",
+        "packing",
+        "metrics",
+        "attention",
+        "adapters",
+        "generation",
+        "pages",
+    },
     {"bases"},
-    {"data", "modeling"},
+    {"constrained"},
+    {"data", "modeling", "evaluation", "report"},
     {"module"},
     {"model_card"},
     {"export", "audit"},
-    {"callbacks"},
+    {"callbacks", "chat"},
     {"cli"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
@@ -80,5 +92,6 @@ def test_templates_are_packaged():
     from fc_lightning.chat_template import Render
 
     folder = files("fc_lightning") / "templates"
-    assert {path.name for path in folder.iterdir()} == {f"gemma_{render}.jinja" for render in get_args(Render)}
-    assert all("endgeneration" in path.read_text(encoding="utf-8") for path in folder.iterdir())
+    chat = [folder / f"gemma_{render}.jinja" for render in get_args(Render)]
+    assert {path.name for path in folder.iterdir()} == {"page.html.jinja", *(path.name for path in chat)}
+    assert all("endgeneration" in path.read_text(encoding="utf-8") for path in chat)

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3ForCausalLM, 
 
 from fc_lightning.adapters import make_lean
 from fc_lightning.attention import BY_DOCUMENT
-from fc_lightning.modeling import add_adapter, add_token_rows, generate, load_base, token_loss_sum
+from fc_lightning.modeling import add_adapter, add_token_rows, load_base, token_loss_sum
 from fc_lightning.packing import PackingCollator
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -188,20 +188,6 @@ def test_only_adapter_and_new_rows_train(base):
     assert trained == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert all("lora_" in name or "trainable_tokens_delta" in name for name in trained)
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters() if parameter.requires_grad)
-
-
-def test_batched_generation_is_that_of_one_prompt_at_a_time(base):
-    model = adapted(base).eval()
-    prompts = [[2, *range(10, 10 + length)] for length in (3, 9, 14)]
-    settings = {"max_new_tokens": 12, "do_sample": False}
-    together = generate(model, prompts, settings, [1], 0)
-    for prompt, (ids, _) in zip(prompts, together, strict=True):
-        row = list(prompt)
-        for _ in range(12):  # greedy, by plain forward passes without a cache
-            with torch.no_grad():
-                row.append(int(model(torch.tensor([row])).logits[0, -1].argmax()))
-        expected = row[len(prompt) :]
-        assert ids == expected[: expected.index(1)] if 1 in expected else ids == expected
 
 
 def test_make_lean_leaves_other_adapters_alone(base):

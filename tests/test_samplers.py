@@ -81,7 +81,8 @@ def test_dealing_fills_up_with_empty_batches():
 
 @pytest.mark.parametrize(("tokens", "prompts"), [(120, 100), (10_000, 4), (200, 3), (1, 5)])
 def test_generation_batches_keep_the_limits(tokens, prompts):
-    batches = plan_generation(LENGTHS, tokens, prompts)
+    some = [[number] * length for number, length in enumerate(LENGTHS)]
+    batches = plan_generation(some, tokens, prompts)
     assert sorted(prompt for batch in batches for prompt in batch) == list(range(len(LENGTHS)))
     for batch, following in zip(batches, [*batches[1:], None], strict=True):
         longest = max(LENGTHS[prompt] for prompt in batch)
@@ -91,6 +92,17 @@ def test_generation_batches_keep_the_limits(tokens, prompts):
             assert len(batch) == prompts or longest * (len(batch) + 1) > tokens
             assert max(LENGTHS[prompt] for prompt in following) <= min(LENGTHS[prompt] for prompt in batch)
     assert plan_generation([], tokens, prompts) == []
+
+
+def test_prompts_with_a_beginning_in_common_are_generated_together():
+    tools = [[number] * 100 for number in range(10)]
+    some = [[*tools[number % 10], number, *[1] * (number % 7)] for number in range(40)]
+    batches = plan_generation(some, 100_000, 4)
+    assert sorted(len({number % 10 for number in batch}) for batch in batches) == [1] * 10
+    # A longer prompt in a family that comes later counts in full.
+    family = [[*[7] * 90, 1], [*[7] * 90, 2, *[3] * 50]]
+    batches = plan_generation([*family, [5] * 200], 300, 10)
+    assert batches == [[2], [0, 1]]
 
 
 def test_draws_keep_the_weights():

@@ -1,10 +1,11 @@
-"""The command line: ``python main.py {fit,validate,test,predict,export,audit} --config …``."""
+"""The command line: ``python main.py {fit,validate,test,predict,export,audit,report,chat} --config …``."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import sys
+from pathlib import Path
 from typing import Any, Literal
 
 from lightning import LightningDataModule, LightningModule, Trainer
@@ -12,19 +13,22 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 
 from fc_lightning.audit import audit
 from fc_lightning.bases import BaseModelError
+from fc_lightning.chat import chat
 from fc_lightning.chat_template import ChatTemplateError
 from fc_lightning.data import DataError, FunctionCallingDataModule
+from fc_lightning.data.prompts import read_prompts
 from fc_lightning.export import ExportError, export
 from fc_lightning.formats import UnknownFormatError
 from fc_lightning.module import FunctionCallingModule
+from fc_lightning.report import ReportError, read_run, write_report
 
 # What a user can put right: told in one line, without a traceback.
-USER_ERRORS = (BaseModelError, ChatTemplateError, DataError, ExportError, UnknownFormatError)
+USER_ERRORS = (BaseModelError, ChatTemplateError, DataError, ExportError, ReportError, UnknownFormatError)
 _LINKED = ("base", "revision", "special_tokens", "supervise")
 
 
 class FunctionCallingTrainer(Trainer):
-    """Lightning's Trainer with two more things to do: :meth:`export` and :meth:`audit`."""
+    """Lightning's Trainer with more to do, one method for each subcommand of ours."""
 
     def export(
         self,
@@ -59,13 +63,68 @@ class FunctionCallingTrainer(Trainer):
         """
         audit(datamodule, examples)
 
+    def predict(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule,
+        prompts: str | None = None,
+        question: str | None = None,
+        tools: str | None = None,
+        ckpt_path: str | None = None,
+    ) -> None:
+        """Generate and write ``predictions.jsonl``: for ``data.test``, for a file of prompts, or for one question.
+
+        Args:
+            model: The module.
+            datamodule: The data.
+            prompts: A file of rows with ``messages`` and ``tools``.
+            question: One question.
+            tools: A JSON file with the tools on offer, for the question and for rows that have none.
+            ckpt_path: A checkpoint file; the untouched base if not given.
+        """
+        if prompts is not None or question is not None:
+            datamodule.asked = read_prompts(prompts, question, tools)
+        super().predict(model, datamodule=datamodule, ckpt_path=ckpt_path, return_predictions=False)
+
+    def report(
+        self, model: LightningModule, datamodule: LightningDataModule, runs: list[str], output: str = "report"
+    ) -> None:
+        """Put runs side by side: ``OUTPUT.html`` and ``OUTPUT.md``.
+
+        Args:
+            model: The module.
+            datamodule: The data.
+            runs: Folders of runs, as ``fit`` and ``test`` write them.
+            output: Of the files, without a suffix.
+        """
+        command = f"python main.py report --config CONFIG --runs '[{', '.join(runs)}]' --output {output}"
+        write_report([column for run in runs for column in read_run(Path(run))], Path(output), command=command)
+        print(f"{output}.html\n{output}.md")
+
+    def chat(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule,
+        tools: str | None = None,
+        ckpt_path: str | None = None,
+    ) -> None:
+        """Try a model in the terminal.
+
+        Args:
+            model: The module.
+            datamodule: Gives the chat template.
+            tools: A JSON file with a list of tools.
+            ckpt_path: A checkpoint file, or ``best`` or ``last``; the untouched base if not given.
+        """
+        chat(self, model, datamodule, tools, ckpt_path)
+
 
 class SaveConfig(SaveConfigCallback):
     """Saves a run's configuration without what is its subcommand's alone, so that every subcommand takes it."""
 
     def __init__(self, parser: LightningArgumentParser, config: Any, **kwargs: Any):
         config = config.clone()
-        for name in ("ckpt_path", "weights_only", "verbose", "return_predictions"):
+        for name in ("ckpt_path", "weights_only", "verbose", "return_predictions", "prompts", "question", "tools"):
             config.pop(name, None)
         super().__init__(parser, config, **kwargs)
 
@@ -91,7 +150,7 @@ class FunctionCallingCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """The subcommands, with the arguments of the trainer's methods that are not given by the user."""
-        ours = {name: {"model", "datamodule"} for name in ("export", "audit")}
+        ours = {name: {"model", "datamodule"} for name in ("export", "audit", "report", "chat", "predict")}
         return {**LightningCLI.subcommands(), **ours}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

@@ -1,10 +1,10 @@
-"""The model: a base with rows for the new tokens and an adapter, its loss, and generation."""
+"""The model: a base with rows for the new tokens and an adapter, and its loss."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MethodType
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,6 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     BitsAndBytesConfig,
-    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
 )
@@ -265,42 +264,6 @@ def _head_loss(head: nn.Module, hidden: Tensor, labels: Tensor, cap: float | Non
     if cap is not None:
         logits = cap * torch.tanh(logits / cap)
     return F.cross_entropy(logits, labels, reduction="sum")
-
-
-@torch.inference_mode()
-def generate(
-    model: nn.Module,
-    prompts: Sequence[Sequence[int]],
-    settings: Mapping[str, Any],
-    end_ids: Sequence[int],
-    pad_id: int,
-    in_step: bool = False,
-) -> list[tuple[list[int], bool]]:
-    """Generate a continuation of each prompt.
-
-    Args:
-        model: A causal language model, or a PeftModel.
-        prompts: Their ids.
-        settings: Fields of transformers' ``GenerationConfig``.
-        end_ids: Ids that end a turn.
-        pad_id: What fills up shorter prompts, on the left.
-        in_step: Whether all ranks take equally many steps, as a sharded model asks for.
-
-    Returns:
-        For each prompt the new ids without the one that ends the turn, and whether there was one.
-    """
-    device = next(model.parameters()).device
-    longest = max(map(len, prompts))
-    ids = torch.tensor([[pad_id] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
-    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-    config = GenerationConfig(**{**settings, "eos_token_id": list(end_ids), "pad_token_id": pad_id, "use_cache": True})
-    out = cast(Any, model).generate(input_ids=ids, attention_mask=mask, generation_config=config, synced_gpus=in_step)
-    return [_until_end(row, end_ids) for row in out[:, longest:].tolist()]
-
-
-def _until_end(ids: list[int], end_ids: Sequence[int]) -> tuple[list[int], bool]:
-    end = next((index for index, token in enumerate(ids) if token in end_ids), None)
-    return (ids, False) if end is None else (ids[:end], True)
 
 
 def _embedding_name(model: PreTrainedModel) -> str:

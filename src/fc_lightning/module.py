@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, Literal
 
 import torch
@@ -15,14 +14,13 @@ from torchmetrics import MeanMetric
 from transformers import get_scheduler
 
 from fc_lightning.bases import BaseModelError, load_tokenizer, vocabulary_digest
-from fc_lightning.chat_template import ChatTemplate, SpecialToken, Supervise
-from fc_lightning.metrics import EvaluatedTurn, evaluate_turn, tool_call_metrics
+from fc_lightning.chat_template import SpecialToken, Supervise
+from fc_lightning.evaluation import Placed, TurnGenerator, gather_turns, measure, tell_callbacks
 from fc_lightning.modeling import (
     HEAD_CHUNK,
     add_adapter,
     add_token_rows,
     choose_attention,
-    generate,
     load_base,
     load_config,
     parameter_counts,
@@ -30,7 +28,6 @@ from fc_lightning.modeling import (
     token_loss_sum,
 )
 from fc_lightning.packing import Batch
-from fc_lightning.toolcalls import call_from_value
 
 _GENERATION = {"max_new_tokens": 256, "do_sample": False}
 
@@ -57,7 +54,9 @@ class FunctionCallingModule(LightningModule):
         gradient_checkpointing: Trade time for memory: compute each layer again in the backward pass.
         head_chunk: Rows of logits held at a time; where more tokens are supervised, chunks are computed again in the
             backward pass. 512 rows of a vocabulary of 262,144 are half a gigabyte in fp32.
-        generation: Fields of transformers' ``GenerationConfig``; greedy, 256 new tokens if not given.
+        generation: Fields of transformers' ``GenerationConfig``; greedy, 256 new tokens if not given. With
+            ``do_sample: true`` and ``num_return_sequences: k`` each turn is generated k times and pass@k is logged.
+        constrained: Whether what is generated can only be the grammar with calls to the tools on offer (xgrammar).
         learning_rate: Peak of the learning rate.
         weight_decay: Of AdamW.
         warmup: Share of the optimizer steps in which the learning rate rises.
@@ -78,6 +77,7 @@ class FunctionCallingModule(LightningModule):
         gradient_checkpointing: bool = False,
         head_chunk: int = HEAD_CHUNK,
         generation: dict[str, Any] | None = None,
+        constrained: bool = False,
         learning_rate: float = 2e-4,
         weight_decay: float = 0.0,
         warmup: float = 0.03,
@@ -92,6 +92,7 @@ class FunctionCallingModule(LightningModule):
         self.quantization, self.compile_layers = quantization, compile
         self.gradient_checkpointing, self.head_chunk = gradient_checkpointing, head_chunk
         self.generation = {**_GENERATION, **(generation or {})}
+        self.constrained = constrained
         self.learning_rate, self.weight_decay, self.warmup, self.schedule = (
             learning_rate,
             weight_decay,
@@ -101,8 +102,8 @@ class FunctionCallingModule(LightningModule):
         self.model: Any = None  # a nn.Module, once Lightning has called configure_model
         self.strict_loading = False  # checkpoints hold trained weights only; on_load_checkpoint checks them
         self.token_loss = MeanMetric()
-        self.call_metrics = tool_call_metrics()
-        self._evaluated: list[tuple[int, EvaluatedTurn]] = []
+        self._turn_generator: TurnGenerator | None = None
+        self._evaluated: list[Placed] = []
         self._window_tokens = 0
         self._window_loss: Tensor = torch.tensor(0.0)
 
@@ -110,6 +111,13 @@ class FunctionCallingModule(LightningModule):
     def tokenizer(self) -> Any:
         """The base's tokenizer with the tags registered."""
         return load_tokenizer(self.base, self.revision, tuple(self.special_tokens))[0]
+
+    @property
+    def turn_generator(self) -> TurnGenerator:
+        """Generates turns as configured."""
+        if self._turn_generator is None:
+            self._turn_generator = TurnGenerator(self.tokenizer, self.generation, self.constrained)
+        return self._turn_generator
 
     def configure_model(self) -> None:
         """Load the base, add the rows of new tokens and the adapter. Lightning calls it once the device is known."""
@@ -179,9 +187,9 @@ class FunctionCallingModule(LightningModule):
 
     def predict_step(self, batch: Any, batch_idx: int) -> list[dict[str, Any]]:
         """Generate from prompts; returns the evaluated turns in JSON's types."""
-        turns = self._generate(batch)
-        self._evaluated += zip(batch["order"], turns, strict=True)
-        return [turn.to_dict() for turn in turns]
+        turns = self.turn_generator.turns(self.model, batch, in_step=self._sharded)
+        self._evaluated += turns
+        return [turn.to_dict() for _, turn in turns]
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics and tell the callbacks."""
@@ -193,7 +201,8 @@ class FunctionCallingModule(LightningModule):
 
     def on_predict_epoch_end(self) -> None:
         """Tell the callbacks."""
-        self._tell_callbacks()
+        evaluated, self._evaluated = gather_turns(self._evaluated), []
+        tell_callbacks(self.trainer, self, evaluated)
 
     def configure_optimizers(self) -> Any:
         """AdamW over what is trained, with warm-up and a schedule over the whole run."""
@@ -242,57 +251,17 @@ class FunctionCallingModule(LightningModule):
             if count or self._sharded:
                 self.token_loss.update(token_loss_sum(self.model, batch, self.head_chunk) / max(count, 1), weight=count)
             return
-        turns = self._generate(batch)
-        self.call_metrics.update(turns)
-        self._evaluated += zip(batch["order"], turns, strict=True)
-
-    def _generate(self, batch: Any) -> list[EvaluatedTurn]:
-        tokenizer = self.tokenizer
-        prompts = batch["input_ids"]
-        if not prompts and not self._sharded:
-            return []
-        # A rank without prompts goes along where its shards are needed.
-        outputs = generate(
-            self.model,
-            prompts or [[tokenizer.bos_token_id or 0]],
-            self.generation,
-            ChatTemplate.end_ids(tokenizer),
-            tokenizer.pad_token_id,
-            in_step=self._sharded,
-        )[: len(prompts)]
-        columns = zip(batch["id"], batch["turn"], batch["category"], batch["input_ids"], batch["expected"], strict=True)
-        return [
-            evaluate_turn(
-                tokenizer.decode(ids),
-                [call_from_value(call) for call in json.loads(expected)],
-                finished=finished,
-                id=id,
-                turn=turn,
-                category=category,
-                prompt=tokenizer.decode(prompt),
-            )
-            for (ids, finished), (id, turn, category, prompt, expected) in zip(outputs, columns, strict=True)
-        ]
+        self._evaluated += self.turn_generator.turns(self.model, batch, in_step=self._sharded)
 
     def _finish_evaluation(self, stage: str) -> None:
-        values = {f"{stage}/loss": _computed(self.token_loss)}
-        values |= {f"{stage}/{name}": value for name, value in _computed(self.call_metrics).items()}
+        mine, self._evaluated = self._evaluated, []
+        evaluated = gather_turns(mine)
+        values = measure([turn for _, turn in mine], evaluated, self.device, self.turn_generator.samples)
+        loss = _computed(self.token_loss)
         # What has no value, such as over-calling where every turn has a call, is not logged.
-        known = {name: value for name, value in values.items() if not value.isnan()}
-        self.log_dict(known, rank_zero_only=False)
-        self._tell_callbacks()
-
-    def _tell_callbacks(self) -> None:
-        """Gather the evaluated turns of all ranks, in the order of the data, and hand them to every callback."""
-        gathered: list[list[tuple[int, EvaluatedTurn]]] = [self._evaluated]
-        if self.trainer.world_size > 1:
-            gathered = [[] for _ in range(self.trainer.world_size)]
-            torch.distributed.all_gather_object(gathered, self._evaluated)
-        self._evaluated = []
-        evaluated = [turn for _, turn in sorted((pair for rank in gathered for pair in rank), key=lambda pair: pair[0])]
-        for callback in self.trainer.callbacks:
-            if hook := getattr(callback, "on_tool_calls_evaluated", None):
-                hook(self.trainer, self, evaluated)
+        values |= {} if loss.isnan() else {"loss": loss}
+        self.log_dict({f"{stage}/{name}": value for name, value in values.items()}, rank_zero_only=False)
+        tell_callbacks(self.trainer, self, evaluated)
 
 
 def _computed(metric: Any) -> Any:

@@ -3,7 +3,17 @@
 from fc_lightning.callbacks.adapter import SaveAdapter
 from fc_lightning.callbacks.predictions import PredictionWriter
 from fc_lightning.callbacks.progress import ProgressBar
+from fc_lightning.callbacks.report import EvaluationReport
+from fc_lightning.callbacks.samples import SampleTable
 from fc_lightning.callbacks.summary import RunSummary
 from fc_lightning.callbacks.throughput import Throughput
 
-__all__ = ["PredictionWriter", "ProgressBar", "RunSummary", "SaveAdapter", "Throughput"]
+__all__ = [
+    "EvaluationReport",
+    "PredictionWriter",
+    "ProgressBar",
+    "RunSummary",
+    "SampleTable",
+    "SaveAdapter",
+    "Throughput",
+]

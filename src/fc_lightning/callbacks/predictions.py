@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 from lightning import Callback, LightningModule, Trainer
 
 from fc_lightning.metrics import EvaluatedTurn
 
-FIELDS = (
-    "id", "turn", "category", "prompt", "text", "expected", "predicted", "exact_match", "name_match", "grammar",
-)  # fmt: skip
+# Of prompts that came without an answer nothing can be said.
+_UNKNOWN = dict.fromkeys(("expected", "exact_match", "name_match"))
 
 
 class PredictionWriter(Callback):
     """Writes ``predictions.jsonl`` into the run's folder when testing and predicting, and the last validation's too.
+
+    What the untouched base says, where Lightning validates first (``trainer.num_sanity_val_steps: -1``), becomes
+    ``predictions_before.jsonl``.
 
     Args:
         filename: Of the file in the run's folder.
@@ -29,10 +32,13 @@ class PredictionWriter(Callback):
     ) -> None:
         """Write the file anew."""
         folder = trainer.log_dir  # asks all ranks
-        if not trainer.is_global_zero or trainer.sanity_checking:
+        part_only = trainer.sanity_checking and not math.isinf(trainer.num_sanity_val_steps)
+        if not trainer.is_global_zero or part_only:
             return
         path = Path(folder or ".") / self.filename
+        if trainer.sanity_checking:
+            path = path.with_stem(f"{path.stem}_before")
         path.parent.mkdir(parents=True, exist_ok=True)
-        turns = [turn.to_dict() for turn in evaluated]
-        lines = [json.dumps({name: turn[name] for name in FIELDS}, ensure_ascii=False) for turn in turns]
+        turns = [{**turn.to_dict(), **({} if turn.labelled else _UNKNOWN)} for turn in evaluated]
+        lines = [json.dumps(turn, ensure_ascii=False) for turn in turns]
         path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

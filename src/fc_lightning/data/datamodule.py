@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
+import torch
 from datasets import Dataset
 from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
@@ -15,10 +16,12 @@ from fc_lightning.bases import cache_dir as default_cache_dir
 from fc_lightning.bases import load_tokenizer
 from fc_lightning.chat_template import ChatTemplate, Render, SpecialToken, Supervise
 from fc_lightning.data.prepare import Preparation, Prepared, fingerprint, load_prepared, prepare
+from fc_lightning.data.prompts import prompt_rows
 from fc_lightning.data.sampling import MicroBatch, MicroBatchSampler, deal, plan_generation
 from fc_lightning.data.sources import DataError, Source, weights_of
 from fc_lightning.data.streaming import StreamCollator, StreamingPacks
 from fc_lightning.packing import PackingCollator
+from fc_lightning.toolcalls import Conversation
 
 
 class PromptBatch(TypedDict):
@@ -33,6 +36,7 @@ class PromptBatch(TypedDict):
     tools: list[str]  # the JSON of the tools on offer, in OpenAI's shape
     gold: list[str]  # the JSON of `Conversation.gold`, with the first turn that calls; empty where there is none
     response_schema: list[str]  # the JSON schema of the answer; empty where it may be anything
+    answer: list[str]  # the text of the expected turn beside its calls
 
 
 class FunctionCallingDataModule(LightningDataModule):
@@ -54,6 +58,8 @@ class FunctionCallingDataModule(LightningDataModule):
             fits.
         packing: Whether rows hold as many conversations as fit, or one.
         batch_size: Rows of a micro-batch.
+        validation_prompts: How many of the validation's prompts are generated within ``fit``, evenly spread; all of
+            them if not given. ``validate`` and ``test`` always take all.
         generation_batch_tokens: Prompts are generated together as long as they have fewer tokens than this, padding
             included.
         generation_batch_size: The most prompts that are generated together.
@@ -83,6 +89,7 @@ class FunctionCallingDataModule(LightningDataModule):
         too_long: Literal["drop", "cut"] = "drop",
         packing: bool = True,
         batch_size: int = 1,
+        validation_prompts: int | None = None,
         generation_batch_tokens: int = 8192,
         generation_batch_size: int = 32,
         num_workers: int = 0,
@@ -104,6 +111,7 @@ class FunctionCallingDataModule(LightningDataModule):
         self.render, self.chat_template = render, chat_template
         self.max_length, self.too_long = max_length, too_long
         self.packing, self.batch_size = packing, batch_size
+        self.validation_prompts = validation_prompts
         self.generation_batch_tokens, self.generation_batch_size = generation_batch_tokens, generation_batch_size
         self.num_workers, self.seed, self.max_unreadable = num_workers, seed, max_unreadable
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
@@ -112,6 +120,7 @@ class FunctionCallingDataModule(LightningDataModule):
         self._stream_state: dict[str, Any] = {}
         self.prepared: dict[str, Prepared] = {}
         self._folders: dict[tuple[str, Preparation], Path] = {}
+        self.asked: list[Conversation] | None = None  # to predict instead of the test split
         self._template: ChatTemplate | None = None
 
     @property
@@ -187,6 +196,8 @@ class FunctionCallingDataModule(LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader:
         """The prompts of the test split."""
+        if self.asked is not None:
+            return self._prompt_loader(prompt_rows(self.asked, self.template))
         return self._evaluation_loaders("test")[1]
 
     def _stream_loader(self, weights: list[float] | None) -> DataLoader:
@@ -246,18 +257,30 @@ class FunctionCallingDataModule(LightningDataModule):
             num_replicas=self._world_size,
             rank=self._rank,
         )
-        batches = plan_generation(_lengths(prompts), self.generation_batch_tokens, self.generation_batch_size)
+        if (number := self.validation_prompts) and self.trainer and self.trainer.state.fn == "fit":
+            number = min(number, len(prompts))
+            prompts = prompts.select([place * len(prompts) // number for place in range(number)])
+        return [self._loader(documents, sampler), self._prompt_loader(prompts)]
+
+    def _prompt_loader(self, prompts: Any) -> DataLoader:
+        ids = [row["input_ids"] for row in prompts]
+        batches = plan_generation(ids, self.generation_batch_tokens, self.generation_batch_size)
         mine = deal(batches, self._world_size, self._rank)
-        loader: DataLoader = DataLoader(
-            _Prompts(prompts), sampler=mine, batch_size=None, num_workers=0, collate_fn=_identity
+        return DataLoader(
+            _Prompts(prompts),
+            sampler=mine,
+            batch_size=None,
+            num_workers=0,
+            collate_fn=_identity,
+            generator=torch.Generator(),  # of its own: a loader draws a seed, from the training's generator if it can
         )
-        return [self._loader(documents, sampler), loader]
 
     def _loader(self, documents: Dataset, sampler: Sampler[MicroBatch]) -> DataLoader:
         return DataLoader(
             _Packs(documents),
             sampler=sampler,
             batch_size=None,
+            generator=torch.Generator(),  # see below
             collate_fn=PackingCollator(self.template.tokenizer.pad_token_id or 0),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
@@ -265,6 +288,8 @@ class FunctionCallingDataModule(LightningDataModule):
         )
 
     def _splits(self, stage: str | None) -> list[str]:
+        if stage == "predict" and self.asked is not None:
+            return []
         splits = {"fit": ["train", "validation"], "validate": ["validation"], "test": ["test"], "predict": ["test"]}
         wanted = splits.get(str(stage), list(self.sources))
         needed = wanted[0]
@@ -308,7 +333,7 @@ class _Packs(TorchDataset):
 class _Prompts(TorchDataset):
     """Prompts by batches: an index is a list of prompt numbers."""
 
-    def __init__(self, prompts: Dataset):
+    def __init__(self, prompts: Any):
         self.prompts = prompts
 
     def __getitem__(self, numbers: list[int]) -> PromptBatch:
@@ -323,6 +348,7 @@ class _Prompts(TorchDataset):
             tools=[row["tools"] for row in rows],
             gold=[row["gold"] for row in rows],
             response_schema=[row["response_schema"] for row in rows],
+            answer=[row["answer"] for row in rows],
         )
 
 

@@ -28,7 +28,7 @@ from fc_lightning.formats import RowError
 from fc_lightning.packing import Document
 from fc_lightning.toolcalls import Conversation, Message, ToolCall, dump_json, parse_turn
 
-_VERSION = 2  # of the layout below; a change makes old prepared folders unknown
+_VERSION = 4  # of the layout below; a change makes old prepared folders unknown
 _CHUNK = 512  # conversations that are encoded in one call of the tokenizer, as long as
 _CHUNK_TEXT = 4_000_000  # they have not more characters together
 _IDS = pa.list_(pa.int32())
@@ -38,7 +38,7 @@ _DOCUMENTS = pa.schema(
 _PROMPTS = pa.schema(
     {
         **{"id": pa.string(), "turn": pa.int32(), "category": pa.string(), "input_ids": _IDS, "expected": pa.string()},
-        **{"tools": pa.string(), "gold": pa.string(), "response_schema": pa.string()},
+        **{"tools": pa.string(), "gold": pa.string(), "response_schema": pa.string(), "answer": pa.string()},
     }
 )
 
@@ -72,8 +72,8 @@ class Prepared:
 
     Attributes:
         documents: Rows ``id, source, category, input_ids, supervised``, see :class:`fc_lightning.packing.Document`.
-        prompts: Rows ``id, turn, category, input_ids, expected, tools, gold, response_schema``; the last four are JSON,
-            see :class:`fc_lightning.data.datamodule.PromptBatch`.
+        prompts: Rows ``id, turn, category, input_ids, expected, tools, gold, response_schema, answer``, see
+            :class:`fc_lightning.data.datamodule.PromptBatch`.
         report: What became of the rows.
     """
 
@@ -277,18 +277,22 @@ def _prompts(
             continue
         for turn, index in enumerate(template.model_turns(messages)):
             rendered.append(template.render(messages[:index], conversation, generation_prompt=True))
-            calls = [call.to_dict() for call in _expected_calls(conversation, template, index)]
-            rows.append({**row, "turn": turn, "expected": dump_json(calls), "gold": gold if calls else ""})
+            expected, answer = _expected(conversation, template, index)
+            calls = [call.to_dict() for call in expected]
+            row |= {"turn": turn, "expected": dump_json(calls), "gold": gold if calls else "", "answer": answer}
+            rows.append(dict(row))
             gold = "" if calls else gold  # it belongs to the first turn that calls
     for row, encoded in zip(rows, _encode(rendered, template, how), strict=True):
         report.prompts += 1
         yield {**row, "input_ids": encoded.input_ids}
 
 
-def _expected_calls(conversation: Conversation, template: ChatTemplate, index: int) -> tuple[ToolCall, ...]:
+def _expected(conversation: Conversation, template: ChatTemplate, index: int) -> tuple[tuple[ToolCall, ...], str]:
+    """The calls of a model turn, and its text beside them."""
     if template.render_mode == "canonical":
-        return conversation.messages[index].tool_calls
-    return parse_turn(conversation.raw_turns[index][1]).tool_calls
+        return conversation.messages[index].tool_calls, conversation.messages[index].content
+    turn = parse_turn(conversation.raw_turns[index][1])
+    return turn.tool_calls, turn.content
 
 
 def _spans(mask: Sequence[bool]) -> list[int]:

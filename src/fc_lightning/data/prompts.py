@@ -1,0 +1,77 @@
+"""Prompts without an answer: from a file of them, or one question with a tools file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fc_lightning.chat_template import ChatTemplate, ChatTemplateError
+from fc_lightning.data.sources import DataError, Source
+from fc_lightning.formats import RowError, read_row
+from fc_lightning.toolcalls import Conversation, Message, Tool, dump_json, tool_from_value
+
+
+def read_prompts(path: str | None, question: str | None, tools: str | None) -> list[Conversation]:
+    """Conversations to go on with.
+
+    Args:
+        path: A file of rows with ``messages`` and ``tools``, or in any other known format.
+        question: One question instead.
+        tools: A JSON file with a list of tools, for the question and for rows that have none.
+
+    Raises:
+        DataError: If something cannot be read, or a conversation ends with the model's own turn.
+    """
+    offered = read_tools(tools) if tools else ()
+    if path is None:
+        return [Conversation("question", (Message("user", question or ""),), offered)]
+    out = []
+    for place, row in Source(path).rows():
+        try:
+            if isinstance(row, str):
+                raise RowError("not a JSON object")
+            conversation = read_row(row, None, place.rsplit("/", 1)[-1])
+        except RowError as error:
+            raise DataError(f"{place}: {error}") from error
+        if conversation.defects:
+            raise DataError(f"{place}: {conversation.defects[0]}")
+        if conversation.messages[-1].role == "assistant":
+            raise DataError(f"{place}: the last message is the model's own, there is nothing to predict")
+        own = conversation.tools or offered
+        out.append(Conversation(conversation.id, conversation.messages, own, conversation.category))
+    return out
+
+
+def read_tools(path: str) -> tuple[Tool, ...]:
+    """The tools of a JSON file.
+
+    Raises:
+        DataError: If it has none.
+    """
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        return tuple(map(tool_from_value, value if isinstance(value, list) else [value]))
+    except (OSError, ValueError) as error:  # a CallSyntaxError is a ValueError too
+        raise DataError(f"{path}: no list of tools (`--tools`): {error}") from error
+
+
+def prompt_rows(conversations: Sequence[Conversation], template: ChatTemplate) -> list[dict[str, Any]]:
+    """Rows as prepared prompts have them, with nothing expected."""
+    try:
+        rendered = [template.render(template.messages(one), one, generation_prompt=True) for one in conversations]
+    except ChatTemplateError as error:
+        raise DataError(f"the prompts cannot be rendered: {error}") from error
+    empty = dict.fromkeys(("expected", "gold", "response_schema", "answer"), "")
+    return [
+        {
+            **empty,
+            "id": one.id,
+            "turn": sum(message.role == "assistant" for message in one.messages),
+            "category": one.category,
+            "tools": dump_json([tool.to_openai() for tool in one.tools]),
+            "input_ids": encoded.input_ids,
+        }
+        for one, encoded in zip(conversations, template.encode(rendered), strict=True)
+    ]
