@@ -159,6 +159,50 @@ def test_hermes_system_text_without_tools_stays_whole(system):
 
 
 @pytest.mark.parametrize(
+    "columns", [{}, {"schema": SCHEMA}, {"schema": json.dumps(SCHEMA)}, {"schema": repr(SCHEMA)}, {"schema": ""}]
+)
+def test_hermes_json_mode_keeps_the_schema_of_the_answer(columns):
+    system = (
+        "You are a helpful assistant that answers in JSON. Here's the json schema you must adhere to:\n"
+        f"<schema>\n{SCHEMA!r}\n</schema>\n"
+    )
+    answer = '{"city": "Paris"}'
+    conversation = read_row(hermes(("system", system), ("human", "Where?"), ("gpt", answer), **columns))
+    assert conversation.response_schema == SCHEMA
+    assert conversation.messages[0].content == system.strip()
+    assert conversation.messages[2] == Message("assistant", answer)
+    assert conversation.defects == conversation.tools == ()
+    # With tools on offer the answer is a call, whatever the row calls a schema.
+    offered = read_row(hermes(("system", system), ("human", "?"), ("gpt", answer), tools=[FUNCTION], **columns))
+    assert offered.response_schema is None
+
+
+@pytest.mark.parametrize(("schema", "defect"), [("{oops", "schema: neither JSON nor"), ("[]", "schema: no object")])
+def test_a_schema_that_cannot_be_read_is_a_defect(schema, defect):
+    (found,) = read_row(hermes(("human", "Where?"), ("gpt", "{}"), schema=schema)).defects
+    assert found.startswith(defect)
+
+
+@pytest.mark.parametrize("write", [json.dumps, repr, lambda value: value])
+def test_gold_alternatives_stay_with_the_conversation(write):
+    gold = [{"weather": {"city": ["Paris", "Paris, France"], "unit": ["C", ""]}}]
+    row = {"query": "Paris?", "tools": [FUNCTION], "answers": [CALL]}
+    assert read_row({**row, "gold": write(gold)}).gold == tuple(gold)
+    assert read_row({**row, "gold": None}).gold == read_row(row).gold == ()
+
+
+@pytest.mark.parametrize(
+    "gold",
+    ["[oops", [1], [{}], [{"f": {"a": 1}}], [{"f": {"a": [1]}, "g": {}}], [{"f": ["a"]}], 7, [{"f": {"a": [{1}]}}]],
+)
+def test_gold_that_cannot_be_read_is_a_defect(gold):
+    conversation = read_row({"query": "Paris?", "tools": [FUNCTION], "answers": [CALL], "gold": gold})
+    assert conversation.gold == ()
+    assert len(conversation.defects) == 1
+    assert conversation.defects[0].startswith("gold: ")
+
+
+@pytest.mark.parametrize(
     "column",
     [
         json.dumps([OPENAI_TOOL]),
@@ -456,6 +500,90 @@ def test_xlam(write):
         tools=(Tool("weather", "W.", {"type": "object", "properties": bare}), TOOL),
     )
     assert read_row({**row, "answers": "[]"}).defects == ("turn 2: neither an answer nor a call",)
+
+
+def test_sharegpt_without_a_call_keeps_its_system_column():
+    row = {"conversations": turns(("human", "Hi"), ("gpt", "Ho")), "system": "Be brief.", "tools": "[]"}
+    assert [message.content for message in read_row(row).messages] == ["Be brief.", "Hi", "Ho"]
+
+
+@pytest.mark.parametrize("system", [[], [{"role": "system", "content": "Be brief."}]])
+def test_trl_prompt_and_completion(system):
+    call = {"type": "function", "function": CALL}
+    row = {
+        "prompt": [*system, {"role": "user", "content": "Paris?"}],
+        "completion": [
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "content": "blue", "name": "weather"},
+            {"role": "assistant", "content": [{"type": "text", "text": "Blue."}]},
+        ],
+        "tools": [OPENAI_TOOL],
+    }
+    assert read_row(row, default_id="t") == Conversation(
+        id="t",
+        messages=(
+            *([Message("system", "Be brief.")] if system else []),
+            Message("user", "Paris?"),
+            Message("assistant", "", None, (PARIS,)),
+            Message("tool", "blue"),
+            Message("assistant", "Blue."),
+        ),
+        tools=(TOOL,),
+    )
+
+
+def test_trl_prompt_and_completion_as_texts():
+    row = {"prompt": "Paris?", "completion": f"<think>I look.</think><tool_call>{CALL!r}</tool_call>"}
+    conversation = read_row({**row, "tools": [FUNCTION]})
+    assert conversation.messages == (Message("user", "Paris?"), Message("assistant", "", "I look.", (PARIS,)))
+    assert (conversation.tools, conversation.defects) == ((TOOL,), ())
+    with pytest.raises(RowError, match="turn 2: its text is no text, but NoneType"):
+        read_row({"prompt": "Paris?", "completion": None})
+
+
+GLAIVE = (
+    "SYSTEM: You are a helpful assistant with access to the following functions. Use them if required -\n"
+    f"{json.dumps(FUNCTION, indent=4)}\n\n{json.dumps({'name': 'f'})}\n"
+)
+
+
+def test_glaive():
+    quoted = (
+        """<functioncall> {"name": "weather", "arguments": '{"city": "L'Aquila", "note": "a\\nb"}'} <|endoftext|>"""
+    )
+    chat = (
+        "USER: Hi.\nUSER: is my name. What's the weather in L'Aquila?\n\n\n"
+        f"ASSISTANT: I look.\n\n{quoted}\n\n\n"
+        'FUNCTION RESPONSE: {"sky": "blue"}\n\n\nASSISTANT: Blue. <|endoftext|>\n\n\n'
+        f"USER: And Paris?\n\n\nASSISTANT: <functioncall> {json.dumps(CALL)} <|endoftext|>"
+    )
+    assert read_row({"system": GLAIVE, "chat": chat}, default_id="g") == Conversation(
+        id="g",
+        messages=(
+            Message("user", "Hi.\nUSER: is my name. What's the weather in L'Aquila?"),
+            Message("assistant", "I look.", None, (ToolCall("weather", {"city": "L'Aquila", "note": "a\nb"}),)),
+            Message("tool", '{"sky": "blue"}'),
+            Message("assistant", "Blue."),
+            Message("user", "And Paris?"),
+            Message("assistant", "", None, (PARIS,)),
+        ),
+        tools=(TOOL, Tool("f")),
+    )
+
+
+def test_glaive_without_functions_and_with_defects():
+    system = "SYSTEM: You are a helpful assistant, with no access to external functions.\n"
+    plain = read_row({"system": system, "chat": "USER: Hi\n\n\nASSISTANT: Ho <|endoftext|>"})
+    assert plain.messages[0] == Message("system", system.removeprefix("SYSTEM: ").strip())
+    assert (plain.tools, plain.defects) == ((), ())
+    broken_tools = read_row({"system": GLAIVE + "oops", "chat": "USER: Hi\n\n\nASSISTANT: Ho"})
+    assert broken_tools.defects[0].startswith("tools: function 3 of the system text is no JSON")
+    broken_call = read_row({"system": GLAIVE, "chat": "USER: Hi\n\n\nASSISTANT: <functioncall> {oops <|endoftext|>"})
+    assert broken_call.defects[0].startswith("turn 2, call 1: neither JSON")
+    with pytest.raises(RowError, match="does not begin with a speaker"):
+        read_row({"system": GLAIVE, "chat": "Hi\n\n\nASSISTANT: Ho"})
+    with pytest.raises(RowError, match="the row has no `chat`"):
+        read_row({"system": GLAIVE, "chat": ""})
 
 
 @pytest.mark.parametrize(

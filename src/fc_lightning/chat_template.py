@@ -116,6 +116,7 @@ class ChatTemplate:
         self.render_mode = render
         self.source = _template_source(tokenizer, render, file)
         vocabulary = tokenizer.get_vocab()
+        self.longest_token = max(map(len, vocabulary))  # in characters
         self._variables = {
             name: getattr(tokenizer, name) for name in ("bos_token", "eos_token") if getattr(tokenizer, name)
         }

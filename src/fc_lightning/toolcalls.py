@@ -6,8 +6,7 @@ A model turn has a grammar, *think → tool_call → tool_response → answer*::
     think = "<think>" text "</think>"
     calls = { "<tool_call>" object "</tool_call>" }
 
-This file parses that grammar, writes calls back and compares them. It knows nothing of tokenizers, models or files, and
-needs the standard library only.
+This file parses that grammar, writes calls back and compares them. It needs the standard library only.
 """
 
 from __future__ import annotations
@@ -115,6 +114,8 @@ class Conversation:
             text of its own.
         defects: What is wrong with the row, a sentence each. A conversation with defects is not trained on in canonical
             form, because what cannot be parsed cannot be written again.
+        gold: Other calls that are right too, as BFCL writes them: ``{name: {argument: [accepted, …]}}`` for each call.
+        response_schema: The JSON schema that the answer must follow, if it must follow one.
     """
 
     id: str
@@ -123,6 +124,8 @@ class Conversation:
     category: str = ""
     raw_turns: tuple[tuple[str, str], ...] = ()
     defects: tuple[str, ...] = ()
+    gold: tuple[dict[str, Any], ...] = ()
+    response_schema: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -169,7 +172,7 @@ def parse_literal(text: str) -> Any:
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             where = f" (as JSON: {json_error})" if isinstance(json_error, json.JSONDecodeError) else ""
             raise CallSyntaxError(f"neither JSON nor a Python literal{where}: {_shorten(text)}") from None
-    return _plain(value)
+    return plain(value)
 
 
 def parse_call(text: str) -> ToolCall:
@@ -199,7 +202,7 @@ def call_from_value(value: Any) -> ToolCall:
         arguments = parse_literal(arguments)
     if not isinstance(arguments, dict):
         raise CallSyntaxError(f"the arguments of {name} are no object: {_show(arguments)}")
-    return ToolCall(_text(name), _plain(arguments))
+    return ToolCall(_text(name), plain(arguments))
 
 
 def tool_from_value(value: Any) -> Tool:
@@ -215,7 +218,7 @@ def tool_from_value(value: Any) -> Tool:
     if not isinstance(parameters, dict):
         raise CallSyntaxError(f"the parameters of {function['name']} are no object: {_show(parameters)}")
     description = str(function.get("description") or "")
-    return Tool(_text(function["name"]), _text(description), _plain(parameters))
+    return Tool(_text(function["name"]), _text(description), plain(parameters))
 
 
 def parse_turn(text: str) -> Turn:
@@ -230,18 +233,18 @@ def parse_turn(text: str) -> Turn:
         ('2+2', (ToolCall(name='add', arguments={'a': 2}),), True)
     """
     think = _THINK.match(text)
-    rest = text[think.end() :] if think else text
+    position = think.end() if think else 0
     calls: list[ToolCall] = []
     errors: list[str] = []
     outside: list[str] = []
-    while (start := rest.find(CALL_OPEN)) >= 0:
-        outside.append(rest[:start])
-        rest, outcome = _take_call(rest[start + len(CALL_OPEN) :])
+    while (start := text.find(CALL_OPEN, position)) >= 0:
+        outside.append(text[position:start])
+        position, outcome = _take_call(text, start + len(CALL_OPEN))
         if isinstance(outcome, ToolCall):
             calls.append(outcome)
         else:
             errors.append(f"call {len(calls) + len(errors) + 1}: {outcome}")
-    outside.append(rest)
+    outside.append(text[position:])
     content = "".join(outside).strip()
     clean = not any(tag in content for tag in _TAGS) and not (think and THINK_OPEN in think["thought"])
     either = bool(calls or errors) != bool(content)
@@ -272,21 +275,21 @@ def dump_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _take_call(text: str) -> tuple[str, ToolCall | str]:
-    """Take one call from text behind an opening tag: what is left, and the call or what is wrong with it."""
-    end, first_end, error = -1, -1, ""
+def _take_call(text: str, start: int) -> tuple[int, ToolCall | str]:
+    """Take one call that starts behind an opening tag: where it ends, and the call or what is wrong with it."""
+    end, first_end, error = start - 1, -1, ""
     for _ in range(_MAX_CLOSING_TAGS):
         end = text.find(CALL_CLOSE, end + 1)
         if end < 0:
             break
         try:
-            return text[end + len(CALL_CLOSE) :], parse_call(text[:end])
+            return end + len(CALL_CLOSE), parse_call(text[start:end])
         except CallSyntaxError as problem:
             error = error or str(problem)
             first_end = end if first_end < 0 else first_end
     if first_end < 0:
-        return "", f"<tool_call> is not closed: {_shorten(text)}"
-    return text[first_end + len(CALL_CLOSE) :], error
+        return len(text), f"<tool_call> is not closed: {_shorten(text[start:])}"
+    return first_end + len(CALL_CLOSE), error
 
 
 def _canonical(value: Any) -> Hashable:
@@ -298,7 +301,7 @@ def _canonical(value: Any) -> Hashable:
     return (isinstance(value, bool), value)
 
 
-def _plain(value: Any, depth: int = 0) -> Any:
+def plain(value: Any, depth: int = 0) -> Any:
     """The value in JSON's types.
 
     Raises:
@@ -307,9 +310,9 @@ def _plain(value: Any, depth: int = 0) -> Any:
     if depth > _MAX_DEPTH:
         raise CallSyntaxError(f"nested more than {_MAX_DEPTH} levels deep")
     if isinstance(value, dict):
-        return {_key(key): _plain(item, depth + 1) for key, item in value.items()}
+        return {_key(key): plain(item, depth + 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item, depth + 1) for item in value]
+        return [plain(item, depth + 1) for item in value]
     if isinstance(value, str):
         return _text(value)
     if isinstance(value, int) and value.bit_length() > _MAX_INT_BITS:

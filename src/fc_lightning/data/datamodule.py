@@ -30,6 +30,9 @@ class PromptBatch(TypedDict):
     category: list[str]
     input_ids: list[list[int]]
     expected: list[str]  # the JSON of a list of calls
+    tools: list[str]  # the JSON of the tools on offer, in OpenAI's shape
+    gold: list[str]  # the JSON of `Conversation.gold`, with the first turn that calls; empty where there is none
+    response_schema: list[str]  # the JSON schema of the answer; empty where it may be anything
 
 
 class FunctionCallingDataModule(LightningDataModule):
@@ -56,6 +59,8 @@ class FunctionCallingDataModule(LightningDataModule):
         generation_batch_size: The most prompts that are generated together.
         num_workers: Processes that collate batches; 0 collates in the training process.
         seed: Orders the data, together with the epoch.
+        max_unreadable: Training and evaluation do not start if a larger share of a split's rows cannot be used because
+            of how they are written.
         cache_dir: Where prepared data is kept; by default ``$FC_LIGHTNING_CACHE`` or ``~/.cache/fc-lightning``.
     """
 
@@ -79,6 +84,7 @@ class FunctionCallingDataModule(LightningDataModule):
         generation_batch_size: int = 32,
         num_workers: int = 0,
         seed: int = 0,
+        max_unreadable: float = 0.05,
         cache_dir: str | None = None,
     ):
         super().__init__()
@@ -94,9 +100,10 @@ class FunctionCallingDataModule(LightningDataModule):
         self.max_length, self.too_long = max_length, too_long
         self.packing, self.batch_size = packing, batch_size
         self.generation_batch_tokens, self.generation_batch_size = generation_batch_tokens, generation_batch_size
-        self.num_workers, self.seed = num_workers, seed
+        self.num_workers, self.seed, self.max_unreadable = num_workers, seed, max_unreadable
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
         self.prepared: dict[str, Prepared] = {}
+        self._folders: dict[tuple[str, Preparation], Path] = {}
         self._template: ChatTemplate | None = None
 
     @property
@@ -124,6 +131,8 @@ class FunctionCallingDataModule(LightningDataModule):
                 prepare(self.sources[split], self.template, self.preparation(split), self._folder(split))
                 self.prepared[split] = load_prepared(self._folder(split))
                 rank_zero_info("\n".join(self.prepared[split].report.lines(split)))
+                if stage is not None:  # all splits at once are asked for by who wants to see what is wrong
+                    self.prepared[split].report.check(split, self.max_unreadable)
 
     def preparation(self, split: str) -> Preparation:
         """How the conversations of a split become documents."""
@@ -140,7 +149,9 @@ class FunctionCallingDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Micro-batches, shuffled anew each epoch; every rank gets equally many."""
         documents = self.prepared["train"].documents
-        weights = [source.weight for source in self.sources["train"]]
+        weights = _all_or_none(self.sources["train"])
+        if weights and (empty := set(range(len(weights))) - set(documents["source"][:])):
+            raise DataError(f"`data.train`: {self.sources['train'][min(empty)].path} has a `weight`, but no usable row")
         sampler = MicroBatchSampler(
             lengths=_lengths(documents),
             capacity=self.max_length if self.packing else None,
@@ -148,8 +159,8 @@ class FunctionCallingDataModule(LightningDataModule):
             num_replicas=self._world_size,
             rank=self._rank,
             seed=self.seed,
-            sources=documents["source"][:] if any(weights) else None,
-            weights=_all_or_none(weights),
+            sources=documents["source"][:] if weights else None,
+            weights=weights,
         )
         return self._loader(documents, sampler)
 
@@ -203,7 +214,11 @@ class FunctionCallingDataModule(LightningDataModule):
         return [split for split in wanted if self.sources[split]]
 
     def _folder(self, split: str) -> Path:
-        return self.cache_dir / "data" / fingerprint(self.sources[split], self.template, self.preparation(split))
+        key = (split, self.preparation(split))
+        if key not in self._folders:  # it takes reading every file
+            name = fingerprint(self.sources[split], self.template, self.preparation(split))
+            self._folders[key] = self.cache_dir / "data" / name
+        return self._folders[key]
 
     @property
     def _world_size(self) -> int:
@@ -239,6 +254,9 @@ class _Prompts(TorchDataset):
             category=[row["category"] for row in rows],
             input_ids=[row["input_ids"] for row in rows],
             expected=[row["expected"] for row in rows],
+            tools=[row["tools"] for row in rows],
+            gold=[row["gold"] for row in rows],
+            response_schema=[row["response_schema"] for row in rows],
         )
 
 
@@ -251,8 +269,10 @@ def _lengths(dataset: Dataset) -> list[int]:
     return [length.as_py() for chunk in column.chunks for length in chunk.value_lengths()]
 
 
-def _all_or_none(weights: Sequence[float | None]) -> list[float] | None:
-    given = [weight for weight in weights if weight is not None]
-    if given and len(given) < len(weights):
+def _all_or_none(sources: Sequence[Source]) -> list[float] | None:
+    given = [source.weight for source in sources if source.weight is not None]
+    if given and len(given) < len(sources):
         raise DataError("`data.train`: give every source a `weight`, or none")
+    if any(weight <= 0 for weight in given):
+        raise DataError("`data.train`: a `weight` is more than 0; leave out a source that is not wanted")
     return given or None

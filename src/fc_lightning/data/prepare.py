@@ -9,8 +9,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -19,20 +20,26 @@ import pyarrow as pa
 from datasets import Dataset
 from filelock import FileLock
 
-from fc_lightning.chat_template import ChatTemplate, ChatTemplateError, Encoded, Supervise
-from fc_lightning.data.sources import DataError, Source
-from fc_lightning.formats import RowError, read_row
+from fc_lightning.chat_template import ChatTemplate, ChatTemplateError, Encoded, Rendered, Supervise
+from fc_lightning.data.report import Report
+from fc_lightning.data.sources import DataError, Row, Source, brief, default_id
+from fc_lightning.data.splitting import hold_out
+from fc_lightning.formats import RowError
 from fc_lightning.packing import Document
 from fc_lightning.toolcalls import Conversation, Message, ToolCall, dump_json, parse_turn
 
-_VERSION = 1  # of the layout below; a change makes old prepared folders unknown
-_CHUNK = 512  # conversations that are encoded in one call of the tokenizer
+_VERSION = 2  # of the layout below; a change makes old prepared folders unknown
+_CHUNK = 512  # conversations that are encoded in one call of the tokenizer, as long as
+_CHUNK_TEXT = 4_000_000  # they have not more characters together
 _IDS = pa.list_(pa.int32())
 _DOCUMENTS = pa.schema(
     {"id": pa.string(), "source": pa.int32(), "category": pa.string(), "input_ids": _IDS, "supervised": _IDS}
 )
 _PROMPTS = pa.schema(
-    {"id": pa.string(), "turn": pa.int32(), "category": pa.string(), "input_ids": _IDS, "expected": pa.string()}
+    {
+        **{"id": pa.string(), "turn": pa.int32(), "category": pa.string(), "input_ids": _IDS, "expected": pa.string()},
+        **{"tools": pa.string(), "gold": pa.string(), "response_schema": pa.string()},
+    }
 )
 
 
@@ -45,7 +52,7 @@ class Preparation:
         thoughts: ``keep`` what the rows have, or ``none``: take it away. Canonical rendering only.
         max_length: Tokens that a document may have.
         too_long: What becomes of a longer one: ``drop`` it, or ``cut`` it behind the last model turn that fits.
-        held_out: Share of the conversations that are held out for validation; those with the same question go together.
+        held_out: Share of the conversations that are held out for validation; near-copies go together.
         side: Which part this is, ``kept`` or ``held_out``.
         prompts: Whether to make a prompt of each model turn too, to generate from.
     """
@@ -59,54 +66,14 @@ class Preparation:
     prompts: bool = False
 
 
-@dataclass
-class Report:
-    """What became of the rows; each list has ``[place, id, reason]``.
-
-    Attributes:
-        rows: Rows read.
-        documents: Documents made.
-        tokens: Their tokens.
-        supervised: Those of them that are learned.
-        prompts: Prompts made.
-        skipped: Rows that are not used.
-        flawed: Rows used verbatim though not all of their calls can be read; they make no prompts.
-        too_long: Rows left out because they are longer than ``max_length``.
-        cut: Rows cut behind a turn.
-    """
-
-    rows: int = 0
-    documents: int = 0
-    tokens: int = 0
-    supervised: int = 0
-    prompts: int = 0
-    skipped: list[tuple[str, str, str]] = field(default_factory=list)
-    flawed: list[tuple[str, str, str]] = field(default_factory=list)
-    too_long: list[tuple[str, str, str]] = field(default_factory=list)
-    cut: list[tuple[str, str, str]] = field(default_factory=list)
-
-    def lines(self, name: str, examples: int = 3) -> list[str]:
-        """The report in a few lines of text."""
-        share = self.supervised / self.tokens if self.tokens else 0.0
-        out = [
-            f"{name}: {self.documents:,} of {self.rows:,} rows, {self.tokens:,} tokens, {share:.1%} of them supervised"
-            + (f", {self.prompts:,} turns to generate" if self.prompts else "")
-        ]
-        for what in ("skipped", "flawed", "too_long", "cut"):
-            cases = getattr(self, what)
-            out += [f"  {len(cases):,} {what.replace('_', ' ')}"] if cases else []
-            out += [f"    {place} ({id}): {reason}" for place, id, reason in cases[:examples]]
-            out += ["    …"] if len(cases) > examples else []
-        return out
-
-
 @dataclass(frozen=True)
 class Prepared:
     """A prepared data set.
 
     Attributes:
         documents: Rows ``id, source, category, input_ids, supervised``, see :class:`fc_lightning.packing.Document`.
-        prompts: Rows ``id, turn, category, input_ids, expected``; ``expected`` is the JSON of a list of calls.
+        prompts: Rows ``id, turn, category, input_ids, expected, tools, gold, response_schema``; the last four are JSON,
+            see :class:`fc_lightning.data.datamodule.PromptBatch`.
         report: What became of the rows.
     """
 
@@ -158,29 +125,56 @@ def read_conversations(
     sources: Sequence[Source], template: ChatTemplate, how: Preparation, report: Report
 ) -> Iterator[tuple[int, str, Conversation]]:
     """The usable conversations, each with the number of its source and its place; the others go into the report."""
-    for number, source in enumerate(sources):
-        for place, row in source.rows():
-            report.rows += 1
-            default_id = f"{Path(source.path).stem}_{place.rsplit(':', 1)[-1]}"
-            try:
-                if isinstance(row, str):
-                    raise RowError(f"not a JSON object: {row[:80].strip()}")
-                conversation = read_row(row, source.format, default_id)
-            except RowError as error:
-                report.skipped.append((place, str(_row_id(row, default_id)), str(error)))
+
+    def rows() -> Iterator[tuple[int, str, Row]]:
+        return ((number, place, row) for number, source in enumerate(sources) for place, row in source.rows())
+
+    if not how.held_out:
+        yield from usable(rows(), sources, template, how, report)
+        return
+    # What is held out hangs on all conversations, so they are read twice.
+    read = (sources[number].read(row, place) for number, place, row in rows())
+    questions = [_question(one) for one in read if isinstance(one, Conversation)]
+    yield from usable(rows(), sources, template, how, report, iter(hold_out(questions, how.held_out)))
+
+
+def usable(
+    rows: Iterable[tuple[int, str, Row]],
+    sources: Sequence[Source],
+    template: ChatTemplate,
+    how: Preparation,
+    report: Report,
+    held_out: Iterator[bool] | None = None,
+) -> Iterator[tuple[int, str, Conversation]]:
+    """Those of the rows that can be used; the others go into the report.
+
+    Args:
+        rows: The number of the source, the place and the row.
+        sources: Give the rows' formats.
+        template: Renders; verbatim rendering needs no calls that can be read.
+        how: What is wanted.
+        report: Is added to.
+        held_out: For each conversation that can be read, whether it is held out; only those of ``how.side`` are given.
+    """
+    for number, place, row in rows:
+        report.rows += 1
+        conversation = sources[number].read(row, place)
+        if isinstance(conversation, RowError):
+            row_id = row.get("id") if isinstance(row, dict) else None
+            report.skipped.append((place, brief(str(row_id or default_id(place))), brief(str(conversation))))
+            continue
+        if held_out is not None and next(held_out) != (how.side == "held_out"):
+            report.rows -= 1
+            continue
+        if conversation.defects:
+            flaw = (place, conversation.id, brief("; ".join(conversation.defects)))
+            if template.render_mode == "canonical":
+                report.skipped.append(flaw)
                 continue
-            if how.held_out and (_is_held_out(conversation, how.held_out) != (how.side == "held_out")):
-                report.rows -= 1
-                continue
-            if conversation.defects:
-                flaw = (place, conversation.id, "; ".join(conversation.defects))
-                if template.render_mode == "canonical":
-                    report.skipped.append(flaw)
-                    continue
-                report.flawed.append(flaw)
-            if how.thoughts == "none":
-                conversation = replace(conversation, messages=tuple(map(_without_thought, conversation.messages)))
-            yield number, place, conversation
+            report.flawed.append(flaw)
+        if how.thoughts == "none":
+            conversation = replace(conversation, messages=tuple(map(_without_thought, conversation.messages)))
+        yield number, place, conversation
 
 
 def _write(sources: Sequence[Source], template: ChatTemplate, how: Preparation, folder: Path) -> Report:
@@ -191,7 +185,7 @@ def _write(sources: Sequence[Source], template: ChatTemplate, how: Preparation, 
         pa.ipc.new_stream(str(folder / "prompts.arrow"), _PROMPTS) as prompts,
     ):
         while chunk := list(islice(conversations, _CHUNK)):
-            rows = list(_documents(chunk, template, how, report))
+            rows = list(documents_of(chunk, template, how, report))
             _write_rows(documents, _DOCUMENTS, rows)
             if how.prompts:
                 _write_rows(prompts, _PROMPTS, list(_prompts(chunk, template, how, report)))
@@ -203,7 +197,7 @@ def _write(sources: Sequence[Source], template: ChatTemplate, how: Preparation, 
     return report
 
 
-def _documents(
+def documents_of(
     chunk: Sequence[tuple[int, str, Conversation]], template: ChatTemplate, how: Preparation, report: Report
 ) -> Iterator[dict[str, Any]]:
     """Encode conversations, all in one go; long ones are cut or left out."""
@@ -214,11 +208,18 @@ def _documents(
             messages = template.messages(conversation)
             if not template.model_turns(messages):
                 raise ChatTemplateError("no turn of the model in it")
-            rendered.append(template.render(messages, conversation))
-            entries.append(entry)
+            text = template.render(messages, conversation)
         except ChatTemplateError as error:
             report.skipped.append((entry[1], conversation.id, str(error)))
-    for (source, place, conversation), encoded in zip(entries, template.encode(rendered, how.supervise), strict=True):
+            continue
+        # No tokenizer can make it fit: it is not even encoded.
+        if how.too_long == "drop" and len(text.text) > how.max_length * template.longest_token:
+            reason = f"{len(text.text):,} characters, `data.max_length` is {how.max_length:,} tokens"
+            report.too_long.append((entry[1], conversation.id, reason))
+            continue
+        rendered.append(text)
+        entries.append(entry)
+    for (source, place, conversation), encoded in zip(entries, _encode(rendered, template, how), strict=True):
         fitting: Encoded | None = encoded
         if len(encoded.input_ids) > how.max_length:
             reason = f"{len(encoded.input_ids):,} tokens, `data.max_length` is {how.max_length:,}"
@@ -236,28 +237,50 @@ def _documents(
 def _cut(conversation: Conversation, template: ChatTemplate, how: Preparation) -> Encoded | None:
     """The conversation up to the last model turn with which it still fits; None if not even the first does."""
     messages = template.messages(conversation)
-    for last in reversed(template.model_turns(messages)):
-        encoded = template.encode([template.render(messages[: last + 1], conversation)], how.supervise)[0]
-        if len(encoded.input_ids) <= how.max_length:
-            return encoded
-    return None
+
+    def encode(last: int) -> Encoded:
+        return template.encode([template.render(messages[: last + 1], conversation)], how.supervise)[0]
+
+    turns = template.model_turns(messages)
+    fitting = bisect_right(turns, how.max_length, key=lambda last: len(encode(last).input_ids))
+    return encode(turns[fitting - 1]) if fitting else None
+
+
+def _encode(rendered: Sequence[Rendered], template: ChatTemplate, how: Preparation) -> Iterator[Encoded]:
+    """Encode in as few calls of the tokenizer as memory allows."""
+    group: list[Rendered] = []
+    characters = 0
+    for one in rendered:
+        if group and characters + len(one.text) > _CHUNK_TEXT:
+            yield from template.encode(group, how.supervise)
+            group, characters = [], 0
+        group.append(one)
+        characters += len(one.text)
+    yield from template.encode(group, how.supervise)
 
 
 def _prompts(
     chunk: Sequence[tuple[int, str, Conversation]], template: ChatTemplate, how: Preparation, report: Report
 ) -> Iterator[dict[str, Any]]:
     """A prompt for each model turn, with the true history before it. `max_length` is for training, not for these."""
-    rendered, rows = [], []
-    for _, _, conversation in chunk:
-        if conversation.defects:
+    rendered: list[Rendered] = []
+    rows: list[dict[str, Any]] = []
+    for _, place, conversation in chunk:
+        messages = [] if conversation.defects else template.messages(conversation)
+        schema = conversation.response_schema
+        row: dict[str, Any] = {"id": conversation.id, "category": conversation.category}
+        row["tools"] = dump_json([tool.to_openai() for tool in conversation.tools])
+        row["response_schema"] = "" if schema is None else dump_json(schema)
+        gold = dump_json(conversation.gold) if conversation.gold else ""
+        if (length := len(dump_json(messages)) + len(row["tools"])) > how.max_length * template.longest_token:
+            report.too_long.append((place, conversation.id, f"{length:,} characters: makes no prompts"))
             continue
-        messages = template.messages(conversation)
         for turn, index in enumerate(template.model_turns(messages)):
             rendered.append(template.render(messages[:index], conversation, generation_prompt=True))
-            expected = dump_json([call.to_dict() for call in _expected_calls(conversation, template, index)])
-            ids = {"id": conversation.id, "turn": turn, "category": conversation.category}
-            rows.append({**ids, "expected": expected})
-    for row, encoded in zip(rows, template.encode(rendered), strict=True):
+            calls = [call.to_dict() for call in _expected_calls(conversation, template, index)]
+            rows.append({**row, "turn": turn, "expected": dump_json(calls), "gold": gold if calls else ""})
+            gold = "" if calls else gold  # it belongs to the first turn that calls
+    for row, encoded in zip(rows, _encode(rendered, template, how), strict=True):
         report.prompts += 1
         yield {**row, "input_ids": encoded.input_ids}
 
@@ -275,18 +298,12 @@ def _spans(mask: Sequence[bool]) -> list[int]:
     return [*starts_set, *edges, *([len(mask)] if mask and mask[-1] else [])]
 
 
-def _is_held_out(conversation: Conversation, share: float) -> bool:
-    questions = "\n".join(message.content for message in conversation.messages if message.role == "user")
-    words = " ".join(questions.lower().split())
-    return int.from_bytes(hashlib.sha256(words.encode()).digest()[:8]) < share * 2**64
+def _question(conversation: Conversation) -> str:
+    return "\n".join(message.content for message in conversation.messages if message.role == "user")
 
 
 def _without_thought(message: Message) -> Message:
     return replace(message, thought=None)
-
-
-def _row_id(row: Any, default: str) -> Any:
-    return row.get("id") or default if isinstance(row, dict) else default
 
 
 def _write_rows(writer: pa.RecordBatchStreamWriter, schema: pa.Schema, rows: Sequence[dict[str, Any]]) -> None:

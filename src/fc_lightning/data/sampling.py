@@ -46,6 +46,7 @@ class MicroBatchSampler(Sampler[MicroBatch]):
         self.num_replicas, self.rank, self.seed = num_replicas, rank, seed
         self.sources, self.weights = sources, weights
         self.epoch = 0
+        self._num_packs: int | None = None  # of an epoch of weighted sources
         self._length: int | None = None
 
     def set_epoch(self, epoch: int) -> None:
@@ -55,20 +56,43 @@ class MicroBatchSampler(Sampler[MicroBatch]):
     def plan(self) -> list[MicroBatch]:
         """All ranks' micro-batches of the epoch, in order."""
         rng = random.Random(f"{self.seed}/{self.epoch}")
+        rows = self._rows(self.epoch, rng)
+        if self.weights is not None and self.capacity is not None:
+            if self._num_packs is None:
+                self._num_packs = len(self._rows(0, random.Random(f"{self.seed}/0")))
+            rows = self._as_many(rows, self._num_packs)
+        if self.seed is not None and self.capacity is not None:
+            rng.shuffle(rows)
+        return [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
+
+    def _rows(self, epoch: int, rng: random.Random) -> list[list[int]]:
         documents = list(range(len(self.lengths)))
         if self.weights is not None and self.sources is not None:
-            # The same draw in every epoch, so that every epoch has the same number of packs.
-            documents = draw_by_weight(self.sources, self.weights, random.Random(self.seed))
+            documents = draw_by_weight(self.sources, self.weights, self.seed, epoch)
         if self.seed is not None:
             rng.shuffle(documents)
+        return self._packs(documents)
+
+    def _packs(self, documents: list[int]) -> list[list[int]]:
         if self.capacity is None:
-            rows = [[document] for document in documents]
-        else:
-            packs = plan_packs([self.lengths[document] for document in documents], self.capacity)
-            rows = [[documents[index] for index in pack] for pack in packs]
-            if self.seed is not None:
-                rng.shuffle(rows)
-        return [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
+            return [[document] for document in documents]
+        packs = plan_packs([self.lengths[document] for document in documents], self.capacity)
+        return [[documents[index] for index in pack] for pack in packs]
+
+    def _as_many(self, rows: list[list[int]], count: int) -> list[list[int]]:
+        """The draws of an epoch in exactly so many packs, as the trainer counts on every epoch's having.
+
+        Other draws may need some packs more or less. The few documents that are too many, of whichever source, are left
+        out of this epoch; where packs are missing, a document of a full one gets its own.
+        """
+        while len(rows) > count:
+            documents = sorted(document for row in rows for document in row)
+            random.Random(f"{self.seed}/{self.epoch}/{len(documents)}").shuffle(documents)
+            rows = self._packs(documents[: -max(1, (len(rows) - count) * len(documents) // (2 * len(rows)))])
+        while len(rows) < count:
+            fullest = max(rows, key=len)
+            rows.append([fullest.pop()] if len(fullest) > 1 else [])
+        return rows
 
     def __iter__(self) -> Iterator[MicroBatch]:
         return iter(deal(self.plan(), self.num_replicas, self.rank))
@@ -98,14 +122,29 @@ def plan_generation(lengths: Sequence[int], max_tokens: int, max_prompts: int) -
     return batches
 
 
-def draw_by_weight(sources: Sequence[int], weights: Sequence[float], rng: random.Random) -> list[int]:
-    """As many documents as there are, each source giving its share by weight: some repeat, others are left out."""
+def draw_by_weight(sources: Sequence[int], weights: Sequence[float], seed: int | None, epoch: int) -> list[int]:
+    """Draw as many documents as there are, each source giving its share by weight.
+
+    A source is gone through from epoch to epoch, in another order each time it begins anew: none of its documents is
+    drawn again before all others have been.
+
+    Args:
+        sources: The source of each document.
+        weights: The weight of each source.
+        seed: Of the orders.
+        epoch: Which draw.
+    """
     by_source: list[list[int]] = [[] for _ in weights]
     for document, source in enumerate(sources):
         by_source[source].append(document)
     drawn: list[int] = []
-    for documents, weight in zip(by_source, weights, strict=True):
+    for source, (documents, weight) in enumerate(zip(by_source, weights, strict=True)):
         count = round(len(sources) * weight / sum(weights))
-        whole, rest = divmod(count, len(documents)) if documents else (0, 0)
-        drawn += documents * whole + rng.sample(documents, rest)
+        start = epoch * count
+        while documents and count:
+            nth, first = divmod(start, len(documents))
+            order = random.Random(f"{seed}/{source}/{nth}").sample(documents, len(documents))
+            taken = order[first : first + count]
+            drawn += taken
+            start, count = start + len(taken), count - len(taken)
     return drawn

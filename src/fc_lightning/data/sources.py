@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from itertools import islice
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import datasets
+import pyarrow as pa
 import pyarrow.parquet as parquet
 
+from fc_lightning.formats import RowError, read_row
+from fc_lightning.toolcalls import Conversation
+
 _SUFFIXES = (".json", ".jsonl", ".parquet")
+# A longer row is not even parsed; so many characters are some million tokens.
+MAX_ROW = 4_000_000
+# Each turn of an evaluated conversation is a prompt with all turns before it.
+_MAX_TURNS = 1000
+
+Row = dict[str, Any] | RowError
 
 
 class DataError(ValueError):
@@ -44,13 +55,48 @@ class Source:
     limit: int | None = None
     weight: float | None = None
 
-    def rows(self) -> Iterator[tuple[str, dict[str, Any] | str]]:
-        """The rows in order, each with its place (``file:row``, counted from 1); what is no object is given as text.
+    def rows(self, start: int = 0, step: int = 1, stream: bool = False) -> Iterator[tuple[str, Row]]:
+        """The rows number ``start``, ``start + step``, …, each with its place (``file:row``, counted from 1).
+
+        What is no row comes as the :class:`fc_lightning.formats.RowError` that says why. Rows between are passed over
+        without being parsed.
+
+        Args:
+            start: The first row, counted from 0.
+            step: To take every row, 1.
+            stream: Whether to read a hub data set over the network, without downloading all of it first.
 
         Raises:
             DataError: If there is nothing at the path.
         """
-        return islice(self._all_rows(), self.limit)
+        path = Path(self.path)
+        saved = (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists()
+        if path.is_dir() and saved:
+            yield from self._dataset_rows(datasets.load_from_disk(self.path), start, step)
+        elif files := [file for file in self._files() if file.suffix in _SUFFIXES]:
+            rows = chain.from_iterable(map(_file_rows, files))
+            for place, parse in islice(rows, start, self.limit, step):
+                yield place, parse()
+        elif path.exists():
+            raise DataError(f"{self.path}: no {', '.join(_SUFFIXES)} file and no saved data set there")
+        elif path.suffix in _SUFFIXES or self.path.startswith((".", "/", "~")) or self.path.count("/") != 1:
+            raise DataError(f"{self.path}: there is no such file or folder")
+        else:
+            yield from self._dataset_rows(self._from_hub(stream), start, step)
+
+    def read(self, row: Row, place: str) -> Conversation | RowError:
+        """The conversation that a row holds, or why it holds none."""
+        if isinstance(row, RowError):
+            return row
+        try:
+            conversation = read_row(row, self.format, default_id(place))
+        except RowError as error:
+            return error
+        if sum(len(message.content) for message in conversation.messages) > MAX_ROW:
+            return RowError(f"longer than {MAX_ROW:,} characters")
+        if len(conversation.messages) > _MAX_TURNS:
+            return RowError(f"{len(conversation.messages):,} messages, more than {_MAX_TURNS:,}")
+        return conversation
 
     def fingerprint(self) -> str:
         """Changes whenever the rows may have changed."""
@@ -66,44 +112,39 @@ class Source:
             return sorted(file for file in path.rglob("*") if file.suffix in (*_SUFFIXES, ".arrow"))
         return [path] if path.is_file() else []
 
-    def _all_rows(self) -> Iterator[tuple[str, dict[str, Any] | str]]:
-        path = Path(self.path)
-        saved = (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists()
-        if path.is_dir() and saved:
-            yield from self._dataset_rows(datasets.load_from_disk(self.path))
-        elif files := [file for file in self._files() if file.suffix in _SUFFIXES]:
-            for file in files:
-                yield from _file_rows(file)
-        elif path.exists():
-            raise DataError(f"{self.path}: no {', '.join(_SUFFIXES)} file and no saved data set there")
-        elif path.suffix in _SUFFIXES or self.path.startswith((".", "/", "~")) or self.path.count("/") != 1:
-            raise DataError(f"{self.path}: there is no such file or folder")
-        else:
-            yield from self._dataset_rows(self._from_hub())
-
-    def _from_hub(self) -> Any:
+    def _from_hub(self, stream: bool) -> Any:
         try:
-            return datasets.load_dataset(self.path, self.name, split=self.split, revision=self.revision)
+            return datasets.load_dataset(
+                self.path, self.name, split=self.split, revision=self.revision, streaming=stream
+            )
         except (OSError, ValueError) as error:
             raise DataError(
                 f"{self.path}: no such file or folder here, and the hub cannot give a data set of that name: {error}"
             ) from error
 
-    def _dataset_rows(self, dataset: Any) -> Iterator[tuple[str, dict[str, Any] | str]]:
+    def _dataset_rows(self, dataset: Any, start: int, step: int) -> Iterator[tuple[str, Row]]:
         if isinstance(dataset, datasets.DatasetDict):
             if self.split not in dataset:
                 raise DataError(f"{self.path}: no split {self.split!r}, there are {', '.join(sorted(dataset))}")
             dataset = dataset[self.split]
-        for number, row in enumerate(dataset, 1):
-            yield f"{self.path}:{number}", row
+        if isinstance(dataset, datasets.IterableDataset):
+            rows: Iterator[tuple[int, Any]] = islice(enumerate(dataset, 1), start, self.limit, step)
+        else:
+            end = len(dataset) if self.limit is None else min(self.limit, len(dataset))
+            numbers = range(start, end, step)
+            rows = zip((number + 1 for number in numbers), dataset.select(numbers), strict=True)
+        for number, row in rows:
+            yield f"{self.path}:{number}", {key: _without_nulls(value) for key, value in row.items()}
 
 
-def _file_rows(file: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
+def _file_rows(file: Path) -> Iterator[tuple[str, Callable[[], Row]]]:
+    """Each row's place, and the function that parses it."""
     if file.suffix == ".jsonl":
-        with file.open(encoding="utf-8", errors="replace") as stream:
-            for number, line in enumerate(stream, 1):
-                if line.strip():
-                    yield f"{file}:{number}", _parse_line(line)
+        # Bytes that are not UTF-8 become what no text may hold: their row is refused, not changed in silence.
+        with file.open(encoding="utf-8", errors="surrogateescape") as stream:
+            for number, line in enumerate(_lines(stream), 1):
+                if not line.isspace():
+                    yield f"{file}:{number}", partial(_parse_line, line)
     elif file.suffix == ".json":
         try:
             rows = json.loads(file.read_text(encoding="utf-8"))
@@ -112,18 +153,67 @@ def _file_rows(file: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
         if not isinstance(rows, list):
             raise DataError(f"{file}: a list of rows is needed, this is a {type(rows).__name__}")
         for number, row in enumerate(rows, 1):
-            yield f"{file}:{number}", row if isinstance(row, dict) else repr(row)
+            yield f"{file}:{number}", partial(_checked, row)
     else:
         number = 0
-        for batch in parquet.ParquetFile(file).iter_batches():
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{file}:{number}", row
+        try:
+            for batch in parquet.ParquetFile(file).iter_batches(batch_size=1024):
+                for index in range(len(batch)):
+                    number += 1
+                    yield f"{file}:{number}", partial(_parse_record, batch, index)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{file}: Parquet cannot be read behind row {number:,}: {error}") from error
 
 
-def _parse_line(line: str) -> dict[str, Any] | str:
+def _lines(stream: TextIO) -> Iterator[str]:
+    """The lines; of one that is too long, only the beginning."""
+    while line := stream.readline(MAX_ROW + 1):
+        rest = line
+        while len(line) > MAX_ROW and rest and not rest.endswith("\n"):
+            rest = stream.readline(MAX_ROW)
+        yield line
+
+
+def _parse_line(line: str) -> Row:
+    if len(line) > MAX_ROW:
+        return RowError(f"longer than {MAX_ROW:,} characters: {brief(line.strip(), 80)}")
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return line
-    return row if isinstance(row, dict) else line
+        return _checked(json.loads(line))
+    except RecursionError:
+        return RowError("the row is nested too deep")
+    except ValueError as error:
+        return RowError(f"not JSON ({error}): {brief(line.strip(), 80)}")
+
+
+def _parse_record(batch: pa.RecordBatch, index: int) -> Row:
+    record = batch.slice(index, 1)
+    if record.nbytes > 4 * MAX_ROW:
+        return RowError(f"longer than {4 * MAX_ROW:,} bytes")
+    return {key: _without_nulls(value) for key, value in record.to_pylist()[0].items()}
+
+
+def _checked(row: Any) -> Row:
+    return row if isinstance(row, dict) else RowError(f"a row is an object, not {type(row).__name__}")
+
+
+def _without_nulls(value: Any) -> Any:
+    """The value without what is null in its objects.
+
+    A column of objects gives each of them the keys of all: an argument that another row's call has is null here, not
+    missing, and nobody can tell the two apart.
+    """
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def default_id(place: str) -> str:
+    """The id of a row that has none of its own."""
+    path, _, number = place.rpartition(":")
+    return f"{Path(path).stem}_{number}"
+
+
+def brief(text: str, limit: int = 300) -> str:
+    """A text for messages: short, and such that every file and terminal takes it."""
+    text = text if len(text) <= limit else text[:limit] + "…"
+    return text.encode(errors="backslashreplace").decode()

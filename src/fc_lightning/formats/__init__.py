@@ -16,8 +16,10 @@ from fc_lightning.formats.draft import Row, RowError
 from fc_lightning.formats.readers import (
     DEFAULT_SYSTEM_PROMPT,
     read_columns,
+    read_glaive,
     read_hermes,
     read_openai,
+    read_prompt_completion,
     read_sharegpt,
     read_xlam,
 )
@@ -95,11 +97,12 @@ def register_format(name: str, reader: Reader, detects: Detector | None = None) 
     FORMATS.update({name: Format(reader, detects), **others})
 
 
-def _role_names(row: Row) -> set[str]:
-    """What the turns of ``conversations`` call their speakers."""
+def _is_sharegpt(row: Row) -> bool:
+    """Whether a turn is a call, or the system text has a column of its own: Hermes has neither."""
     turns = row.get("conversations")
     turns = [turn for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
-    return {str(turn.get("from") or turn.get("role")) for turn in turns}
+    calls = any("function_call" in (turn.get("from"), turn.get("role")) for turn in turns)
+    return calls or bool(turns and row.get("system"))
 
 
 def _detect(row: Row) -> Reader:
@@ -126,9 +129,11 @@ def _find_reader(name: str) -> Reader:
 
 # Detectors are asked from top to bottom; Hermes takes any `conversations`, so ShareGPT's come before it.
 FORMATS: dict[str, Format] = {
-    "sharegpt": Format(read_sharegpt, lambda row: "function_call" in _role_names(row)),
+    "sharegpt": Format(read_sharegpt, _is_sharegpt),
     "hermes": Format(read_hermes, lambda row: isinstance(row.get("conversations"), list)),
     "openai": Format(read_openai, lambda row: isinstance(row.get("messages"), list)),
     "columns": Format(read_columns, lambda row: "query" in row and "tool_call" in row),
     "xlam": Format(read_xlam, lambda row: "query" in row and "answers" in row),
+    "trl": Format(read_prompt_completion, lambda row: "prompt" in row and "completion" in row),
+    "glaive": Format(read_glaive, lambda row: isinstance(row.get("chat"), str)),
 }

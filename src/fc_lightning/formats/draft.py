@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,7 @@ from fc_lightning.toolcalls import (
     call_from_value,
     parse_literal,
     parse_turn,
+    plain,
     render_turn,
     tool_from_value,
 )
@@ -50,10 +52,12 @@ class Draft:
     Attributes:
         messages: Each message with the number of the row's turn that it comes from.
         defects: What is wrong with the row, as far as it has been read.
+        response_schema: The JSON schema of the answer, in JSON mode.
     """
 
     messages: list[tuple[int, Message]] = field(default_factory=list)
     defects: list[str] = field(default_factory=list)
+    response_schema: dict[str, Any] | None = None
 
     def add(
         self, number: int, role: Role, text: str, thought: str | None = None, calls: tuple[ToolCall, ...] = ()
@@ -85,6 +89,30 @@ class Draft:
         except CallSyntaxError as problem:
             self.defects.append(f"tools: {problem}")
             return ()
+
+    def read_schema(self, value: Any) -> None:
+        """The JSON schema that the answer must follow, an object or a text of one."""
+        try:
+            schema = parse_literal(value) if isinstance(value, str) else plain(value)
+        except CallSyntaxError as problem:
+            self.defects.append(f"schema: {problem}")
+        else:
+            self.response_schema = schema if isinstance(schema, dict) else None
+            self.defects += [] if isinstance(schema, dict) else [f"schema: no object, but {type(schema).__name__}"]
+
+    def read_gold(self, value: Any) -> tuple[dict[str, Any], ...]:
+        """Each call's accepted values, ``{name: {argument: [value, …]}}`` as the Berkeley leaderboard writes them."""
+        try:
+            calls = plain(_as_list(value))
+        except CallSyntaxError as problem:
+            self.defects.append(f"gold: {problem}")
+            return ()
+        for call in calls:
+            arguments = next(iter(call.values())) if isinstance(call, dict) and len(call) == 1 else None
+            if not isinstance(arguments, dict) or not all(isinstance(values, list) for values in arguments.values()):
+                self.defects.append("gold: a call is {name: {argument: [accepted value, …]}}")
+                return ()
+        return tuple(calls)
 
     def read_calls(self, number: int, value: Any) -> tuple[ToolCall, ...]:
         """The calls of a turn, from one or a list of them, objects or texts; a defect for each broken one."""
@@ -128,15 +156,16 @@ class Draft:
     def finish(self, row: Row, tools: tuple[Tool, ...], raw_turns: list[tuple[str, str]] | None = None) -> Conversation:
         """The conversation, after a look at what could not be written and read back."""
         role_before = ""
+        flawed = {re.split("[:,]", defect, maxsplit=1)[0] for defect in self.defects}
         for index, (number, message) in enumerate(self.messages):
             problem = _problem(message) if message.role == "assistant" else ""
             if message.role == "system" and index:
                 problem = "a system message that is not the first"
             elif message.role == role_before == "assistant":
                 problem = problem or "a turn of the assistant right behind another one"
-            known = any(defect.startswith((f"turn {number}:", f"turn {number},")) for defect in self.defects)
-            self.defects += [f"turn {number}: {problem}"] if problem and not known else []
+            self.defects += [f"turn {number}: {problem}"] if problem and f"turn {number}" not in flawed else []
             role_before = message.role
+        gold = self.read_gold(row.get("gold"))
         row_id, category = row.get("id"), row.get("category")
         return Conversation(
             id=text_of(str(row_id), "`id`") if isinstance(row_id, str | int) and row_id is not True else "",
@@ -145,6 +174,8 @@ class Draft:
             category=text_of(category, "`category`") if isinstance(category, str) else "",
             raw_turns=tuple(raw_turns or ()),
             defects=tuple(self.defects),
+            gold=gold,
+            response_schema=self.response_schema,
         )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from fc_lightning.formats.draft import ROLES, Draft, Row, column_text, read_tools, turn_text, turns_of
+from fc_lightning.formats.draft import ROLES, Draft, Row, RowError, column_text, read_tools, turn_text, turns_of
 from fc_lightning.toolcalls import (
     CALL_CLOSE,
     CALL_OPEN,
@@ -28,54 +29,67 @@ Write your reasoning between <think> and </think>."""
 _TOOLS_OPEN, _TOOLS_CLOSE = "<tools>", "</tools>"
 # So many tags are tried as the ends of a block of tools: prose and descriptions may hold some too.
 _MAX_TOOLS_TAGS = 8
-_RESPONSE = re.compile(r"<tool_response>(.*?)</tool_response>", re.DOTALL)
 # The schema of a call, with two levels of objects inside, as Hermes rows print it.
-_OBJECT = r"\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}"
+_OBJECT = r"\{(?:[^{}]|\{(?:[^{}]|\{[^{}]{0,300}\}){0,300}\}){0,300}\}"
+# All of them look ahead only so far: a hostile text costs linear time.
 _BOILERPLATE = tuple(
-    re.compile(pattern + r"[^\S\n]*", re.IGNORECASE)
+    re.compile(pattern + r"[^\S\n]{0,9}", re.IGNORECASE)
     for pattern in (
         # Any sentence about the tags in which the tools stood: they no longer stand there.
-        r"(?:^|(?<=[.!?\n]))[^.!?\n]*<tools>\s*</tools>[^.!?\n]*[.!?]",
+        r"(?:^|(?<=[.!?\n]))[^.!?\n]{0,300}<tools>\s{0,9}</tools>[^.!?\n]{0,300}[.!?]",
         r"You are a function calling AI model\.",
         r"You may call one or more functions to assist with the user query\.",
         r"If available tools are not relevant in assisting with (?:the )?user query, just respond in natural "
         r"conversational language\.",
         r"Don['’]t make assumptions about what values to plug into (?:the )?(?:functions|json schema)\.",
         r"After calling (?:&|and) executing the functions, you will be provided with function results within "
-        r"<tool_response>\s*</tool_response> XML tags\.",
+        r"<tool_response>\s{0,9}</tool_response> XML tags\.",
         r"Here are the available tools:",
-        rf"Use the following pydantic model json schema for each tool call you will make:\s*(?:{_OBJECT})?",
-        rf"For each (?:extraction )?function call,? return a json object[^.:\n]*:\s*(?:{_OBJECT})?",
-        r"Each function call should be enclosed within <tool_call>\s*</tool_call> XML tags"
+        rf"Use the following pydantic model json schema for each tool call you will make:\s{{0,9}}(?:{_OBJECT})?",
+        rf"For each (?:extraction )?function call,? return a json object[^.:\n]{{0,300}}:\s{{0,9}}(?:{_OBJECT})?",
+        r"Each function call should be enclosed within <tool_call>\s{0,9}</tool_call> XML tags"
         r"(?: as follows)?[.:]?",
-        r"(?:Example:\s*)?<tool_call>\s*\{[^{}]*\}\s*</tool_call>",
+        r"(?:Example:\s{0,9})?<tool_call>\s{0,9}\{[^{}]{0,300}\}\s{0,9}</tool_call>",
     )
 )
 
+_INK = re.compile(r"\S")
+_GLAIVE_TURN = re.compile(r"^(USER|ASSISTANT|FUNCTION RESPONSE):", re.MULTILINE)
+_GLAIVE_ROLES: dict[str, Role] = {"USER": "user", "ASSISTANT": "assistant", "FUNCTION RESPONSE": "tool"}
+_GLAIVE_TOOLS, _GLAIVE_CALL, _GLAIVE_END = "Use them if required -", "<functioncall>", "<|endoftext|>"
+_GLAIVE_INTRODUCTION = "You are a helpful assistant with access to the following functions. "
+_GLAIVE_ARGUMENTS = re.compile(r"""\{\s*"name":\s*"([^"]*)",\s*"arguments":\s*'(.*)'\s*\}""", re.DOTALL)
+
 
 def read_hermes(row: Row) -> Conversation:
-    """Hermes: ``conversations`` whose texts hold the tools, thoughts, calls and responses between tags."""
+    """Hermes: ``conversations`` whose texts hold the tools, thoughts, calls and responses between tags.
+
+    JSON-mode rows offer no tools: their answer is JSON of a ``schema``, a column or a block in the system text.
+    """
     draft = Draft()
-    tools = draft.read_tools(row.get("tools"))
+    tools, schema = draft.read_tools(row.get("tools")), row.get("schema")
     raw_turns: list[tuple[str, str]] = []
     # `messages` with such texts are taken for OpenAI's unless this format is named.
     for number, (name, role, turn) in enumerate(turns_of(row, ("conversations", "messages")), 1):
         text = turn_text(turn, number)
         raw_turns.append(("model" if name in ("gpt", "assistant") else name, text))
         if role == "system":
+            schema = schema or next(iter(_blocks(text, "schema")[0]), None)
             text, offered, problem = _split_system(text)
             tools = tools or offered
             draft.defects += [f"tools: {problem}"] if problem and not tools else []
             draft.add(number, role, text)
         elif role == "assistant":
             draft.add_text_turn(number, text)
-        elif role == "tool" and (responses := _RESPONSE.findall(text)):
-            if _RESPONSE.sub("", text).strip():
+        elif role == "tool" and (responses := _blocks(text, "tool_response")[0]):
+            if _blocks(text, "tool_response")[1].strip():
                 draft.defects.append(f"turn {number}: text outside of <tool_response>")
             for response in responses:
                 draft.add(number, role, response)
         else:
             draft.add(number, role, text)
+    if schema and not tools:
+        draft.read_schema(schema)
     return draft.finish(row, tools, raw_turns)
 
 
@@ -141,6 +155,71 @@ def read_xlam(row: Row) -> Conversation:
     draft.add(2, "assistant", "", None, draft.read_calls(2, row.get("answers")))
     tools = draft.read_tools(row.get("tools"))
     return draft.finish(row, tuple(replace(tool, parameters=_schema(tool.parameters)) for tool in tools))
+
+
+def read_prompt_completion(row: Row) -> Conversation:
+    """TRL: ``prompt`` and ``completion`` with ``tools``; each of the two a list of messages or a text."""
+    messages: list[Any] = []
+    for key, role in (("prompt", "user"), ("completion", "assistant")):
+        value = row.get(key)
+        messages += value if isinstance(value, list) else [{"role": role, "content": value}]
+    # Calls that a text makes stand between tags in it.
+    reader = read_openai if isinstance(row.get("completion"), list) else read_hermes
+    return reader({**row, "messages": messages, "conversations": None})
+
+
+def read_glaive(row: Row) -> Conversation:
+    """Glaive v2: ``system`` with the functions, and ``chat``, a text that names each speaker at the start of a line."""
+    draft = Draft()
+    prompt, tools = _split_glaive_system(column_text(row, "system"), draft)
+    draft.add(0, "system", prompt)
+    chat = column_text(row, "chat", needed=True).strip()
+    # A blank line stands before each turn: "USER:" on a line of its own inside of a text is text.
+    marks = [m for m in _GLAIVE_TURN.finditer(chat) if not m.start() or chat[m.start() - 2 : m.start()] == "\n\n"]
+    if not marks or marks[0].start():
+        raise RowError("`chat` does not begin with a speaker, as `USER:`")
+    for number, (mark, end) in enumerate(zip(marks, [*(m.start() for m in marks[1:]), len(chat)], strict=True), 1):
+        text = chat[mark.end() : end].strip()
+        role = _GLAIVE_ROLES[mark[1]]
+        if role != "assistant":
+            draft.add(number, role, text)
+            continue
+        said, *calls = text.replace(_GLAIVE_END, "").split(_GLAIVE_CALL)
+        draft.add(number, role, said, None, draft.read_calls(number, [_glaive_call(call) for call in calls]))
+    return draft.finish(row, tools)
+
+
+def _split_glaive_system(text: str, draft: Draft) -> tuple[str, tuple[Tool, ...]]:
+    """What a Glaive system text says beside the functions, and these: JSON objects, one behind the other."""
+    prompt, marker, written = text.strip().removeprefix("SYSTEM:").partition(_GLAIVE_TOOLS)
+    values, decoder, end = [], json.JSONDecoder(), 0
+    try:
+        while following := _INK.search(written, end):
+            value, end = decoder.raw_decode(written, following.start())
+            values.append(value)
+    except ValueError as problem:
+        draft.defects.append(f"tools: function {len(values) + 1} of the system text is no JSON ({problem})")
+        return text, ()
+    return prompt.removesuffix(_GLAIVE_INTRODUCTION) if marker else prompt, draft.read_tools(values)
+
+
+def _glaive_call(text: str) -> Any:
+    """A call of Glaive's: its arguments are JSON between single quotes, in which quotes may stand as they are."""
+    quoted = _GLAIVE_ARGUMENTS.fullmatch(text.strip())
+    return {"name": quoted[1], "arguments": quoted[2].replace("\\'", "'")} if quoted else text
+
+
+def _blocks(text: str, tag: str) -> tuple[list[str], str]:
+    """What stands between each pair of a tag's marks, and the text outside of them all."""
+    opening, closing = f"<{tag}>", f"</{tag}>"
+    inside: list[str] = []
+    outside: list[str] = []
+    position = 0
+    while (start := text.find(opening, position)) >= 0 and (end := text.find(closing, start)) >= 0:
+        outside.append(text[position:start])
+        inside.append(text[start + len(opening) : end])
+        position = end + len(closing)
+    return inside, "".join([*outside, text[position:]])
 
 
 def _split_system(text: str) -> tuple[str, tuple[Tool, ...], str]:

@@ -1,0 +1,61 @@
+"""The report: what became of the rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fc_lightning.data.sources import DataError
+
+
+@dataclass
+class Report:
+    """What became of the rows; each list has ``[place, id, reason]``.
+
+    Attributes:
+        rows: Rows read.
+        documents: Documents made.
+        tokens: Their tokens.
+        supervised: Those of them that are learned.
+        prompts: Prompts made.
+        skipped: Rows that are not used.
+        flawed: Rows used verbatim though not all of their calls can be read; they make no prompts.
+        too_long: Rows left out because they are longer than ``max_length``.
+        cut: Rows cut behind a turn.
+    """
+
+    rows: int = 0
+    documents: int = 0
+    tokens: int = 0
+    supervised: int = 0
+    prompts: int = 0
+    skipped: list[tuple[str, str, str]] = field(default_factory=list)
+    flawed: list[tuple[str, str, str]] = field(default_factory=list)
+    too_long: list[tuple[str, str, str]] = field(default_factory=list)
+    cut: list[tuple[str, str, str]] = field(default_factory=list)
+
+    def check(self, name: str, max_unreadable: float) -> None:
+        """Stop if too many rows are unreadable.
+
+        Raises:
+            DataError: If a larger share than ``max_unreadable`` of the rows was skipped.
+        """
+        if len(self.skipped) > max_unreadable * self.rows:
+            cases = "".join(f"\n  {place} ({id}): {reason}" for place, id, reason in self.skipped[:5])
+            raise DataError(
+                f"`data.{name}`: {len(self.skipped):,} of {self.rows:,} rows cannot be read, more than "
+                f"{max_unreadable:.1%} (`data.max_unreadable`); `audit` lists them all, the first are{cases}"
+            )
+
+    def lines(self, name: str, examples: int = 3) -> list[str]:
+        """The report in a few lines of text."""
+        share = self.supervised / self.tokens if self.tokens else 0.0
+        out = [
+            f"{name}: {self.documents:,} of {self.rows:,} rows, {self.tokens:,} tokens, {share:.1%} of them supervised"
+            + (f", {self.prompts:,} turns to generate" if self.prompts else "")
+        ]
+        for what in ("skipped", "flawed", "too_long", "cut"):
+            cases = getattr(self, what)
+            out += [f"  {len(cases):,} {what.replace('_', ' ')}"] if cases else []
+            out += [f"    {place} ({id}): {reason}" for place, id, reason in cases[:examples]]
+            out += ["    …"] if len(cases) > examples else []
+        return out

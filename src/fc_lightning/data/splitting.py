@@ -1,0 +1,89 @@
+"""Holding out a share of conversations such that near-copies of one question stay on one side."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+_PERMUTATIONS, _BANDS = 128, 32
+_SHINGLE = 5  # bytes
+_SIMILAR = 0.6  # Jaccard similarity of two questions' shingles from which on they are near-copies
+_MAX_TEXT = 10_000  # characters of a question that are compared
+_MAX_LEADERS = 32  # so many members of a band's bucket are compared with all others in it
+
+
+def hold_out(questions: Sequence[str], share: float) -> list[bool]:
+    """Choose which conversations are held out.
+
+    It depends on the questions alone, not on their order: a group of near-copies goes where the hash of one of them
+    says.
+
+    Args:
+        questions: What the users ask in each conversation.
+        share: About so many of the groups are held out.
+    """
+    groups = near_copies(questions)
+    digests = [hashlib.sha256(_normal(question).encode()).digest()[:8] for question in questions]
+    smallest: dict[int, bytes] = {}
+    for group, digest in zip(groups, digests, strict=True):
+        smallest[group] = min(digest, smallest.get(group, digest))
+    # Of many hashes the smallest is no fair draw; the hash of it is.
+    draws = {group: int.from_bytes(hashlib.sha256(digest).digest()[:8]) for group, digest in smallest.items()}
+    return [draws[group] < share * 2**64 for group in groups]
+
+
+def near_copies(texts: Sequence[str]) -> list[int]:
+    """Group texts that are nearly the same: MinHash signatures (Broder 1997), compared where a band of them agrees.
+
+    Two texts are near-copies if about 60 % of their five-byte shingles are common (of a short question, all but one
+    word); what is near a near-copy is of the same group. Case, punctuation and spaces make no difference.
+
+    Returns:
+        For each text the number of its group, which is the index of the group's first text.
+    """
+    if not texts:
+        return []
+    signatures, where = np.unique(np.stack([_signature(_normal(text)) for text in texts]), axis=0, return_inverse=True)
+    parents = list(range(len(signatures)))
+
+    def root(node: int) -> int:
+        while parents[node] != node:
+            parents[node] = node = parents[parents[node]]
+        return node
+
+    for band in np.split(signatures, _BANDS, axis=1):
+        order = np.lexsort(band.T)
+        differs = (band[order][1:] != band[order][:-1]).any(axis=1)
+        starts = np.flatnonzero(np.concatenate([[True], differs, [True]]))
+        crowded = np.flatnonzero(np.diff(starts) > 1)
+        for start, end in zip(starts[crowded], starts[crowded + 1], strict=True):
+            for first in range(start, min(end - 1, start + _MAX_LEADERS)):
+                leader, others = order[first], order[first + 1 : end]
+                for other in others[(signatures[others] == signatures[leader]).mean(axis=1) >= _SIMILAR]:
+                    parents[root(int(other))] = root(int(leader))
+    groups = [root(int(node)) for node in where.ravel()]
+    first_of: dict[int, int] = {}
+    return [first_of.setdefault(group, index) for index, group in enumerate(groups)]
+
+
+def _normal(text: str) -> str:
+    """The words of a text's beginning."""
+    return " ".join(re.findall(r"\w+", text[:_MAX_TEXT].lower()))
+
+
+def _signature(text: str) -> np.ndarray:
+    """The MinHash signature of a text, ``(permutations,)``: the smallest of its shingles under each hash function."""
+    data = np.frombuffer(text.encode().ljust(_SHINGLE, b" "), dtype=np.uint8).astype(np.uint64)
+    count = len(data) - _SHINGLE + 1
+    shingles = sum((data[nth : nth + count] << np.uint64(8 * nth) for nth in range(1, _SHINGLE)), data[:count])
+    # Fibonacci hashing spreads them over 32 bits; each function is then a permutation of these.
+    spread = ((shingles * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)).astype(np.uint32)
+    return (_MULTIPLIERS[:, None] * spread[None, :] + _OFFSETS[:, None]).min(axis=1)
+
+
+_random = np.random.default_rng(0)
+_MULTIPLIERS = _random.integers(2**31, dtype=np.uint32, size=_PERMUTATIONS) * np.uint32(2) + np.uint32(1)
+_OFFSETS = _random.integers(2**32, dtype=np.uint32, size=_PERMUTATIONS)
