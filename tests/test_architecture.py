@@ -11,7 +11,7 @@ SOURCE = Path("src/fc_lightning")
 FILES = sorted(SOURCE.rglob("*.py"))
 # Lowest first. A room imports from floors below its own; rooms of one floor do not know each other.
 FLOORS = [
-    {"toolcalls"},
+    {"toolcalls", "grounding"},
     {"chat_template", "formats", "thoughts", "packing", "metrics", "attention", "adapters", "pages"},
     {"bases"},
     {"data", "modeling"},

@@ -19,6 +19,7 @@ from fc_lightning.data.prepare import Preparation, Prepared, fingerprint, load_p
 from fc_lightning.data.sampling import MicroBatch, MicroBatchSampler, deal, plan_generation
 from fc_lightning.data.sources import DataError, Source
 from fc_lightning.packing import PackingCollator
+from fc_lightning.thoughts import Thoughts
 
 
 class PromptBatch(TypedDict):
@@ -48,7 +49,9 @@ class FunctionCallingDataModule(LightningDataModule):
         supervise: What is learned. Follows ``model.supervise``.
         render: ``canonical`` writes tools and calls anew as JSON; ``verbatim`` keeps the text of the rows.
         chat_template: A Jinja file to use instead of the template that fits the tokenizer.
-        thoughts: ``keep`` the thinking that rows have, or ``none``: leave it out.
+        thoughts: ``keep`` the thinking that rows have; ``none``: leave it out; ``template``: write a short rationale
+            for each turn of the model that has none.
+        thoughts_share: Share of the conversations that are to have thoughts, chosen by their ids; the others have none.
         max_length: Tokens of a row: a longer conversation is not used whole, a pack holds so many.
         too_long: What becomes of a longer conversation: ``drop`` it, or ``cut`` it behind the last model turn that
             fits.
@@ -75,7 +78,8 @@ class FunctionCallingDataModule(LightningDataModule):
         supervise: Supervise = "assistant",
         render: Render = "canonical",
         chat_template: str | None = None,
-        thoughts: Literal["keep", "none"] = "keep",
+        thoughts: Thoughts = "keep",
+        thoughts_share: float = 1.0,
         max_length: int = 2048,
         too_long: Literal["drop", "cut"] = "drop",
         packing: bool = True,
@@ -95,7 +99,11 @@ class FunctionCallingDataModule(LightningDataModule):
         held_out_sources = self.sources["train"] if self.held_out else []
         self.sources["validation"] = validation if isinstance(validation, list) else held_out_sources
         self.sources["test"] = test or self.sources["validation"]
-        self.supervise, self.thoughts = supervise, thoughts
+        self.supervise, self.thoughts, self.thoughts_share = supervise, thoughts, thoughts_share
+        if render == "verbatim" and (thoughts != "keep" or thoughts_share < 1):
+            raise DataError(
+                "`data.thoughts`: verbatim rendering keeps the rows' own text; use `data.render: canonical`"
+            )
         self.render, self.chat_template = render, chat_template
         self.max_length, self.too_long = max_length, too_long
         self.packing, self.batch_size = packing, batch_size
@@ -139,6 +147,7 @@ class FunctionCallingDataModule(LightningDataModule):
         return Preparation(
             supervise=self.supervise,
             thoughts=self.thoughts,
+            thoughts_share=self.thoughts_share,
             max_length=self.max_length,
             too_long=self.too_long,
             held_out=self.held_out,
