@@ -16,7 +16,7 @@ FLOORS = [
     {"bases"},
     {"data", "modeling"},
     {"module"},
-    {"export", "audit"},
+    {"export", "audit", "teacher"},
     {"callbacks"},
     {"cli"},
 ]

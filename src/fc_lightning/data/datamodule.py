@@ -64,6 +64,8 @@ class FunctionCallingDataModule(LightningDataModule):
         seed: Orders the data, together with the epoch.
         max_unreadable: Training and evaluation do not start if a larger share of a split's rows cannot be used because
             of how they are written.
+        audit_limits: Findings that a strict audit lets pass: for a kind of finding (``duplicate``,
+            ``ungrounded_value``, …) the share of a split's rows that may have it; 0 where none is given.
         cache_dir: Where prepared data is kept; by default ``$FC_LIGHTNING_CACHE`` or ``~/.cache/fc-lightning``.
     """
 
@@ -89,6 +91,7 @@ class FunctionCallingDataModule(LightningDataModule):
         num_workers: int = 0,
         seed: int = 0,
         max_unreadable: float = 0.05,
+        audit_limits: dict[str, float] | None = None,
         cache_dir: str | None = None,
     ):
         super().__init__()
@@ -110,6 +113,7 @@ class FunctionCallingDataModule(LightningDataModule):
         self.generation_batch_tokens, self.generation_batch_size = generation_batch_tokens, generation_batch_size
         self.num_workers, self.seed, self.max_unreadable = num_workers, seed, max_unreadable
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
+        self.audit_limits = audit_limits
         self.prepared: dict[str, Prepared] = {}
         self._folders: dict[tuple[str, Preparation], Path] = {}
         self._template: ChatTemplate | None = None
