@@ -171,7 +171,9 @@ def judge(answer: dict[str, Any] | None, conversation: Conversation, turn: int) 
         return "rejected: quotes tags", ""
     if any(call not in known for call in _calls_in(text)):
         return "rejected: another call", ""
-    named = {tool.name for tool in conversation.tools if re.search(rf"(?<![\w.]){re.escape(tool.name)}(?!\w)", text)}
+    named = {
+        tool.name for tool in conversation.tools if re.search(rf"(?<![\w.]){re.escape(tool.name)}(?!\w|\.\w)", text)
+    }
     called = {call.name for call in known}
     if known and named and not named & called:
         return "rejected: another call", ""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from jsonschema import Draft202012Validator
@@ -80,10 +82,9 @@ def find(splits: Mapping[str, Placed], reports: Mapping[str, Report] | None = No
 
 def _wrong_tools(conversation: Conversation) -> Iterator[tuple[str, str]]:
     for tool in conversation.tools:
-        try:
-            Draft202012Validator.check_schema(_standard(tool.parameters))
-        except SchemaError as error:
-            yield "bad_schema", f"{tool.name}: {error.message[:_MAX_SHOWN]}"
+        validator = _validator(dump_json(tool.parameters))
+        if isinstance(validator, str):
+            yield "bad_schema", f"{tool.name}: {validator}"
 
 
 def _wrong_calls(conversation: Conversation) -> Iterator[tuple[str, str]]:
@@ -102,18 +103,28 @@ def _wrong_calls(conversation: Conversation) -> Iterator[tuple[str, str]]:
 
 
 def _schema_errors(call: ToolCall, schema: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    standard = _standard(schema)
-    try:
-        Draft202012Validator.check_schema(standard)
-        # With a registry of its own the validator fetches nothing from anywhere.
-        errors = list(Draft202012Validator(standard, registry=Registry()).iter_errors(call.arguments))
-    except SchemaError:
+    validator = _validator(dump_json(schema))
+    if isinstance(validator, str):
         return  # told of the tool
+    try:
+        errors = list(validator.iter_errors(call.arguments))
     except (RecursionError, Unresolvable) as error:
         yield "bad_schema", f"{call.name}: a reference that leads nowhere ({type(error).__name__})"
         return
     for error in errors:
         yield _kind_of(error), f"{call.name}{error.json_path[1:]}: {error.message[:_MAX_SHOWN]}"
+
+
+@lru_cache(maxsize=4096)
+def _validator(schema: str) -> Draft202012Validator | str:
+    """The validator of a schema, or what is wrong with the schema."""
+    standard = _standard(json.loads(schema))
+    try:
+        Draft202012Validator.check_schema(standard)
+    except SchemaError as error:
+        return error.message[:_MAX_SHOWN]
+    # With a registry of its own the validator fetches nothing from anywhere.
+    return Draft202012Validator(standard, registry=Registry())
 
 
 def _kind_of(error: ValidationError) -> str:
