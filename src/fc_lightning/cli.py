@@ -1,4 +1,4 @@
-"""The command line: ``python main.py {fit,validate,test,predict,export,audit,report,chat} --config …``."""
+"""The command line: ``python main.py SUBCOMMAND --config …``, see :meth:`FunctionCallingCLI.subcommands`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-from fc_lightning.audit import audit
+from fc_lightning.audit import AuditError, audit
 from fc_lightning.bases import BaseModelError
 from fc_lightning.chat import chat
 from fc_lightning.chat_template import ChatTemplateError
@@ -21,9 +21,19 @@ from fc_lightning.export import ExportError, export
 from fc_lightning.formats import UnknownFormatError
 from fc_lightning.module import FunctionCallingModule
 from fc_lightning.report import ReportError, read_run, write_report
+from fc_lightning.teacher import TeacherError, think
 
 # What a user can put right: told in one line, without a traceback.
-USER_ERRORS = (BaseModelError, ChatTemplateError, DataError, ExportError, ReportError, UnknownFormatError)
+USER_ERRORS = (
+    AuditError,
+    BaseModelError,
+    ChatTemplateError,
+    DataError,
+    ExportError,
+    ReportError,
+    TeacherError,
+    UnknownFormatError,
+)
 _LINKED = ("base", "revision", "special_tokens", "supervise")
 
 
@@ -53,15 +63,52 @@ class FunctionCallingTrainer(Trainer):
         """
         export(self, model, datamodule, output, ckpt_path, merge, dtype, push_to_hub)
 
-    def audit(self, model: LightningModule, datamodule: LightningDataModule, examples: int = 2) -> None:
-        """Read the data as training would, and show what the model will see.
+    def audit(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule,
+        output: str | None = None,
+        examples: int = 2,
+        strict: bool = False,
+    ) -> None:
+        """Read the data as training would, check it, and show what the model will see.
 
         Args:
             model: The module.
             datamodule: The data.
-            examples: Conversations to print, with what is learned in colour.
+            output: The folder for audit.json and audit.html; by default one beside the runs.
+            examples: Conversations to show of each split, with what is learned in colour.
+            strict: Whether to fail on findings above `data.audit_limits`.
         """
-        audit(datamodule, examples)
+        runs = self.logger.root_dir if self.logger else self.default_root_dir
+        audit(datamodule, Path(output) if output else Path(runs) / "audit", examples, strict)
+
+    def think(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule,
+        base_url: str,
+        teacher: str,
+        output: str,
+        split: str = "train",
+        concurrency: int = 8,
+        api_key_env: str = "OPENAI_API_KEY",
+        max_tokens: int = 200,
+    ) -> None:
+        """Have another model write the reasoning that leads to each known call, into a data file to train on.
+
+        Args:
+            model: The module.
+            datamodule: The data.
+            base_url: An OpenAI-compatible endpoint, as http://localhost:8000/v1.
+            teacher: The model's name there.
+            output: The JSONL file to write; what is answered in OUTPUT.answers.jsonl is not asked again.
+            split: Which split's thoughts.
+            concurrency: Requests under way at the same time.
+            api_key_env: The environment variable with the key, if the endpoint wants one.
+            max_tokens: Of an answer.
+        """
+        think(datamodule, base_url, teacher, Path(output), split, concurrency, api_key_env, max_tokens)
 
     def predict(
         self,
@@ -150,7 +197,8 @@ class FunctionCallingCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """The subcommands, with the arguments of the trainer's methods that are not given by the user."""
-        ours = {name: {"model", "datamodule"} for name in ("export", "audit", "report", "chat", "predict")}
+        names = ("export", "audit", "think", "report", "chat", "predict")
+        ours = {name: {"model", "datamodule"} for name in names}
         return {**LightningCLI.subcommands(), **ours}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

@@ -21,6 +21,7 @@ from fc_lightning.data.sampling import MicroBatch, MicroBatchSampler, deal, plan
 from fc_lightning.data.sources import DataError, Source, weights_of
 from fc_lightning.data.streaming import StreamCollator, StreamingPacks
 from fc_lightning.packing import PackingCollator
+from fc_lightning.thoughts import Thoughts
 from fc_lightning.toolcalls import Conversation
 
 
@@ -52,7 +53,9 @@ class FunctionCallingDataModule(LightningDataModule):
         supervise: What is learned. Follows ``model.supervise``.
         render: ``canonical`` writes tools and calls anew as JSON; ``verbatim`` keeps the text of the rows.
         chat_template: A Jinja file to use instead of the template that fits the tokenizer.
-        thoughts: ``keep`` the thinking that rows have, or ``none``: leave it out.
+        thoughts: ``keep`` the thinking that rows have; ``none``: leave it out; ``template``: write a short rationale
+            for each turn of the model that has none.
+        thoughts_share: Share of the conversations that are to have thoughts, chosen by their ids; the others have none.
         max_length: Tokens of a row: a longer conversation is not used whole, a pack holds so many.
         too_long: What becomes of a longer conversation: ``drop`` it, or ``cut`` it behind the last model turn that
             fits.
@@ -70,6 +73,8 @@ class FunctionCallingDataModule(LightningDataModule):
         shuffle_buffer: Rows that are shuffled and packed together when data is streamed.
         max_unreadable: Training and evaluation do not start if a larger share of a split's rows cannot be used because
             of how they are written.
+        audit_limits: Findings that a strict audit lets pass: for a kind of finding (``duplicate``,
+            ``ungrounded_value``, …) the share of a split's rows that may have it; 0 where none is given.
         cache_dir: Where prepared data is kept; by default ``$FC_LIGHTNING_CACHE`` or ``~/.cache/fc-lightning``.
     """
 
@@ -84,7 +89,8 @@ class FunctionCallingDataModule(LightningDataModule):
         supervise: Supervise = "assistant",
         render: Render = "canonical",
         chat_template: str | None = None,
-        thoughts: Literal["keep", "none"] = "keep",
+        thoughts: Thoughts = "keep",
+        thoughts_share: float = 1.0,
         max_length: int = 2048,
         too_long: Literal["drop", "cut"] = "drop",
         packing: bool = True,
@@ -97,6 +103,7 @@ class FunctionCallingDataModule(LightningDataModule):
         streaming: bool = False,
         shuffle_buffer: int = 1024,
         max_unreadable: float = 0.05,
+        audit_limits: dict[str, float] | None = None,
         cache_dir: str | None = None,
     ):
         super().__init__()
@@ -107,7 +114,11 @@ class FunctionCallingDataModule(LightningDataModule):
         held_out_sources = self.sources["train"] if self.held_out else []
         self.sources["validation"] = validation if isinstance(validation, list) else held_out_sources
         self.sources["test"] = test or self.sources["validation"]
-        self.supervise, self.thoughts = supervise, thoughts
+        self.supervise, self.thoughts, self.thoughts_share = supervise, thoughts, thoughts_share
+        if render == "verbatim" and (thoughts != "keep" or thoughts_share < 1):
+            raise DataError(
+                "`data.thoughts`: verbatim rendering keeps the rows' own text; use `data.render: canonical`"
+            )
         self.render, self.chat_template = render, chat_template
         self.max_length, self.too_long = max_length, too_long
         self.packing, self.batch_size = packing, batch_size
@@ -118,6 +129,7 @@ class FunctionCallingDataModule(LightningDataModule):
         self.streaming, self.shuffle_buffer = streaming, shuffle_buffer
         self._stream: StreamingPacks | None = None
         self._stream_state: dict[str, Any] = {}
+        self.audit_limits = audit_limits
         self.prepared: dict[str, Prepared] = {}
         self._folders: dict[tuple[str, Preparation], Path] = {}
         self.asked: list[Conversation] | None = None  # to predict instead of the test split
@@ -159,6 +171,7 @@ class FunctionCallingDataModule(LightningDataModule):
         return Preparation(
             supervise=self.supervise,
             thoughts=self.thoughts,
+            thoughts_share=self.thoughts_share,
             max_length=self.max_length,
             too_long=self.too_long,
             held_out=self.held_out,

@@ -11,7 +11,7 @@ import os
 import shutil
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +26,8 @@ from fc_lightning.data.sources import DataError, Row, Source, brief, default_id
 from fc_lightning.data.splitting import hold_out
 from fc_lightning.formats import RowError
 from fc_lightning.packing import Document
-from fc_lightning.toolcalls import Conversation, Message, ToolCall, dump_json, parse_turn
+from fc_lightning.thoughts import Thoughts, with_thoughts
+from fc_lightning.toolcalls import Conversation, ToolCall, dump_json, parse_turn
 
 _VERSION = 4  # of the layout below; a change makes old prepared folders unknown
 _CHUNK = 512  # conversations that are encoded in one call of the tokenizer, as long as
@@ -49,7 +50,9 @@ class Preparation:
 
     Attributes:
         supervise: What is learned: the model's turns, or every token.
-        thoughts: ``keep`` what the rows have, or ``none``: take it away. Canonical rendering only.
+        thoughts: ``keep`` what the rows have, ``none``: take it away, or ``template``: add a rationale where there is
+            none. Canonical rendering only.
+        thoughts_share: Share of the conversations that are to have thoughts; the others have none.
         max_length: Tokens that a document may have.
         too_long: What becomes of a longer one: ``drop`` it, or ``cut`` it behind the last model turn that fits.
         held_out: Share of the conversations that are held out for validation; near-copies go together.
@@ -58,7 +61,8 @@ class Preparation:
     """
 
     supervise: Supervise = "assistant"
-    thoughts: Literal["keep", "none"] = "keep"
+    thoughts: Thoughts = "keep"
+    thoughts_share: float = 1.0
     max_length: int = 2048
     too_long: Literal["drop", "cut"] = "drop"
     held_out: float = 0.0
@@ -172,9 +176,7 @@ def usable(
                 report.skipped.append(flaw)
                 continue
             report.flawed.append(flaw)
-        if how.thoughts == "none":
-            conversation = replace(conversation, messages=tuple(map(_without_thought, conversation.messages)))
-        yield number, place, conversation
+        yield number, place, with_thoughts(conversation, how.thoughts, how.thoughts_share)
 
 
 def _write(sources: Sequence[Source], template: ChatTemplate, how: Preparation, folder: Path) -> Report:
@@ -304,10 +306,6 @@ def _spans(mask: Sequence[bool]) -> list[int]:
 
 def _question(conversation: Conversation) -> str:
     return "\n".join(message.content for message in conversation.messages if message.role == "user")
-
-
-def _without_thought(message: Message) -> Message:
-    return replace(message, thought=None)
 
 
 def _write_rows(writer: pa.RecordBatchStreamWriter, schema: pa.Schema, rows: Sequence[dict[str, Any]]) -> None:

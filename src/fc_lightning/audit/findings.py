@@ -1,0 +1,191 @@
+"""Findings: what is wrong, or may be, with single rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import SchemaError, ValidationError
+from referencing import Registry
+from referencing.exceptions import Unresolvable
+
+from fc_lightning.data.report import Report
+from fc_lightning.data.splitting import near_copies
+from fc_lightning.grounding import Text, leaves, words
+from fc_lightning.toolcalls import Conversation, ToolCall, dump_json
+
+# What a kind means, in the order in which kinds are shown.
+KINDS = {
+    "skipped": "rows that cannot be used",
+    "flawed": "rows used verbatim though not all of their calls can be read",
+    "too_long": "rows longer than data.max_length",
+    "cut": "rows cut behind a turn",
+    "unknown_tool": "calls to a tool that is not on offer",
+    "missing_argument": "calls without a required argument",
+    "bad_schema": "tools whose parameters are no valid JSON schema",
+    "invalid_argument": "arguments that fail their JSON schema",
+    "ungrounded_value": "values of which no word stands anywhere before the call, nor in its tool's schema",
+    "duplicate": "rows that say the same as an earlier one",
+    "near_duplicate": "rows with nearly the question of an earlier one, and the same calls",
+    "overlap": "rows of an evaluation split that are, or nearly are, in training",
+}
+# JSON schema's names for what sources call otherwise.
+_TYPES = {"dict": "object", "float": "number", "tuple": "array", "list": "array", "str": "string", "int": "integer"}
+_TYPES |= {"bool": "boolean", "double": "number", "long": "integer", "hashmap": "object", "arraylist": "array"}
+_MAX_SHOWN = 120  # characters of a value in a message
+
+
+class Finding(NamedTuple):
+    """One thing that was found.
+
+    Attributes:
+        kind: A key of :data:`KINDS`.
+        split: In which split.
+        place: ``file:row``.
+        id: The row's id.
+        detail: One sentence about what was found.
+    """
+
+    kind: str
+    split: str
+    place: str
+    id: str
+    detail: str
+
+
+Placed = Sequence[tuple[str, Conversation]]
+
+
+def find(splits: Mapping[str, Placed], reports: Mapping[str, Report] | None = None) -> list[Finding]:
+    """All findings, ordered by split and kind.
+
+    Args:
+        splits: The conversations of each split, each with its place; what others overlap with is ``train``.
+        reports: What became of the rows of each split.
+    """
+    findings: list[Finding] = []
+    for split, read in splits.items():
+        if reports and split in reports:
+            for kind in ("skipped", "flawed", "too_long", "cut"):
+                findings += [Finding(kind, split, *case) for case in getattr(reports[split], kind)]
+        for place, conversation in read:
+            for kind, detail in [*_wrong_tools(conversation), *_wrong_calls(conversation)]:
+                findings.append(Finding(kind, split, place, conversation.id, detail))
+    findings += _repeated(splits)
+    order = list(KINDS)
+    names = list(splits)
+    return sorted(findings, key=lambda one: (names.index(one.split), order.index(one.kind)))
+
+
+def _wrong_tools(conversation: Conversation) -> Iterator[tuple[str, str]]:
+    for tool in conversation.tools:
+        validator = _validator(dump_json(tool.parameters))
+        if isinstance(validator, str):
+            yield "bad_schema", f"{tool.name}: {validator}"
+
+
+def _wrong_calls(conversation: Conversation) -> Iterator[tuple[str, str]]:
+    schemas = {tool.name: tool.parameters for tool in conversation.tools}
+    said = ""
+    for message in conversation.messages:
+        text = Text(said) if message.tool_calls else None
+        for call in message.tool_calls:
+            if call.name not in schemas:
+                yield "unknown_tool", f"{call.name} is none of {', '.join(schemas) or 'no tools'}"
+                continue
+            yield from _schema_errors(call, schemas[call.name])
+            if text is not None:
+                yield from _ungrounded(call, schemas[call.name], text)
+        said += "\n" + "\n".join([message.content, *(dump_json(call.arguments) for call in message.tool_calls)])
+
+
+def _schema_errors(call: ToolCall, schema: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    validator = _validator(dump_json(schema))
+    if isinstance(validator, str):
+        return  # told of the tool
+    try:
+        errors = list(validator.iter_errors(call.arguments))
+    except (RecursionError, Unresolvable) as error:
+        yield "bad_schema", f"{call.name}: a reference that leads nowhere ({type(error).__name__})"
+        return
+    for error in errors:
+        yield _kind_of(error), f"{call.name}{error.json_path[1:]}: {error.message[:_MAX_SHOWN]}"
+
+
+@lru_cache(maxsize=4096)
+def _validator(schema: str) -> Draft202012Validator | str:
+    """The validator of a schema, or what is wrong with the schema."""
+    standard = _standard(json.loads(schema))
+    try:
+        Draft202012Validator.check_schema(standard)
+    except SchemaError as error:
+        return error.message[:_MAX_SHOWN]
+    # With a registry of its own the validator fetches nothing from anywhere.
+    return Draft202012Validator(standard, registry=Registry())
+
+
+def _kind_of(error: ValidationError) -> str:
+    return "missing_argument" if error.validator == "required" else "invalid_argument"
+
+
+def _ungrounded(call: ToolCall, schema: dict[str, Any], text: Text) -> Iterator[tuple[str, str]]:
+    offered = Text(dump_json(schema))
+    for name, value in call.arguments.items():
+        for leaf in leaves(value):
+            is_said = isinstance(leaf, bool) or leaf is None or (isinstance(leaf, str) and not words(leaf))
+            if not is_said and not text.hints_at(leaf) and not offered.holds(leaf):
+                yield "ungrounded_value", f"{call.name}.{name}: {dump_json(leaf)[:_MAX_SHOWN]}"
+
+
+def _standard(schema: Any) -> Any:
+    """The schema with the type names that sources invent replaced by JSON schema's; ``any`` is no restriction."""
+    if isinstance(schema, list):
+        return [_standard(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    out = {}
+    for key, value in schema.items():
+        if key == "properties" and isinstance(value, dict):
+            out[key] = {name: _standard(item) for name, item in value.items()}
+        elif key in ("enum", "const", "default", "examples", "description"):
+            out[key] = value
+        elif key == "type" and isinstance(value, str):
+            if value.lower() != "any":
+                out[key] = _TYPES.get(value.lower(), value)
+        else:
+            out[key] = _standard(value)
+    return out
+
+
+def _repeated(splits: Mapping[str, Placed]) -> Iterator[Finding]:
+    """Duplicates and near-duplicates within a split, and what an evaluation split has in common with training."""
+    rows = [(split, place, one) for split, read in splits.items() for place, one in read]
+    groups = near_copies([_question(one) for _, _, one in rows])
+    exact: dict[tuple[str, object], str] = {}
+    near: dict[tuple[str, object], str] = {}
+    # Training first, so that the others are compared with all of it.
+    for index in sorted(range(len(rows)), key=lambda index: rows[index][0] != "train"):
+        split, place, one = rows[index]
+        same = (tuple((m.role, m.content, m.tool_calls) for m in one.messages), _tools(one))
+        similar = (groups[index], tuple(m.tool_calls for m in one.messages if m.role == "assistant"), _tools(one))
+        if split != "train" and (("train", same) in exact or ("train", similar) in near):
+            known = exact.get(("train", same))
+            what = f"the same as {known}" if known else f"nearly the same as {near['train', similar]}"
+            yield Finding("overlap", split, place, one.id, what)
+        if (split, same) in exact:
+            yield Finding("duplicate", split, place, one.id, f"the same as {exact[split, same]}")
+        elif (split, similar) in near:
+            yield Finding("near_duplicate", split, place, one.id, f"nearly the same as {near[split, similar]}")
+        exact.setdefault((split, same), place)
+        near.setdefault((split, similar), place)
+
+
+def _question(conversation: Conversation) -> str:
+    return "\n".join(message.content for message in conversation.messages if message.role == "user")
+
+
+def _tools(conversation: Conversation) -> tuple[str, ...]:
+    return tuple(sorted(tool.name for tool in conversation.tools))
