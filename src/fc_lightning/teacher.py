@@ -214,8 +214,8 @@ async def _ask(
                 try:
                     reply = await client.chat.completions.create(
                         model=teacher,
-                        messages=list(question.prompt),
-                        max_tokens=max_tokens,  # type: ignore[arg-type]
+                        messages=list(question.prompt),  # type: ignore[arg-type]
+                        max_tokens=max_tokens,
                     )
                     choice = reply.choices[0]
                     answers.add(question.key, choice.message.content or "", choice.finish_reason or "")

@@ -111,8 +111,8 @@ def _schema_errors(call: ToolCall, schema: dict[str, Any]) -> Iterator[tuple[str
     except (RecursionError, Unresolvable) as error:
         yield "bad_schema", f"{call.name}: a reference that leads nowhere ({type(error).__name__})"
         return
-    for error in errors:
-        yield _kind_of(error), f"{call.name}{error.json_path[1:]}: {error.message[:_MAX_SHOWN]}"
+    for one in errors:
+        yield _kind_of(one), f"{call.name}{one.json_path[1:]}: {one.message[:_MAX_SHOWN]}"
 
 
 @lru_cache(maxsize=4096)
@@ -146,7 +146,7 @@ def _standard(schema: Any) -> Any:
         return [_standard(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    out = {}
+    out: dict[str, Any] = {}
     for key, value in schema.items():
         if key == "properties" and isinstance(value, dict):
             out[key] = {name: _standard(item) for name, item in value.items()}

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 import torch
 from datasets import Dataset
 from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Sampler
-from torch.utils.data import Dataset as TorchDataset
 
 from fc_lightning.bases import cache_dir as default_cache_dir
 from fc_lightning.bases import load_tokenizer
 from fc_lightning.chat_template import ChatTemplate, Render, SpecialToken, Supervise
+from fc_lightning.data.batches import Packs, Prompts, as_it_is, lengths_of
 from fc_lightning.data.prepare import Preparation, Prepared, fingerprint, load_prepared, prepare
 from fc_lightning.data.prompts import prompt_rows
 from fc_lightning.data.sampling import MicroBatch, MicroBatchSampler, deal, plan_generation
@@ -23,21 +23,6 @@ from fc_lightning.data.streaming import StreamCollator, StreamingPacks
 from fc_lightning.packing import PackingCollator
 from fc_lightning.thoughts import Thoughts
 from fc_lightning.toolcalls import Conversation
-
-
-class PromptBatch(TypedDict):
-    """Prompts to generate from; ``order`` is the place of each in the data."""
-
-    order: list[int]
-    id: list[str]
-    turn: list[int]
-    category: list[str]
-    input_ids: list[list[int]]
-    expected: list[str]  # the JSON of a list of calls
-    tools: list[str]  # the JSON of the tools on offer, in OpenAI's shape
-    gold: list[str]  # the JSON of `Conversation.gold`, with the first turn that calls; empty where there is none
-    response_schema: list[str]  # the JSON schema of the answer; empty where it may be anything
-    answer: list[str]  # the text of the expected turn beside its calls
 
 
 class FunctionCallingDataModule(LightningDataModule):
@@ -158,6 +143,8 @@ class FunctionCallingDataModule(LightningDataModule):
         endless = self.streaming and self.trainer is not None and not isinstance(self.trainer.limit_train_batches, int)
         if stage == "fit" and endless and self.trainer.max_steps == -1:
             raise DataError("`data.streaming` has no end: give `trainer.max_steps`")
+        if self.streaming and self.seed is None:
+            raise DataError("`data.streaming` shuffles: give `data.seed` a number")
         for split in self._splits(stage):
             if split not in self.prepared:
                 prepare(self.sources[split], self.template, self.preparation(split), self._folder(split))
@@ -188,7 +175,7 @@ class FunctionCallingDataModule(LightningDataModule):
         if weights and (empty := set(range(len(weights))) - set(documents["source"][:])):
             raise DataError(f"`data.train`: {self.sources['train'][min(empty)].path} has a `weight`, but no usable row")
         sampler = MicroBatchSampler(
-            lengths=_lengths(documents),
+            lengths=lengths_of(documents),
             capacity=self.max_length if self.packing else None,
             batch_size=self.batch_size,
             num_replicas=self._world_size,
@@ -221,7 +208,7 @@ class FunctionCallingDataModule(LightningDataModule):
             batch_size=self.batch_size,
             packing=self.packing,
             buffer=self.shuffle_buffer,
-            seed=self.seed,
+            seed=self.seed or 0,
             max_unreadable=self.max_unreadable,
             weights=weights,
             num_replicas=self._world_size,
@@ -264,7 +251,7 @@ class FunctionCallingDataModule(LightningDataModule):
             return []
         documents, prompts = self.prepared[split].documents, self.prepared[split].prompts
         sampler = MicroBatchSampler(
-            lengths=_lengths(documents),
+            lengths=lengths_of(documents),
             capacity=self.max_length if self.packing else None,
             batch_size=self.batch_size,
             num_replicas=self._world_size,
@@ -280,21 +267,23 @@ class FunctionCallingDataModule(LightningDataModule):
         batches = plan_generation(ids, self.generation_batch_tokens, self.generation_batch_size)
         mine = deal(batches, self._world_size, self._rank)
         return DataLoader(
-            _Prompts(prompts),
+            Prompts(prompts),
             sampler=mine,
             batch_size=None,
             num_workers=0,
-            collate_fn=_identity,
+            collate_fn=as_it_is,
             generator=torch.Generator(),  # of its own: a loader draws a seed, from the training's generator if it can
         )
 
     def _loader(self, documents: Dataset, sampler: Sampler[MicroBatch]) -> DataLoader:
+        # Kernels that are compiled for a shape want rows of one length.
+        pad_to = self.max_length if self.packing and self._pin_memory else 0
         return DataLoader(
-            _Packs(documents),
+            Packs(documents),
             sampler=sampler,
             batch_size=None,
             generator=torch.Generator(),  # see below
-            collate_fn=PackingCollator(self.template.tokenizer.pad_token_id or 0),
+            collate_fn=PackingCollator(self.template.tokenizer.pad_token_id or 0, pad_to),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=self._pin_memory,
@@ -331,44 +320,3 @@ class FunctionCallingDataModule(LightningDataModule):
     @property
     def _rank(self) -> int:
         return self.trainer.global_rank if self.trainer else 0
-
-
-class _Packs(TorchDataset):
-    """Documents by packs: an index is a micro-batch, rows of document numbers."""
-
-    def __init__(self, documents: Dataset):
-        self.documents = documents
-
-    def __getitem__(self, packs: MicroBatch) -> list[list[Any]]:
-        return [[self.documents[document] for document in pack] for pack in packs]
-
-
-class _Prompts(TorchDataset):
-    """Prompts by batches: an index is a list of prompt numbers."""
-
-    def __init__(self, prompts: Any):
-        self.prompts = prompts
-
-    def __getitem__(self, numbers: list[int]) -> PromptBatch:
-        rows = [self.prompts[number] for number in numbers]
-        return PromptBatch(
-            order=numbers,
-            id=[row["id"] for row in rows],
-            turn=[row["turn"] for row in rows],
-            category=[row["category"] for row in rows],
-            input_ids=[row["input_ids"] for row in rows],
-            expected=[row["expected"] for row in rows],
-            tools=[row["tools"] for row in rows],
-            gold=[row["gold"] for row in rows],
-            response_schema=[row["response_schema"] for row in rows],
-            answer=[row["answer"] for row in rows],
-        )
-
-
-def _identity(batch: Any) -> Any:
-    return batch
-
-
-def _lengths(dataset: Dataset) -> list[int]:
-    column = dataset.data.column("input_ids")
-    return [length.as_py() for chunk in column.chunks for length in chunk.value_lengths()]

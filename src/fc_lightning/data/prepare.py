@@ -77,7 +77,7 @@ class Prepared:
     Attributes:
         documents: Rows ``id, source, category, input_ids, supervised``, see :class:`fc_lightning.packing.Document`.
         prompts: Rows ``id, turn, category, input_ids, expected, tools, gold, response_schema, answer``, see
-            :class:`fc_lightning.data.datamodule.PromptBatch`.
+            :class:`fc_lightning.data.batches.PromptBatch`.
         report: What became of the rows.
     """
 

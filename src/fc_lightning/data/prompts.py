@@ -30,8 +30,8 @@ def read_prompts(path: str | None, question: str | None, tools: str | None) -> l
     out = []
     for place, row in Source(path).rows():
         try:
-            if isinstance(row, str):
-                raise RowError("not a JSON object")
+            if isinstance(row, RowError):
+                raise row
             conversation = read_row(row, None, place.rsplit("/", 1)[-1])
         except RowError as error:
             raise DataError(f"{place}: {error}") from error
