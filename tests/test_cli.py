@@ -19,7 +19,9 @@ def failed(capsys, *arguments: str) -> str:
     return capsys.readouterr().err
 
 
-@pytest.mark.parametrize("subcommand", ["fit", "validate", "test", "predict", "export", "audit", "think"])
+@pytest.mark.parametrize(
+    "subcommand", ["fit", "validate", "test", "predict", "export", "audit", "think", "report", "chat"]
+)
 def test_help_of_each_subcommand(subcommand, capsys):
     with pytest.raises(SystemExit) as exit_:
         main([subcommand, "--help"])

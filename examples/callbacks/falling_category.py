@@ -16,6 +16,7 @@ class StopWhenACategoryFalls(Callback):
         self.best: dict[str, float] = {}
 
     def on_tool_calls_evaluated(self, trainer, pl_module, evaluated):
+        """Compare each category with its best."""
         if trainer.sanity_checking:
             return
         for category in sorted({turn.category for turn in evaluated}):

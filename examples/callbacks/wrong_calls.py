@@ -17,6 +17,7 @@ class WrongCalls(Callback):
         self.path = path
 
     def on_tool_calls_evaluated(self, trainer, pl_module, evaluated):
+        """Write the file anew."""
         folder = trainer.log_dir  # asks all ranks, so it stands before the next line
         if not trainer.is_global_zero or trainer.sanity_checking:
             return
