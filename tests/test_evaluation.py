@@ -93,7 +93,7 @@ def test_predict_from_prompts_and_from_a_question(run, tmp_path, tools_file, cap
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("{", "rows.jsonl:1: not a JSON object"),
+        ("{", "rows.jsonl:1: not JSON"),
         ('{"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]}', "the model's own"),
     ],
 )

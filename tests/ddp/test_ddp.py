@@ -40,9 +40,9 @@ def test_two_ranks_count_every_turn_once(tmp_path, validation):
     two_metrics, two_turns = fit(tmp_path / "two", 2, validation)
     assert [(turn["id"], turn["turn"]) for turn in two_turns] == [(turn["id"], turn["turn"]) for turn in one_turns]
     assert len({(turn["id"], turn["turn"]) for turn in two_turns}) == len(two_turns)
-    counted = {name for name in one_metrics if name.startswith("val/")} - {"val/loss"}
+    counted = {name for name in one_metrics if name.startswith("val/")} - {"val/loss", "val/seconds"}
     assert len(counted) > 8
-    assert counted | {"val/loss"} == {name for name in two_metrics if name.startswith("val/")}
+    assert counted | {"val/loss", "val/seconds"} == {name for name in two_metrics if name.startswith("val/")}
     assert {name: two_metrics[name] for name in counted} == {name: one_metrics[name] for name in counted}
     # One process accumulates two micro-batches, two ranks have one each: the same step, the same loss.
     assert two_metrics["train/loss"] == pytest.approx(one_metrics["train/loss"], rel=1e-5)
@@ -58,6 +58,10 @@ def test_two_ranks_that_share_the_weights_train_as_one_process(tmp_path):
     one_metrics, one_turns = fit(tmp_path / "one", 1, 3)
     two_metrics, two_turns = fit(tmp_path / "two", 2, 3, f"--config={sharded}")
     assert [turn["text"] for turn in two_turns] == [turn["text"] for turn in one_turns]
-    assert two_metrics == pytest.approx(one_metrics, rel=1e-5)
+    assert two_metrics.keys() == one_metrics.keys()
+    timed = ("seconds", "per_second", "memory_gb", "padding")  # two ranks pad their batches each by itself
+    same = [name for name in one_metrics if not name.endswith(timed)]
+    assert {"train/loss", "val/loss", "val/exact_match"} <= set(same)
+    assert {name: two_metrics[name] for name in same} == pytest.approx({n: one_metrics[n] for n in same}, rel=1e-5)
     one, two = (load_file(next(tmp_path.glob(f"{name}/**/adapter_model.safetensors"))) for name in ("one", "two"))
     torch.testing.assert_close(two, one, rtol=1e-5, atol=1e-7)
