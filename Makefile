@@ -4,6 +4,7 @@ PYTEST_ARGS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+LEAN := $(VENV)/.installed-lean
 
 .DEFAULT_GOAL := help
 .PHONY: help install quickstart test test-all lint types format data clean
@@ -11,14 +12,19 @@ STAMP := $(VENV)/.installed
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-install: $(STAMP) ## make the virtual environment and install everything into it
+install: $(STAMP) ## make the virtual environment and install everything into it, for tests too
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -c constraints.txt -e ".[quickstart,dev]"
+	@touch $@ $(LEAN)
+
+$(LEAN): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -c constraints.txt -e ".[quickstart]"
 	@touch $@
 
-quickstart: install ## fine-tune the small model on the shipped data
+quickstart: $(LEAN) ## fine-tune the small model on the shipped data
 	$(BIN)/python main.py fit --config configs/quickstart.yaml
 
 test: install ## run the quick tests

@@ -7,12 +7,13 @@ One Jinja file renders training, evaluation and serving. What the model is to le
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.resources import files
 from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -182,8 +183,8 @@ class ChatTemplate:
         pieces = [one.text[a:b] for one, cut in zip(rendered, cuts, strict=True) for a, b in pairwise(cut)]
         if not pieces:
             return []
-        batch = self.tokenizer(pieces, add_special_tokens=False, return_offsets_mapping=True)
-        encodings = iter(zip(batch["input_ids"], batch["offset_mapping"], strict=True))
+        # Its backend, since the tokenizer itself would make a list of every token's place in the text.
+        encodings = iter(self.tokenizer.backend_tokenizer.encode_batch(pieces, add_special_tokens=False))
         return [_join(one, cut, encodings, supervise) for one, cut in zip(rendered, cuts, strict=True)]
 
     def _break_tags(self, value: Any) -> Any:
@@ -243,15 +244,24 @@ def _without_breaks(text: str, spans: Iterable[tuple[int, int]]) -> Rendered:
 def _join(one: Rendered, cut: Sequence[int], encodings: Any, supervise: Supervise) -> Encoded:
     """Join the encoded pieces of one text and mark the tokens that start inside of its supervised ranges."""
     ids: list[int] = []
-    starts: list[int] = []
+    pieces: list[tuple[int, int, Any]] = []  # first character, first token
     for offset in cut[:-1]:
-        piece_ids, piece_offsets = next(encodings)
-        ids += piece_ids
-        starts += [offset + start for start, _ in piece_offsets]
+        piece = next(encodings)
+        pieces.append((offset, len(ids), piece))
+        ids += piece.ids
     if supervise == "all":
         return Encoded(ids, [True] * len(ids))
     mask = [False] * len(ids)
     for begin, end in one.supervised:
-        first, last = bisect_right(starts, begin - 1), bisect_right(starts, end - 1)
+        first, last = _first_token(pieces, begin), _first_token(pieces, end)
         mask[first:last] = [True] * (last - first)
     return Encoded(ids, mask)
+
+
+def _first_token(pieces: Sequence[tuple[int, int, Any]], place: int) -> int:
+    """The first token that starts at a place in the text or behind it."""
+    offset, token, piece = pieces[bisect_right(pieces, place, key=itemgetter(0)) - 1]
+    inside = piece.char_to_token(place - offset)
+    if inside is None:  # the end of the text, or what the tokenizer leaves out
+        return token + bisect_left([start for start, _ in piece.offsets], place - offset)
+    return token + inside + (piece.token_to_chars(inside)[0] < place - offset)

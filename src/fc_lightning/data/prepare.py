@@ -29,7 +29,7 @@ from fc_lightning.packing import Document
 from fc_lightning.thoughts import Thoughts, with_thoughts
 from fc_lightning.toolcalls import Conversation, ToolCall, dump_json, parse_turn
 
-_VERSION = 4  # of the layout below; a change makes old prepared folders unknown
+_VERSION = 5  # of the layout below; a change makes old prepared folders unknown
 _CHUNK = 512  # conversations that are encoded in one call of the tokenizer, as long as
 _CHUNK_TEXT = 4_000_000  # they have not more characters together
 _IDS = pa.list_(pa.int32())
