@@ -58,8 +58,8 @@ def export(
     checkpoint = find_checkpoint(trainer, ckpt_path)
     trainer.strategy.connect(module)
     module.trainer = trainer
-    if merge:
-        module.weight_dtype = "float32"
+    if merge:  # an adapter goes into whole matrices, not into 4 bits
+        module.weight_dtype, module.quantization = "float32", None
     state = load_checkpoint(module, checkpoint)
     base_dtype = load_config(module.base, module.revision).dtype or torch.float32
     own = base_dtype if dtype == "auto" else getattr(torch, dtype)
