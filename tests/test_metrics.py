@@ -224,3 +224,10 @@ def test_examples_in_docstrings(name):
     results = doctest.testmod(importlib.import_module(f"fc_lightning.{name}"))
     assert results.attempted > 0
     assert results.failed == 0
+
+
+def test_a_schema_that_refers_to_an_address_fetches_nothing(monkeypatch):
+    asked = []
+    monkeypatch.setattr("urllib.request.urlopen", lambda *args, **kwargs: asked.append(args))
+    assert fits_schema({"n": 1}, {"$ref": "http://localhost:9/schema.json"}) is None
+    assert not asked

@@ -15,6 +15,7 @@ from referencing.exceptions import Unresolvable
 from fc_lightning.data.report import Report
 from fc_lightning.data.splitting import near_copies
 from fc_lightning.grounding import Text, leaves, words
+from fc_lightning.metrics.schemas import standard_schema
 from fc_lightning.toolcalls import Conversation, ToolCall, dump_json
 
 # What a kind means, in the order in which kinds are shown.
@@ -32,9 +33,6 @@ KINDS = {
     "near_duplicate": "rows with nearly the question of an earlier one, and the same calls",
     "overlap": "rows of an evaluation split that are, or nearly are, in training",
 }
-# JSON schema's names for what sources call otherwise.
-_TYPES = {"dict": "object", "float": "number", "tuple": "array", "list": "array", "str": "string", "int": "integer"}
-_TYPES |= {"bool": "boolean", "double": "number", "long": "integer", "hashmap": "object", "arraylist": "array"}
 _MAX_SHOWN = 120  # characters of a value in a message
 
 
@@ -118,7 +116,7 @@ def _schema_errors(call: ToolCall, schema: dict[str, Any]) -> Iterator[tuple[str
 @lru_cache(maxsize=4096)
 def _validator(schema: str) -> Draft202012Validator | str:
     """The validator of a schema, or what is wrong with the schema."""
-    standard = _standard(json.loads(schema))
+    standard = standard_schema(json.loads(schema))
     try:
         Draft202012Validator.check_schema(standard)
     except SchemaError as error:
@@ -138,26 +136,6 @@ def _ungrounded(call: ToolCall, schema: dict[str, Any], text: Text) -> Iterator[
             is_said = isinstance(leaf, bool) or leaf is None or (isinstance(leaf, str) and not words(leaf))
             if not is_said and not text.hints_at(leaf) and not offered.holds(leaf):
                 yield "ungrounded_value", f"{call.name}.{name}: {dump_json(leaf)[:_MAX_SHOWN]}"
-
-
-def _standard(schema: Any) -> Any:
-    """The schema with the type names that sources invent replaced by JSON schema's; ``any`` is no restriction."""
-    if isinstance(schema, list):
-        return [_standard(item) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    out: dict[str, Any] = {}
-    for key, value in schema.items():
-        if key == "properties" and isinstance(value, dict):
-            out[key] = {name: _standard(item) for name, item in value.items()}
-        elif key in ("enum", "const", "default", "examples", "description"):
-            out[key] = value
-        elif key == "type" and isinstance(value, str):
-            if value.lower() != "any":
-                out[key] = _TYPES.get(value.lower(), value)
-        else:
-            out[key] = _standard(value)
-    return out
 
 
 def _repeated(splits: Mapping[str, Placed]) -> Iterator[Finding]:

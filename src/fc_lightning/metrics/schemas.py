@@ -7,17 +7,14 @@ import json
 from typing import Any
 
 from jsonschema import Draft202012Validator
+from referencing import Registry
 
 # Type names that tool lists use and JSON schema does not know; None puts no condition.
 _NAMES: dict[str, str | None] = {
-    "dict": "object",
-    "float": "number",
-    "tuple": "array",
-    "list": "array",
-    "str": "string",
-    "int": "integer",
+    **{"dict": "object", "hashmap": "object", "list": "array", "tuple": "array", "arraylist": "array"},
+    **{"str": "string", "int": "integer", "long": "integer", "float": "number", "double": "number"},
+    **{"bool": "boolean", "any": None},
 }
-_NAMES.update({"bool": "boolean", "any": None})
 
 
 def fits_schema(value: Any, schema: dict[str, Any]) -> bool | None:
@@ -40,7 +37,7 @@ def fits_schema(value: Any, schema: dict[str, Any]) -> bool | None:
 
 
 def standard_schema(schema: Any) -> Any:
-    """A schema with the type names of JSON schema."""
+    """A schema with the type names of JSON schema; ``any`` is no restriction."""
     if isinstance(schema, list):
         return [standard_schema(item) for item in schema]
     if not isinstance(schema, dict):
@@ -52,7 +49,7 @@ def standard_schema(schema: Any) -> Any:
         elif key in ("enum", "const", "default", "examples"):
             out[key] = value
         elif key == "type" and isinstance(value, str):
-            name = _NAMES.get(value, value)
+            name = _NAMES.get(value.lower(), value)
             out |= {} if name is None else {"type": name}
         else:
             out[key] = standard_schema(value)
@@ -66,4 +63,5 @@ def _validator(text: str) -> Draft202012Validator | None:
         Draft202012Validator.check_schema(schema)
     except Exception:  # see above
         return None
-    return Draft202012Validator(schema)
+    # With a registry of its own the validator fetches nothing from anywhere.
+    return Draft202012Validator(schema, registry=Registry())
