@@ -141,7 +141,7 @@ class ChatTemplate:
             ChatTemplateError: If the rendering is verbatim and the source has no text of its own.
         """
         if self.render_mode == "canonical":
-            return [_openai_message(message) for message in conversation.messages]
+            return [openai_message(message) for message in conversation.messages]
         if not conversation.raw_turns:
             raise ChatTemplateError("the row has no text of its own: use `data.render: canonical`")
         return [{"role": role, "content": text} for role, text in conversation.raw_turns]
@@ -225,7 +225,8 @@ def _template_source(tokenizer: PreTrainedTokenizerBase, render: Render, file: s
     return source
 
 
-def _openai_message(message: Message) -> dict[str, Any]:
+def openai_message(message: Message) -> dict[str, Any]:
+    """A message as OpenAI's API writes it, a thought as ``reasoning_content``; arguments stay an object."""
     out: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.thought is not None:
         out["reasoning_content"] = message.thought

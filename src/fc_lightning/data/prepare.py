@@ -23,7 +23,7 @@ from filelock import FileLock
 from fc_lightning.chat_template import ChatTemplate, ChatTemplateError, Encoded, Rendered, Supervise
 from fc_lightning.data.report import Report
 from fc_lightning.data.sources import DataError, Row, Source, brief, default_id
-from fc_lightning.data.splitting import hold_out
+from fc_lightning.data.splitting import hold_out, question
 from fc_lightning.formats import RowError
 from fc_lightning.packing import Document
 from fc_lightning.thoughts import Thoughts, with_thoughts
@@ -138,7 +138,7 @@ def read_conversations(
         return
     # What is held out hangs on all conversations, so they are read twice.
     read = (sources[number].read(row, place) for number, place, row in rows())
-    questions = [_question(one) for one in read if isinstance(one, Conversation)]
+    questions = [question(one) for one in read if isinstance(one, Conversation)]
     yield from usable(rows(), sources, template, how, report, iter(hold_out(questions, how.held_out)))
 
 
@@ -302,10 +302,6 @@ def _spans(mask: Sequence[bool]) -> list[int]:
     edges = [index for index in range(1, len(mask)) if mask[index] != mask[index - 1]]
     starts_set = [0] if mask and mask[0] else []
     return [*starts_set, *edges, *([len(mask)] if mask and mask[-1] else [])]
-
-
-def _question(conversation: Conversation) -> str:
-    return "\n".join(message.content for message in conversation.messages if message.role == "user")
 
 
 def _write_rows(writer: pa.RecordBatchStreamWriter, schema: pa.Schema, rows: Sequence[dict[str, Any]]) -> None:
