@@ -218,13 +218,12 @@ class FunctionCallingDataModule(LightningDataModule):
         if self._stream_state:
             self._stream.load_state_dict(self._stream_state)
         # Workers that lived on would not learn how far the model has come.
-        collator = StreamCollator(PackingCollator(self.template.tokenizer.pad_token_id or 0))
         return DataLoader(
             self._stream,
             batch_size=None,
-            collate_fn=collator,
+            collate_fn=StreamCollator(self._collator),
             num_workers=self.num_workers,
-            pin_memory=self._pin_memory,
+            pin_memory=self._on_gpu,
         )
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -276,17 +275,15 @@ class FunctionCallingDataModule(LightningDataModule):
         )
 
     def _loader(self, documents: Dataset, sampler: Sampler[MicroBatch]) -> DataLoader:
-        # Kernels that are compiled for a shape want rows of one length.
-        pad_to = self.max_length if self.packing and self._pin_memory else 0
         return DataLoader(
             Packs(documents),
             sampler=sampler,
             batch_size=None,
             generator=torch.Generator(),  # see below
-            collate_fn=PackingCollator(self.template.tokenizer.pad_token_id or 0, pad_to),
+            collate_fn=self._collator,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            pin_memory=self._pin_memory,
+            pin_memory=self._on_gpu,
         )
 
     def _splits(self, stage: str | None) -> list[str]:
@@ -310,7 +307,13 @@ class FunctionCallingDataModule(LightningDataModule):
         return self._folders[key]
 
     @property
-    def _pin_memory(self) -> bool:
+    def _collator(self) -> PackingCollator:
+        # Kernels that are compiled for a shape want rows of one length.
+        pad_to = self.max_length if self.packing and self._on_gpu else 0
+        return PackingCollator(self.template.tokenizer.pad_token_id or 0, pad_to)
+
+    @property
+    def _on_gpu(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
     @property
