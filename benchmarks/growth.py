@@ -3,8 +3,8 @@
     python benchmarks/growth.py
 
 One document a row, an eighth of it supervised, the smallest Gemma 3 with LoRA, forward and backward pass; the time of
-attention is measured by leaving it out, so that the plot shows which part grows. Seconds are those of one thread's own work, so
-that nothing else on the machine counts. Writes results/growth.json and .svg.
+attention is measured by leaving it out, so that the plot shows which part grows. Seconds are those of one thread's own
+work, so that nothing else on the machine counts. Writes results/growth.json and .svg.
 """
 
 import argparse

@@ -136,7 +136,7 @@ class FunctionCallingModule(LightningModule):
         attention, why = self.attn_implementation, "as configured"
         device = self.trainer.strategy.root_device if self._trainer else torch.device("cpu")
         if attention == "auto":
-            attention, why = choose_attention(load_config(self.base, self.revision), device)
+            attention, why = choose_attention(load_config(self.base, self.revision), device, "mixed" in precision)
         _, pieces = load_tokenizer(self.base, self.revision, tuple(self.special_tokens))
         model = load_base(self.base, self.revision, getattr(torch, name), attention, self.quantization, device)
         add_token_rows(model, pieces)
