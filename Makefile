@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 LEAN := $(VENV)/.installed-lean
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-all lint types format data clean
+.PHONY: help install quickstart test test-all lint types format docs reference figures data clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -43,6 +43,15 @@ types: install ## check types
 format: install ## fix style and formatting in place
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+docs: install ## build the documentation into build/docs; a broken link fails
+	$(BIN)/python -m mkdocs build --strict --quiet
+
+reference: install ## write docs/reference.md anew from the code
+	$(BIN)/python scripts/make_reference.py
+
+figures: install ## draw the figures of the documentation anew
+	$(BIN)/python scripts/make_figures.py
 
 data: install ## write the quickstart's data anew
 	$(BIN)/python scripts/make_quickstart_data.py

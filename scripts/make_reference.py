@@ -1,0 +1,157 @@
+"""Writes docs/reference.md: every key of the configuration, from the signatures and docstrings of the code.
+
+Run it with ``make reference`` after changing one; a test compares.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import types
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from docstring_parser.google import parse
+from lightning import Callback
+
+import fc_lightning.callbacks
+from fc_lightning.cli import FunctionCallingCLI, FunctionCallingTrainer
+from fc_lightning.data import FunctionCallingDataModule, Source
+from fc_lightning.module import FunctionCallingModule
+
+OUTPUT = Path(__file__).parents[1] / "docs" / "reference.md"
+HEAD = """# Configuration reference
+
+<!-- Written by scripts/make_reference.py. Do not edit: change the docstring, then `make reference`. -->
+
+Every key can stand in a YAML file (`--config FILE`, several are laid over each other), on the command line
+(`--model.learning_rate 1e-4`), or in the environment (`FC_FIT__MODEL__LEARNING_RATE=1e-4`), where neither of the two
+sets it. `python main.py fit --print_config` prints the whole of it.
+"""
+SHARED = ("base", "revision", "special_tokens", "supervise")
+LIGHTNINGS = {
+    "fit": "Trains, validates with generation, and writes a run folder.",
+    "validate": "Measures on `data.validation`: a checkpoint, or without one the untouched base.",
+    "test": "Measures on `data.test`: a checkpoint, or without one the untouched base.",
+}
+TRAINER = """## trainer
+
+Everything under `trainer` is Lightning's own `Trainer`: `max_epochs`, `accumulate_grad_batches`, `precision`,
+`devices`, `strategy`, `logger`, `callbacks` and so on. Three things differ:
+
+| key | here | why |
+|---|---|---|
+| `num_sanity_val_steps` | 0 | -1 runs the whole validation on the untouched base first, which takes its time |
+| `use_distributed_sampler` | false | the data module deals out batches itself; Lightning's sampler repeats some |
+| `precision` | `bf16-mixed` or `32-true` | `bf16-true` and `16-true` round the adapter, and are refused |
+
+`seed_everything` is 0 if not given.
+"""
+ENVIRONMENT = """## Environment
+
+| variable | what it does |
+|---|---|
+| `FC_LIGHTNING_CACHE` | where prepared data and converted models are kept, `~/.cache/fc-lightning` if not set |
+| `FC_…` | any key of the configuration, see the top of this page |
+| `HF_HUB_OFFLINE` | 1 keeps transformers and datasets from asking the hub |
+"""
+
+
+def kind(annotation: Any) -> str:
+    """A type as a reader of YAML would name it."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        return " or ".join(kind(one) for one in get_args(annotation))
+    if get_origin(annotation) is Literal:
+        return " or ".join(f"`{value}`" for value in get_args(annotation))
+    if get_origin(annotation) in (list, dict):
+        *_, item = get_args(annotation)
+        name = "list" if get_origin(annotation) is list else "mapping"
+        return name if item is Any else f"{name} of {kind(item)}"
+    names = {type(None): "null", bool: "true or false", str: "text", int: "integer", float: "number", Any: "anything"}
+    return names.get(annotation) or getattr(annotation, "__name__", str(annotation))
+
+
+def plain(text: str | None) -> str:
+    """A docstring's sentence in Markdown, fit for a cell of a table."""
+    text = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", text or "").replace("``", "`")
+    return re.sub(r"\s+", " ", text).replace("|", "\\|").strip()
+
+
+def default(parameter: inspect.Parameter) -> str:
+    """What holds where the key is not given."""
+    if parameter.default is inspect.Parameter.empty:
+        return "**required**"
+    value = parameter.default
+    if value is None or isinstance(value, bool):
+        return {None: "`null`", True: "`true`", False: "`false`"}[value]
+    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+
+
+def table(function: Callable[..., Any], docstring: str | None, hidden: Iterable[str] = ()) -> list[str]:
+    """The parameters of a function as a table; a parameter without a word about it is an error."""
+    said = {one.arg_name: one.description for one in parse(docstring or "").params}
+    hints = get_type_hints(function)
+    rows = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name == "self" or name in hidden or parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            continue
+        if name not in said:
+            raise SystemExit(f"{function.__qualname__}: the docstring says nothing of {name}")
+        rows.append(f"| `{name}` | {kind(hints[name])} | {default(parameter)} | {plain(said[name])} |")
+    return ["| key | type | default | meaning |", "|---|---|---|---|", *rows, ""] if rows else []
+
+
+def first_sentences(docstring: str | None) -> str:
+    """What a docstring says before its sections."""
+    parsed = parse(docstring or "")
+    return plain(f"{parsed.short_description or ''} {parsed.long_description or ''}")
+
+
+def subcommands() -> list[str]:
+    """Our subcommands with their own options; Lightning's take a checkpoint."""
+    out = ["## Subcommands", "", "Each takes the whole configuration, and options of its own.", ""]
+    for name, hidden in FunctionCallingCLI.subcommands().items():
+        method = vars(FunctionCallingTrainer).get(name)
+        out += [f"### {name}", ""]
+        if method is None:
+            out += [f"{LIGHTNINGS[name]} Lightning's own, with its options; `--ckpt_path` names a checkpoint.", ""]
+            continue
+        out += [first_sentences(method.__doc__), "", *table(method, method.__doc__, hidden)]
+    return out
+
+
+def callbacks() -> list[str]:
+    """Our callbacks, as `class_path: fc_lightning.callbacks.NAME` with `init_args`."""
+    out = ["## Callbacks", "", "`class_path: fc_lightning.callbacks.NAME`, settings under `init_args`.", ""]
+    for name in sorted(vars(fc_lightning.callbacks)):
+        cls = getattr(fc_lightning.callbacks, name)
+        if isinstance(cls, type) and issubclass(cls, Callback):
+            rows = table(cls.__init__, cls.__doc__) if "__init__" in vars(cls) else []
+            out += [f"### {name}", "", first_sentences(cls.__doc__), "", *rows]
+    return out
+
+
+def reference() -> str:
+    """The whole page."""
+    parts = [
+        HEAD,
+        "## model\n",
+        *table(FunctionCallingModule.__init__, FunctionCallingModule.__doc__),
+        "## data\n",
+        "`base`, `revision`, `special_tokens` and `supervise` follow those of `model`, and are not given here.\n",
+        *table(FunctionCallingDataModule.__init__, FunctionCallingDataModule.__doc__, SHARED),
+        "### A source\n",
+        "`data.train`, `data.validation` and `data.test` are lists of these:\n",
+        *table(Source, Source.__doc__),
+        TRAINER,
+        *callbacks(),
+        *subcommands(),
+        ENVIRONMENT,
+    ]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+if __name__ == "__main__":
+    OUTPUT.write_text(reference(), encoding="utf-8")
+    print(OUTPUT)
