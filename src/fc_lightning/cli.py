@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from fc_lightning.audit import AuditError, audit
 from fc_lightning.bases import BaseModelError
@@ -19,6 +20,7 @@ from fc_lightning.data import DataError, FunctionCallingDataModule
 from fc_lightning.data.prompts import read_prompts
 from fc_lightning.export import ExportError, export
 from fc_lightning.formats import UnknownFormatError
+from fc_lightning.mistakes import ConfigurationError, Parser
 from fc_lightning.module import FunctionCallingModule
 from fc_lightning.report import ReportError, read_run, write_report
 from fc_lightning.teacher import TeacherError, think
@@ -28,6 +30,7 @@ USER_ERRORS = (
     AuditError,
     BaseModelError,
     ChatTemplateError,
+    ConfigurationError,
     DataError,
     ExportError,
     ReportError,
@@ -188,11 +191,19 @@ class FunctionCallingCLI(LightningCLI):
             trainer_defaults={"num_sanity_val_steps": 0, "use_distributed_sampler": False},
             seed_everything_default=0,
             parser_kwargs={"default_env": True, "env_prefix": "FC"},
+            parser_class=Parser,
             args=args,
         )
 
     def _parse_ckpt_path(self) -> None:
         """The configuration is what was given: Lightning would lay the checkpoint's hyper-parameters over it."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer; what Lightning has against its settings is a mistake of the user's."""
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (TypeError, ValueError, MisconfigurationException) as error:
+            raise ConfigurationError(f"`trainer`: {str(error).strip().splitlines()[0]}") from error
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:

@@ -21,7 +21,7 @@ from fc_lightning.data import FunctionCallingDataModule
 from fc_lightning.model_card import write_card
 from fc_lightning.modeling import load_config
 from fc_lightning.module import FunctionCallingModule
-from fc_lightning.response_template import START_ANCHOR, response_template
+from fc_lightning.response_template import response_template
 
 
 class ExportError(ValueError):
@@ -137,8 +137,8 @@ def write_model(
         weights: The adapter's, if not those in the model's memory: see :func:`fc_lightning.modeling.trained_weights`.
     """
     tokenizer = template.tokenizer
-    if START_ANCHOR.strip() in template.source:
-        tokenizer.response_template = response_template()
+    if template.family and template.opens_turn(template.family.answer):
+        tokenizer.response_template = response_template(template.family, tokenizer.eos_token)
     tokenizer.save_pretrained(str(folder))
     (folder / "chat_template.jinja").write_text(template.source, encoding="utf-8")
     if isinstance(model, PeftModel) and not merge:
