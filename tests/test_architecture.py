@@ -23,6 +23,7 @@ FLOORS = [
         "adapters",
         "generation",
         "pages",
+        "checkpoints",
     },
     {"bases"},
     {"constrained"},
@@ -31,6 +32,7 @@ FLOORS = [
     {"model_card"},
     {"export", "audit", "teacher"},
     {"callbacks", "chat"},
+    {"resuming"},
     {"cli"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
