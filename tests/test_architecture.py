@@ -23,6 +23,7 @@ FLOORS = [
         "adapters",
         "generation",
         "pages",
+        "checkpoints",
     },
     {"bases"},
     {"constrained"},
@@ -32,6 +33,7 @@ FLOORS = [
     {"export", "audit", "teacher"},
     {"callbacks", "chat"},
     {"mistakes"},
+    {"resuming"},
     {"cli"},
     {"start"},
 ]

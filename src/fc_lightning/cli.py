@@ -16,6 +16,7 @@ from fc_lightning.audit import AuditError, audit
 from fc_lightning.bases import BaseModelError
 from fc_lightning.chat import chat
 from fc_lightning.chat_template import ChatTemplateError
+from fc_lightning.checkpoints import CheckpointError
 from fc_lightning.data import DataError, FunctionCallingDataModule
 from fc_lightning.data.prompts import read_prompts
 from fc_lightning.export import ExportError, export
@@ -23,6 +24,7 @@ from fc_lightning.formats import UnknownFormatError
 from fc_lightning.mistakes import ConfigurationError, Parser
 from fc_lightning.module import FunctionCallingModule
 from fc_lightning.report import ReportError, read_run, write_report
+from fc_lightning.resuming import checkpoint_to_go_on_from, make_resumable
 from fc_lightning.teacher import TeacherError, think
 
 # What a user can put right: told in one line, without a traceback.
@@ -30,6 +32,7 @@ USER_ERRORS = (
     AuditError,
     BaseModelError,
     ChatTemplateError,
+    CheckpointError,
     ConfigurationError,
     DataError,
     ExportError,
@@ -42,6 +45,17 @@ _LINKED = ("base", "revision", "special_tokens", "supervise")
 
 class FunctionCallingTrainer(Trainer):
     """Lightning's Trainer with more to do, one method for each subcommand of ours."""
+
+    def fit(self, model: LightningModule, datamodule: LightningDataModule, ckpt_path: str | None = None) -> None:
+        """Train.
+
+        Args:
+            model: The module.
+            datamodule: The data.
+            ckpt_path: A checkpoint file to go on from, or ``last``: the newest whole one of the newest run of this
+                configuration, in whose folder the run goes on; if there is none yet, it starts from the beginning.
+        """
+        super().fit(model, datamodule=datamodule, ckpt_path=checkpoint_to_go_on_from(self, ckpt_path))
 
     def export(
         self,
@@ -178,6 +192,11 @@ class SaveConfig(SaveConfigCallback):
             config.pop(name, None)
         super().__init__(parser, config, **kwargs)
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Save it; a run that goes on in its folder replaces its own."""
+        self.overwrite = any(getattr(callback, "goes_on", False) for callback in trainer.callbacks)
+        super().setup(trainer, pl_module, stage)
+
 
 class FunctionCallingCLI(LightningCLI):
     """LightningCLI for one model and one data module, whose shared settings are given once, under ``model``."""
@@ -205,10 +224,15 @@ class FunctionCallingCLI(LightningCLI):
         except (TypeError, ValueError, MisconfigurationException) as error:
             raise ConfigurationError(f"`trainer`: {str(error).strip().splitlines()[0]}") from error
 
+    def instantiate_classes(self) -> None:
+        """Make trainer, module and data; whatever the configuration says, checkpoints are safe."""
+        super().instantiate_classes()
+        make_resumable(self.trainer)
+
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """The subcommands, with the arguments of the trainer's methods that are not given by the user."""
-        names = ("export", "audit", "think", "report", "chat", "predict")
+        names = ("export", "audit", "think", "report", "chat", "predict", "fit")
         ours = {name: {"model", "datamodule"} for name in names}
         return {**LightningCLI.subcommands(), **ours}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from types import MethodType
 from typing import Any, cast
@@ -84,6 +85,19 @@ def load_base(
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n", 1)[0]
         raise BaseModelError(f"{base}: the model could not be loaded (`model.base`): {reason}") from error
+
+
+def base_digest(model: PreTrainedModel) -> str:
+    """A fingerprint of a base's weights, the same in whichever precision or quantization it was loaded.
+
+    Looked at are the vectors (norms, biases) and rows of the embedding, which no quantization touches.
+    """
+    embedding = model.get_input_embeddings().weight
+    digest = hashlib.sha256(str(list(embedding.shape)).encode())
+    vectors = [weight for _, weight in sorted(model.named_parameters()) if weight.ndim == 1]
+    for weight in (embedding[:: max(1, len(embedding) // 256)], *vectors):
+        digest.update(weight.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def load_config(base: str, revision: str | None) -> PretrainedConfig:

@@ -20,6 +20,7 @@ from fc_lightning.modeling import (
     HEAD_CHUNK,
     add_adapter,
     add_token_rows,
+    base_digest,
     choose_attention,
     load_base,
     load_config,
@@ -106,6 +107,7 @@ class FunctionCallingModule(LightningModule):
         self._evaluated: list[Placed] = []
         self._window_tokens = 0
         self._window_loss: Tensor = torch.tensor(0.0)
+        self._base_digest = ""
 
     @property
     def tokenizer(self) -> Any:
@@ -139,6 +141,7 @@ class FunctionCallingModule(LightningModule):
             attention, why = choose_attention(load_config(self.base, self.revision), device, "mixed" in precision)
         _, pieces = load_tokenizer(self.base, self.revision, tuple(self.special_tokens))
         model = load_base(self.base, self.revision, getattr(torch, name), attention, self.quantization, device)
+        self._base_digest = base_digest(model)
         add_token_rows(model, pieces)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -218,6 +221,7 @@ class FunctionCallingModule(LightningModule):
         """Keep the trained weights only; the base is on disk already. Which vocabulary they belong to is noted."""
         trained = self._trained_names()
         checkpoint["vocabulary"] = vocabulary_digest(self.tokenizer)
+        checkpoint["base"] = {"name": self.base, "revision": self.revision, "digest": self._base_digest}
         checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if key in trained}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -236,6 +240,12 @@ class FunctionCallingModule(LightningModule):
         if other or checkpoint.get("vocabulary", vocabulary) != vocabulary:
             what = f"{other[0]} has another shape" if other else "its token ids belong to another vocabulary"
             raise BaseModelError(f"the checkpoint does not fit `model.base` {self.base}: {what}")
+        base = checkpoint.get("base", {})
+        if base.get("digest", self._base_digest) != self._base_digest:
+            theirs_is = f"{base['name']}, revision {base['revision']}" if base["revision"] else base["name"]
+            raise BaseModelError(
+                f"the checkpoint was trained on another base ({theirs_is}) than `model.base` {self.base}: their weights differ"
+            )
 
     @property
     def _sharded(self) -> bool:

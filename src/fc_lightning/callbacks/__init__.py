@@ -4,6 +4,7 @@ from fc_lightning.callbacks.adapter import SaveAdapter
 from fc_lightning.callbacks.predictions import PredictionWriter
 from fc_lightning.callbacks.progress import ProgressBar
 from fc_lightning.callbacks.report import EvaluationReport
+from fc_lightning.callbacks.resumable import Resumable
 from fc_lightning.callbacks.samples import SampleTable
 from fc_lightning.callbacks.summary import RunSummary
 from fc_lightning.callbacks.throughput import Throughput
@@ -12,6 +13,7 @@ __all__ = [
     "EvaluationReport",
     "PredictionWriter",
     "ProgressBar",
+    "Resumable",
     "RunSummary",
     "SampleTable",
     "SaveAdapter",
