@@ -10,10 +10,14 @@ from typing import Any, Literal
 
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from fc_lightning import ranks
 from fc_lightning.audit import AuditError, audit
 from fc_lightning.bases import BaseModelError
+from fc_lightning.callbacks.failures import Failures
+from fc_lightning.callbacks.preemption import Preemption
 from fc_lightning.chat import chat
 from fc_lightning.chat_template import ChatTemplateError
 from fc_lightning.checkpoints import CheckpointError
@@ -22,7 +26,8 @@ from fc_lightning.data.prompts import read_prompts
 from fc_lightning.export import ExportError, export
 from fc_lightning.formats import UnknownFormatError
 from fc_lightning.mistakes import ConfigurationError, Parser
-from fc_lightning.module import FunctionCallingModule
+from fc_lightning.module import FunctionCallingModule, NonFiniteError
+from fc_lightning.redaction import redact_config
 from fc_lightning.report import ReportError, read_run, write_report
 from fc_lightning.resuming import checkpoint_to_go_on_from, make_resumable
 from fc_lightning.teacher import TeacherError, think
@@ -36,6 +41,7 @@ USER_ERRORS = (
     ConfigurationError,
     DataError,
     ExportError,
+    NonFiniteError,
     ReportError,
     TeacherError,
     UnknownFormatError,
@@ -190,6 +196,8 @@ class SaveConfig(SaveConfigCallback):
         config = config.clone()
         for name in ("ckpt_path", "weights_only", "verbose", "return_predictions", "prompts", "question", "tools"):
             config.pop(name, None)
+        for place in redact_config(config):
+            rank_zero_info(f"{place} holds a secret: it is not written into config.yaml")
         super().__init__(parser, config, **kwargs)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -218,11 +226,14 @@ class FunctionCallingCLI(LightningCLI):
         """The configuration is what was given: Lightning would lay the checkpoint's hyper-parameters over it."""
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The trainer; what Lightning has against its settings is a mistake of the user's."""
+        """The trainer, with what makes its processes end together and in order."""
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except (TypeError, ValueError, MisconfigurationException) as error:
             raise ConfigurationError(f"`trainer`: {str(error).strip().splitlines()[0]}") from error
+        ranks.use_launcher(trainer)
+        trainer.callbacks[:0] = [Failures(), Preemption()]  # before the user's: theirs may wait for other ranks
+        return trainer
 
     def instantiate_classes(self) -> None:
         """Make trainer, module and data; whatever the configuration says, checkpoints are safe."""
@@ -265,8 +276,5 @@ def main(args: Any = None) -> None:
     """
     sys.path.insert(0, os.getcwd())  # so that a YAML file can name classes of the user's own
     keep_freed_memory()
-    try:
+    with ranks.together(USER_ERRORS):
         FunctionCallingCLI(args)
-    except USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)

@@ -201,6 +201,13 @@ def trained_weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for name, tensor in trained.items()}
 
 
+def are_finite(gradients: Sequence[Tensor]) -> Tensor:
+    """Whether all gradients are finite, a scalar; of sharded ones, this rank's shards."""
+    local = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
+    norms = torch._foreach_norm([gradient for gradient in local if gradient.numel()])
+    return torch.stack(norms).isfinite().all() if norms else torch.tensor(True)
+
+
 def parameter_counts(model: nn.Module) -> tuple[int, int]:
     """How many parameters are trained, and how many there are."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]

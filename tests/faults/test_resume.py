@@ -5,9 +5,9 @@ import random
 from pathlib import Path
 
 import pytest
+from tests.faults.checkpoints import FULL, events, same, state_of
 
 from fc_lightning.cli import main
-from tests.faults.checkpoints import FULL, events, same, state_of
 
 TINY = "configs/debug/tiny.yaml"
 DROPOUT = "{class_path: peft.LoraConfig, init_args: {r: 4, lora_dropout: 0.2, target_modules: [q_proj, v_proj]}}"

@@ -71,7 +71,9 @@ class Resumable(Callback):
         try:
             self._lock.acquire(timeout=_PATIENCE)
         except Timeout as error:
-            raise CheckpointError(f"{folder}: another process is training there; wait for its end, or stop it") from error
+            raise CheckpointError(
+                f"{folder}: another process is training there; wait for its end, or stop it"
+            ) from error
         if self.goes_on and isinstance(logger, CSVLogger):
             reopen_metrics(logger)
 
@@ -173,9 +175,7 @@ class Resumable(Callback):
         return _Place(trainer.global_step, data, _loops(trainer), _get_rng(trainer.lightning_module.device))
 
 
-def rewind(
-    fit_loop: dict[str, Any], step: int, loops: tuple[int, bool, int, int, bool], validated: bool
-) -> None:
+def rewind(fit_loop: dict[str, Any], step: int, loops: tuple[int, bool, int, int, bool], validated: bool) -> None:
     """Write into the state of Lightning's loops that training stands at the end of a step.
 
     Lightning tells what to do next from how far its counters are apart: equal ones in the epoch loop say that all is
