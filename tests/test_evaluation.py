@@ -140,7 +140,7 @@ def test_constrained_turns_are_grammatical_and_their_calls_valid():
     opening = tokenizer.convert_tokens_to_ids("<tool_call>")
     grammars = CallGrammars(tokenizer, len(tokenizer) + 3, [1])  # a model's matrix may have rows to spare
     weather = [Tool("weather", "", SCHEMA), Tool("clock")]
-    constraint = grammars.constrain([weather] * 12 + [[]] * 2)
+    constraint = grammars.constrain([weather] * 12 + [[]] * 2, 10_000)
     ids = torch.full((14, 5), 7)
     constraint.start_leg(range(14))
     for step in range(150):
@@ -159,11 +159,52 @@ def test_constrained_turns_are_grammatical_and_their_calls_valid():
     assert not turns[-1].tool_calls  # no tools, no calls
 
 
+ENDLESS = {
+    "type": "object",
+    "properties": {
+        "numbers": {"type": "array", "items": {"type": "integer"}},
+        "nested": {"$ref": "#/$defs/node"},
+        "note": {"type": "string"},
+        "kind": {"enum": ["first", "second"]},
+    },
+    "required": ["numbers", "note", "kind"],
+    "$defs": {"node": {"type": "object", "properties": {"children": {"items": {"$ref": "#/$defs/node"}}}}},
+}
+
+
+@pytest.mark.parametrize("begin", ["", "<think>\n", '<tool_call>\n{"name": "f", "arguments": {"numbers": ['])
+def test_a_constrained_turn_comes_to_its_end_before_its_tokens_do(begin):
+    """Tokens at random, of which none would end a string, a list, a number or a thought by itself."""
+    pytest.importorskip("xgrammar")
+    tokenizer, _ = load_tokenizer("tests/models/tiny_gemma2", None, tuple(SpecialToken))
+    limit, rows = 300, 8
+    constraint = CallGrammars(tokenizer, len(tokenizer), [1]).constrain([[Tool("f", "", ENDLESS)]] * rows, limit)
+    begun = tokenizer.encode(begin, add_special_tokens=False)
+    generator = torch.Generator().manual_seed(0)
+    closing = [number for number in range(len(tokenizer)) if set(tokenizer.decode([number])) & set('"]}\n>')]
+    ids = torch.full((rows, 1), 7)
+    for step in range(limit):
+        scores = torch.randn(rows, len(tokenizer), generator=generator)
+        scores[:, [1, *closing]] -= 20.0
+        if step < len(begun):
+            scores[:, begun[step]] += 100.0
+        ids = torch.cat([ids, constraint(ids, scores).argmax(-1, keepdim=True)], 1)
+    for row in ids.tolist():
+        assert 1 in row
+        text = tokenizer.decode(row[1 : row.index(1)])
+        turn = parse_turn(text)
+        assert text.startswith(begin)
+        assert turn.grammatical
+        assert not turn.errors
+        assert all(fits_schema(call.arguments, ENDLESS) for call in turn.tool_calls)
+        assert bool(turn.tool_calls) or "tool_call" not in begin
+
+
 def test_constrained_generation_goes_through_legs(run):
     pytest.importorskip("xgrammar")
     folder = run("validate", "--model.constrained=true", "--model.generation={do_sample: true, max_new_tokens: 40}")
     lines = [json.loads(line) for line in (folder / "predictions.jsonl").open()]
-    assert all(line["parsed"] and line["grammar"] for line in lines if line["finished"])
+    assert all(line["parsed"] and line["grammar"] and line["finished"] for line in lines)
 
 
 def test_a_schema_that_is_no_use_is_told():
@@ -171,4 +212,4 @@ def test_a_schema_that_is_no_use_is_told():
     tokenizer, _ = load_tokenizer("tests/models/tiny_gemma2", None, tuple(SpecialToken))
     grammars = CallGrammars(tokenizer, len(tokenizer), [1])
     with pytest.warns(UserWarning, match="the arguments of f are not constrained"):
-        grammars.constrain([[Tool("f", "", {"properties": {"a": {"type": "varchar"}}})]])
+        grammars.constrain([[Tool("f", "", {"properties": {"a": {"type": "varchar"}}})]], 100)

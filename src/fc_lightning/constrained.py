@@ -1,15 +1,18 @@
 """Constrained decoding: a model turn can only follow the grammar, its calls can only be to the tools on offer.
 
-xgrammar keeps track of what may come next; here stands which grammar a prompt has, and which row is where.
+xgrammar keeps track of what may come next; here stands which grammar a prompt has, and which row is where. A grammar
+alone lets a list or a number go on for ever; a turn that has used most of its tokens is therefore brought to its end.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -18,6 +21,7 @@ from fc_lightning.metrics import standard_schema
 from fc_lightning.toolcalls import CALL_CLOSE, CALL_OPEN, THINK_CLOSE, THINK_OPEN, Tool, dump_json
 
 _TAGS = [CALL_OPEN, CALL_CLOSE, THINK_OPEN, THINK_CLOSE]
+_ENDING = 3  # in the last third of its tokens a turn is brought to its end
 
 
 class CallGrammars:
@@ -41,12 +45,13 @@ class CallGrammars:
         info = xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=vocabulary, stop_token_ids=list(end_ids))
         self.compiler = xgrammar.GrammarCompiler(info, max_threads=1)
         self.vocabulary = vocabulary
+        self.closers = Closers(info.decoded_vocab, end_ids)
         self._compiled: dict[str, Any] = {}
 
-    def constrain(self, tools: Sequence[Sequence[Tool]]) -> GrammarConstraint:
-        """A constraint for rows, from the tools on offer to each."""
+    def constrain(self, tools: Sequence[Sequence[Tool]], limit: int) -> GrammarConstraint:
+        """A constraint for rows, from the tools on offer to each, and how many tokens each may have."""
         compiled = [self._compile(some) for some in tools]
-        return GrammarConstraint([self.xgrammar.GrammarMatcher(one) for one in compiled], self)
+        return GrammarConstraint([self.xgrammar.GrammarMatcher(one) for one in compiled], self, limit)
 
     def _compile(self, tools: Sequence[Tool]) -> Any:
         key = dump_json([tool.to_openai() for tool in tools])
@@ -67,12 +72,45 @@ class CallGrammars:
         return schema
 
 
+class Closers:
+    """Of the tokens that may come next, those that bring a turn nearer to its end.
+
+    Args:
+        vocabulary: The bytes of each token.
+        end_ids: Ids that end a turn.
+    """
+
+    def __init__(self, vocabulary: Sequence[bytes], end_ids: Sequence[int]):
+        def those(pattern: bytes) -> np.ndarray:
+            matches = re.compile(pattern).fullmatch
+            return np.array([matches(token) is not None for token in vocabulary])
+
+        self.ends = np.isin(np.arange(len(vocabulary)), end_ids)
+        self.tags = those(b"|".join(tag.encode() for tag in (CALL_CLOSE, THINK_CLOSE)))
+        self.line, self.quote = those(rb"\n"), those(rb'"+')
+        self.brackets, self.comma = those(rb"\s*[\]}][\]}\s]*"), those(rb",.*")
+
+    def among(self, allowed: np.ndarray) -> np.ndarray:
+        """The best of the allowed tokens ``(vocabulary,)``; all of them where there is no better one.
+
+        Within text nearly everything is allowed; in a JSON text everything but a bare line break.
+        """
+        if allowed.sum() * 2 <= len(allowed):
+            order = [self.ends, self.tags, self.brackets, self.quote, self.comma]
+        elif (allowed & self.line).any():
+            order = [self.ends, self.tags, self.line]
+        else:
+            order = [self.quote]
+        return next((found for kind in order if (found := kind & allowed).any()), allowed)
+
+
 class GrammarConstraint:
     """Keeps rows to their grammars; see :class:`fc_lightning.generation.Constraint`."""
 
-    def __init__(self, matchers: Sequence[Any], grammars: CallGrammars):
-        self.matchers, self.grammars = matchers, grammars
+    def __init__(self, matchers: Sequence[Any], grammars: CallGrammars, limit: int):
+        self.matchers, self.grammars, self.limit = matchers, grammars, limit
         self.rows: Sequence[int] = range(len(matchers))
+        self.made = 0  # tokens of a row
         self.seen: int | None = None  # columns of ids that the matchers have followed
 
     def start_leg(self, rows: Sequence[int]) -> None:
@@ -83,6 +121,7 @@ class GrammarConstraint:
         """Scores ``(rows, vocabulary)`` after the ids so far, what is forbidden at minus infinity."""
         self.seen = input_ids.shape[1] if self.seen is None else self.seen
         new = input_ids[:, self.seen :].tolist()
+        self.made += input_ids.shape[1] - self.seen
         self.seen = input_ids.shape[1]
         mask = self.grammars.xgrammar.allocate_token_bitmask(len(self.rows), self.grammars.vocabulary)
         for place, row in enumerate(self.rows):
@@ -92,10 +131,19 @@ class GrammarConstraint:
                     matcher.accept_token(token)
             if not matcher.is_terminated():
                 matcher.fill_next_token_bitmask(mask, place)
-        # scores may be somebody else's tensor
-        allowed = scores.clone()
+                if self.made * _ENDING >= self.limit * (_ENDING - 1):
+                    self._bring_to_its_end(mask[place])
+        allowed = scores.clone()  # they may be somebody else's
         self.grammars.xgrammar.apply_token_bitmask_inplace(allowed, mask.to(scores.device))
         return allowed
+
+    def _bring_to_its_end(self, mask: Tensor) -> None:
+        """Narrow down what is allowed, ``(vocabulary / 32,)`` words of a bit a token."""
+        words = mask.numpy()
+        bits = np.unpackbits(words.view(np.uint8), bitorder="little")
+        size = self.grammars.vocabulary
+        bits[:size] = self.grammars.closers.among(bits[:size].astype(bool))
+        words[:] = np.packbits(bits, bitorder="little").view(np.int32)
 
 
 def turn_grammar(schemas: dict[str, dict[str, Any]]) -> dict[str, Any]:

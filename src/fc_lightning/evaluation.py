@@ -87,7 +87,8 @@ class TurnGenerator:
             width = int(model.get_output_embeddings().weight.shape[0])  # type: ignore[operator]
             self._grammars = CallGrammars(self.tokenizer, width, self.end_ids)
         offered = [[tool_from_value(tool) for tool in json.loads(text)] for text in tools]
-        return self._grammars.constrain([some for some in offered for _ in range(self.samples)])
+        rows = [some for some in offered for _ in range(self.samples)]
+        return self._grammars.constrain(rows, self.settings["max_new_tokens"])
 
     def _compare(self, batch: Mapping[str, Any], number: int, sample: int, text: str, finished: bool) -> EvaluatedTurn:
         gold, schema = batch["gold"][number], batch["response_schema"][number]
