@@ -6,7 +6,9 @@ Both contenders take their rows in the order of the file, with the same LoRA, op
 the documents are encoded once, by this project, and TRL is given the same ids and labels.
 """
 
+import csv
 import json
+import resource
 import sys
 import tempfile
 import time
@@ -20,27 +22,9 @@ PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 
 def run_ours(spec: dict[str, Any]) -> dict[str, Any]:
     """The command line, as a user starts it."""
-    from lightning import Callback
-
+    from clock import Clock
     from fc_lightning import cli
 
-    class Clock(Callback):
-        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-            self.ends, self.tokens, self.supervised = [time.perf_counter()], [0], [0]
-
-        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-            self.tokens[-1] += batch["num_tokens"]
-            self.supervised[-1] += batch["num_supervised"]
-            if trainer.global_step == len(self.ends):
-                self.ends.append(time.perf_counter())
-                self.tokens.append(0)
-                self.supervised.append(0)
-
-    sys.modules["contenders"] = sys.modules[__name__]
-    sys.modules[__name__].Clock = Clock  # type: ignore[attr-defined]
-    clocks: list[Clock] = []
-    create = Clock.__init__
-    Clock.__init__ = lambda self: (create(self), clocks.append(self))[0]  # type: ignore[method-assign,misc,assignment]
     with tempfile.TemporaryDirectory() as folder:
         recipe = {
             "seed_everything": 0,
@@ -74,17 +58,14 @@ def run_ours(spec: dict[str, Any]) -> dict[str, Any]:
                     "class_path": "lightning.pytorch.loggers.CSVLogger",
                     "init_args": {"save_dir": folder, "flush_logs_every_n_steps": 1},
                 },
-                "callbacks": [{"class_path": "contenders.Clock"}],
+                "callbacks": [{"class_path": "clock.Clock"}],
             },
         }
         (Path(folder) / "recipe.yaml").write_text(json.dumps(recipe))
         cli.main(["fit", "--config", f"{folder}/recipe.yaml"])
-        import csv
-
         (file,) = Path(folder).glob("**/metrics.csv")
         losses = [float(row["train/loss"]) for row in csv.DictReader(file.read_text().splitlines())]
-    (clock,) = clocks
-    return {"ends": clock.ends, "tokens": clock.tokens[:-1], "supervised": clock.supervised[:-1], "losses": losses}
+    return {"ends": Clock.ends, "tokens": Clock.tokens[:-1], "supervised": Clock.supervised[:-1], "losses": losses}
 
 
 def run_trl(spec: dict[str, Any]) -> dict[str, Any]:
@@ -137,10 +118,8 @@ def run_trl(spec: dict[str, Any]) -> dict[str, Any]:
         )
         trainer.train()
     rows = [trainer.train_dataset[number] for number in range(spec["steps"] * spec["accumulation"])]
-    tokens, supervised = (
-        [len(row["input_ids"]) for row in rows],
-        [sum(x != -100 for x in row["labels"]) for row in rows],
-    )
+    tokens = [len(row["input_ids"]) for row in rows]
+    supervised = [sum(label != -100 for label in row["labels"]) for row in rows]
     size = spec["accumulation"]
     return {
         "ends": clock.ends,
@@ -151,8 +130,6 @@ def run_trl(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    import resource
-
     given = json.loads(Path(sys.argv[1]).read_text())
     result = {"ours": run_ours, "trl": run_trl}[given["who"]](given)
     result["peak_memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

@@ -2,8 +2,9 @@
 
     python benchmarks/generation.py --data hermes_bfcl/validation.jsonl --limit 200 --adapter runs/…/adapter
 
-Both have the same weights, in fp32, and generate greedily. With `--reference N` transformers has only every so manieth
-prompt, N in all; its prompts a second are then those of this sample.
+Both have the same weights, in fp32, and generate greedily. With `--reference N` transformers generates only N of the
+prompts, evenly spread; its prompts a second are then those of this sample, and the texts of the other prompts are
+checked against its model in one pass each: after everything before it, each token must be the likeliest.
 """
 
 import argparse
@@ -35,7 +36,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch_tokens", type=int, default=16384)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--skip", choices=["ours", "theirs"])
     return parser.parse_args()
 
 
@@ -62,6 +62,17 @@ def their_model(base: str, adapter: str | None) -> torch.nn.Module:
     return model.eval()
 
 
+@torch.inference_mode()
+def first_other(model: torch.nn.Module, prompt: list[int], new: list[int], ends: list[int], limit: int) -> int | None:
+    """Where a model that reads a whole text, uncached and unpadded, would have gone on otherwise; None if nowhere.
+
+    A text that ran into the limit of tokens has no end to check.
+    """
+    likeliest = model(torch.tensor([prompt + new])).logits[0, len(prompt) - 1 :].argmax(-1).tolist()
+    place = shared_length(likeliest, new)
+    return None if place == len(new) and (likeliest[place] in ends or len(new) >= limit) else place
+
+
 def main() -> None:
     args = arguments()
     keep_freed_memory()  # as the command line does; it helps both
@@ -70,21 +81,18 @@ def main() -> None:
     ends = ChatTemplate.end_ids(tokenizer)
     prompts = read_prompts(args.base, args.data, args.limit)
     settings = {"max_new_tokens": args.max_new_tokens, "do_sample": False}
+    model = our_model(args.base, args.adapter)
     ours: dict[int, list[int]] = {}
-    if args.skip != "ours":
-        model = our_model(args.base, args.adapter)
-        start = time.monotonic()
-        for batch in plan_generation(prompts, args.batch_tokens, args.batch_size):
-            outputs = generate(model, [prompts[number] for number in batch], settings, ends, tokenizer.pad_token_id)
-            ours |= {number: ids for number, (ids, _) in zip(batch, outputs, strict=True)}
-        our_rate = len(ours) / (time.monotonic() - start)
-        tokens = sum(map(len, ours.values()))
-        print(f"ours:         {len(ours)} prompts, {tokens} new tokens, {our_rate:.3f} prompts/s", flush=True)
-    if args.skip == "theirs":
-        return
+    start = time.monotonic()
+    for batch in plan_generation(prompts, args.batch_tokens, args.batch_size):
+        outputs = generate(model, [prompts[number] for number in batch], settings, ends, tokenizer.pad_token_id)
+        ours |= {number: ids for number, (ids, _) in zip(batch, outputs, strict=True)}
+    our_rate = len(ours) / (time.monotonic() - start)
+    print(f"ours:         {len(ours)} prompts, {sum(map(len, ours.values()))} new tokens, {our_rate:.3f} prompts/s")
+
+    model = their_model(args.base, args.adapter)
     wanted = min(args.reference or len(prompts), len(prompts))
     sample = [number * len(prompts) // wanted for number in range(wanted)]
-    model = their_model(args.base, args.adapter)
     theirs: dict[int, list[int]] = {}
     start = time.monotonic()
     for number in sample:
@@ -96,15 +104,20 @@ def main() -> None:
     their_rate = len(theirs) / (time.monotonic() - start)
     tokens = sum(map(len, theirs.values()))
     print(f"transformers: {len(theirs)} prompts, {tokens} new tokens, {their_rate:.3f} prompts/s")
-    if ours:
-        different = [number for number in sample if ours[number] != theirs[number]]
-        print(f"ratio: {our_rate / their_rate:.2f}")
-        print(f"equal texts: {len(sample) - len(different)} of {len(sample)}")
-        for number in different:
-            place = shared_length(ours[number], theirs[number])
-            print(f"  prompt {number} differs from new token {place} on")
-            for name, ids in (("ours", ours[number]), ("transformers", theirs[number])):
-                print(f"    {name}: {tokenizer.decode(ids)!r}")
+    print(f"ratio: {our_rate / their_rate:.2f}")
+
+    different = [number for number in sample if ours[number] != theirs[number]]
+    print(f"equal texts: {len(sample) - len(different)} of {len(sample)}")
+    for number in different:
+        print(f"  prompt {number} differs from new token {shared_length(ours[number], theirs[number])} on")
+        for name, ids in (("ours", ours[number]), ("transformers", theirs[number])):
+            print(f"    {name}: {tokenizer.decode(ids)!r}")
+    others = sorted(set(ours) - set(sample))
+    places = {number: first_other(model, prompts[number], ours[number], ends, args.max_new_tokens) for number in others}
+    different = [number for number in others if places[number] is not None]
+    print(f"checked texts: {len(others) - len(different)} of {len(others)} are transformers' too")
+    for number in different:
+        print(f"  prompt {number}: another token at {places[number]} of {len(ours[number])}")
 
 
 if __name__ == "__main__":

@@ -57,6 +57,9 @@ def labelled(document: dict[str, Any]) -> dict[str, list[int]]:
     return {"input_ids": ids, "labels": [-100] * start + ids[start:end]}
 
 
+Measured = tuple[float, int]
+
+
 class Meter:
     """Seconds and peak memory of the steps after the first few."""
 
@@ -101,8 +104,8 @@ def ours(folder: str, packs: list[list[dict[str, Any]]], length: int, device: st
     return meter.seconds
 
 
-def trl(folder: str, rows: list[dict[str, Any]], length: int, device: str, tuned: bool, tiny: bool) -> float:
-    """Seconds of the measured steps."""
+def trl(folder: str, rows: list[dict[str, Any]], length: int, device: str, tuned: bool, tiny: bool) -> Measured:
+    """Seconds and tokens of the measured steps."""
     import datasets
     from transformers import TrainerCallback
     from transformers.utils import is_flash_attn_2_available
@@ -143,8 +146,7 @@ def trl(folder: str, rows: list[dict[str, Any]], length: int, device: str, tuned
         )
         trainer.train()
     used = [len(row["input_ids"]) for row in list(trainer.train_dataset)[WARM : WARM + STEPS]]
-    trl.tokens = sum(used)  # type: ignore[attr-defined]
-    return meter.seconds
+    return meter.seconds, sum(used)
 
 
 def matmul_flops(device: str) -> float:
@@ -181,8 +183,8 @@ def contend(args: argparse.Namespace, folder: str) -> list[dict[str, Any]]:
                     seconds = ours(folder, packs, length, device, args.tiny)
                     tokens = sum(len(row["input_ids"]) for pack in packs[WARM : WARM + STEPS] for row in pack)
                 else:
-                    seconds = trl(folder, made, length, device, args.contender == "TRL tuned", args.tiny)
-                    tokens = trl.tokens  # type: ignore[attr-defined]
+                    tuned = args.contender == "TRL tuned"
+                    seconds, tokens = trl(folder, made, length, device, tuned, args.tiny)
             except torch.OutOfMemoryError:
                 results.append({**result, "failed": "out of memory"})
                 continue

@@ -11,7 +11,7 @@ SOURCE = Path("src/fc_lightning")
 FILES = sorted(SOURCE.rglob("*.py"))
 # Lowest first. A room imports from floors below its own; rooms of one floor do not know each other.
 FLOORS = [
-    {"toolcalls", "grounding"},
+    {"toolcalls", "grounding", "families", "help", "environment"},
     {
         "chat_template",
         "response_template",
@@ -23,15 +23,20 @@ FLOORS = [
         "adapters",
         "generation",
         "pages",
+        "checkpoints",
+        "redaction",
     },
-    {"bases"},
+    {"bases", "ranks"},
     {"constrained"},
     {"data", "modeling", "evaluation", "report"},
     {"module"},
     {"model_card"},
     {"export", "audit", "teacher"},
     {"callbacks", "chat"},
+    {"mistakes"},
+    {"resuming"},
     {"cli"},
+    {"start"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
@@ -93,5 +98,10 @@ def test_templates_are_packaged():
 
     folder = files("fc_lightning") / "templates"
     chat = [folder / f"gemma_{render}.jinja" for render in get_args(Render)]
-    assert {path.name for path in folder.iterdir()} == {"page.html.jinja", *(path.name for path in chat)}
+    chat.append(folder / "turns_canonical.jinja")
+    assert {path.name for path in folder.iterdir()} == {
+        "page.html.jinja",
+        "macros.jinja",
+        *(path.name for path in chat),
+    }
     assert all("endgeneration" in path.read_text(encoding="utf-8") for path in chat)

@@ -358,14 +358,14 @@ def test_tags_in_the_texts_of_verbatim_rows_are_tokens_but_turns_are_not():
     assert names == [*human, *end, "<start_of_turn>", "<tool_call>", "</tool_call>", *end]
 
 
-def foreign_tokenizer(chat_template=None):
+def foreign_tokenizer(chat_template=None, opens="<|im_start|>"):
     """A tokenizer of bytes, with ChatML's turns."""
     alphabet = {letter: nth for nth, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     backend = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", chat_template=chat_template)
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
+    tokenizer.add_special_tokens({"additional_special_tokens": [opens]})
     return tokenizer
 
 
@@ -407,8 +407,8 @@ def test_errors_say_what_to_do(tmp_path):
     unmarked = tmp_path / "unmarked.jinja"
     unmarked.write_text(bare, encoding="utf-8")
     for arguments, named in (
-        ((foreign_tokenizer(),), "name a file with `data.chat_template`"),
-        ((foreign_tokenizer(bare),), "name it with `data.chat_template`"),
+        ((foreign_tokenizer(opens="<s>"),), "name a file with `data.chat_template`"),
+        ((foreign_tokenizer(bare, opens="<s>"),), "name it with `data.chat_template`"),
         ((TOKENIZER, "canonical", unmarked), "unmarked.jinja: .* name it with `data.chat_template`"),
         ((TOKENIZER, "canonical", tmp_path / "none.jinja"), r"none\.jinja: .*\(`data.chat_template`\)"),
         ((foreign_tokenizer(CHATML), "verbatim"), "use `data.render: canonical`"),

@@ -502,6 +502,23 @@ def test_xlam(write):
     assert read_row({**row, "answers": "[]"}).defects == ("turn 2: neither an answer nor a call",)
 
 
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ({"city": {"type": "str"}}, {"type": "object", "properties": {"city": {"type": "str"}}}),
+        ({"type": {"type": "str"}}, {"type": "object", "properties": {"type": {"type": "str"}}}),
+        ({"type": "object", "properties": {}}, {"type": "object", "properties": {}}),
+        ({"properties": {"city": {}}}, {"properties": {"city": {}}}),
+        ({"$ref": "#/$defs/a", "$defs": {"a": {}}}, {"$ref": "#/$defs/a", "$defs": {"a": {}}}),
+        ({}, {}),
+    ],
+)
+def test_parameters_without_a_schema_around_them_get_one_in_every_format(written, read):
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": written}}]
+    row = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}], "tools": tools}
+    assert read_row(row).tools == (Tool("weather", "", read),)
+
+
 def test_sharegpt_without_a_call_keeps_its_system_column():
     row = {"conversations": turns(("human", "Hi"), ("gpt", "Ho")), "system": "Be brief.", "tools": "[]"}
     assert [message.content for message in read_row(row).messages] == ["Be brief.", "Hi", "Ho"]

@@ -1,17 +1,26 @@
 """The model against transformers and PEFT as they come: attention by document, lean adapters, the loss, merging."""
 
 import copy
+import itertools
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, PeftModel
-from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3ForCausalLM, Gemma3TextConfig
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+)
+from transformers.masking_utils import flash_attention_mask
 
 from fc_lightning.adapters import make_lean
 from fc_lightning.attention import BY_DOCUMENT
-from fc_lightning.modeling import add_adapter, add_token_rows, load_base, token_loss_sum
+from fc_lightning.modeling import add_adapter, add_token_rows, choose_attention, load_base, token_loss_sum
 from fc_lightning.packing import PackingCollator
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -68,6 +77,57 @@ def test_packed_documents_have_the_loss_of_separate_ones(base, attention, block,
     batch = PackingCollator(0)([[DOCUMENTS[index] for index in pack] for pack in packs])
     expected = sum(loss_alone(plain, DOCUMENTS[index]) for pack in packs for index in pack)
     torch.testing.assert_close(token_loss_sum(model, batch), expected, rtol=1e-5, atol=1e-5)
+
+
+def by_ends(module, query, key, value, attention_mask, *, cu_seq_lens_q, cu_seq_lens_k, max_length_q, **settings):
+    """What a flash kernel computes for sequences of varying lengths, from its own arguments, one sequence at a time."""
+    assert attention_mask is None
+    assert max_length_q == max(cu_seq_lens_q.diff())
+    assert cu_seq_lens_q.dtype == torch.int32
+    rows, heads, length, width = query.shape
+    flat = [part.transpose(1, 2).reshape(rows * length, -1, width) for part in (query, key, value)]
+    out = torch.empty_like(flat[0])
+    for start, end in itertools.pairwise(cu_seq_lens_q.tolist()):
+        q, k, v = (part[start:end].transpose(0, 1) for part in flat)
+        k, v = (part.repeat_interleave(heads // part.shape[0], 0) for part in (k, v))
+        scores = q @ k.mT * settings["scaling"]
+        if (cap := settings.get("softcap")) is not None:
+            scores = cap * torch.tanh(scores / cap)
+        seen = torch.ones(end - start, end - start, dtype=torch.bool).tril()
+        if (window := settings.get("sliding_window")) is not None:
+            seen = seen.triu(1 - window)
+        out[start:end] = (scores.masked_fill(~seen, -torch.inf).softmax(-1) @ v).transpose(0, 1)
+    return out.view(rows, length, heads, width), None
+
+
+@pytest.mark.parametrize("packs", [[[0, 1, 2]], [[1], [], [2, 0]]], ids=str)
+def test_flash_kernels_are_told_where_documents_end(base, packs):
+    AttentionInterface.register("flash_by_hand", by_ends)
+    AttentionMaskInterface.register("flash_by_hand", flash_attention_mask)
+    model = load_base(str(base), None, torch.float32, "eager")
+    model.config._attn_implementation = "flash_by_hand"  # loaded under this name, it would be looked for on the hub
+    plain = AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager")
+    batch = PackingCollator(0)([[DOCUMENTS[index] for index in pack] for pack in packs])
+    expected = sum(loss_alone(plain, DOCUMENTS[index]) for pack in packs for index in pack)
+    torch.testing.assert_close(token_loss_sum(model, batch), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("device", "mixed", "flash", "cap", "chosen"),
+    [
+        ("cpu", True, True, 50.0, BY_DOCUMENT),
+        ("cpu", False, False, None, BY_DOCUMENT),
+        ("cuda", True, True, 50.0, "flash_attention_2"),
+        ("cuda", True, True, None, "flash_attention_2"),
+        ("cuda", False, True, None, "sdpa"),
+        ("cuda", True, False, 50.0, "flex_attention"),
+        ("cuda", True, False, None, "sdpa"),
+    ],
+)
+def test_which_attention_is_chosen(device, mixed, flash, cap, chosen, monkeypatch):
+    monkeypatch.setattr("fc_lightning.modeling.is_flash_attn_2_available", lambda: flash)
+    config = Gemma2Config(**SIZES, attn_logit_softcapping=cap)
+    assert choose_attention(config, torch.device(device), mixed)[0] == chosen
 
 
 def test_another_document_changes_nothing(base):

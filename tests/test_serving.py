@@ -24,7 +24,7 @@ from fc_lightning.cli import main
 from fc_lightning.export import load_checkpoint
 from fc_lightning.formats import RowError, read_row
 from fc_lightning.module import FunctionCallingModule
-from fc_lightning.response_template import START_ANCHOR, response_template
+from fc_lightning.response_template import response_template
 from fc_lightning.toolcalls import Conversation, Message, Tool, ToolCall, parse_turn, render_turn
 from test_chat_template import TEMPLATE, TOKENIZER, filled, texts, values
 
@@ -189,7 +189,7 @@ def test_rows_are_served_as_they_were_trained(path):
 def test_what_is_no_call_stays_text(text, content, calls):
     """No request may end in an error because the model wrote something odd: the client is to see it."""
     for pieces in (1, 1000):
-        message, *_, closed = streamed(f"{text}<end_of_turn>\n", START_ANCHOR, pieces)
+        message, *_, closed = streamed(f"{text}<end_of_turn>\n", PARSER["start_anchor"], pieces)
         assert message.get("content", "") == (text if content == "as it is" else content)
         assert len(message.get("tool_calls", [])) == len(closed) == calls
 

@@ -197,3 +197,14 @@ def test_a_data_module_trains_on_written_thoughts(tmp_path):
 def test_what_stands_in_a_text(value, holds, hints):
     text = Text("From Rome to New York on May 1st: three people, $1,200 at 5% interest, 007 bonds")
     assert (text.holds(value), text.hints_at(value)) == (holds, hints)
+
+
+@pytest.mark.parametrize("text", ["the median of 3,40,5", "cash_flows=[3,40,5]", "3, 40 and 5"])
+def test_numbers_of_a_list_are_told_apart(text):
+    assert Text(text).holds([3, 40, 5])
+    assert not Text(text).hints_at(3405)
+
+
+def test_a_comma_may_group_thousands_or_divide_a_list():
+    assert Text("200,300,400").holds([200, 300, 400, 200_300_400])
+    assert not Text("1,2000").hints_at(12000)

@@ -20,6 +20,7 @@ from typing import Any, Literal
 from transformers import AddedToken, PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from fc_lightning.families import Family, family_of
 from fc_lightning.toolcalls import Conversation, Message
 
 Render = Literal["canonical", "verbatim"]
@@ -28,7 +29,6 @@ Supervise = Literal["assistant", "all"]
 # Stands inside a tag that is ordinary text, so that the tag is not read as a token: U+FDD0 is no character, it may
 # never be in a text that is exchanged. It is taken out again before anything is encoded.
 _BREAK = "\ufdd0"
-_TURN_TOKENS = ("<start_of_turn>", "<end_of_turn>")
 
 
 class SpecialToken(StrEnum):
@@ -115,14 +115,15 @@ class ChatTemplate:
     ):
         self.tokenizer = tokenizer
         self.render_mode = render
-        self.source = _template_source(tokenizer, render, file)
         vocabulary = tokenizer.get_vocab()
+        self.family = family_of(vocabulary)
+        self.source = _template_source(tokenizer, self.family, render, file)
         self.longest_token = max(map(len, vocabulary))  # in characters
         self._variables = {
             name: getattr(tokenizer, name) for name in ("bos_token", "eos_token") if getattr(tokenizer, name)
         }
         control = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-        control |= {token for token in _TURN_TOKENS if token in vocabulary}
+        control |= set(self.family.tokens) if self.family else set()
         if render == "canonical":
             control |= {token for token in SpecialToken if token in vocabulary}
         longest_first = sorted(control, key=len, reverse=True)
@@ -130,9 +131,16 @@ class ChatTemplate:
 
     @staticmethod
     def end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        """Ids that end a model turn: Gemma's own, and the end of the text."""
-        ends = {tokenizer.get_vocab().get("<end_of_turn>"), tokenizer.eos_token_id}
+        """Ids that end a model turn: that of its family, and the end of the text."""
+        vocabulary = tokenizer.get_vocab()
+        family = family_of(vocabulary)
+        ends = {vocabulary[family.close] if family else None, tokenizer.eos_token_id}
         return sorted(token for token in ends if token is not None)
+
+    def opens_turn(self, answer: str) -> bool:
+        """Whether a prompt ends with this text, as the family's own does."""
+        prompt = [{"role": "user", "content": "?"}]
+        return self.render(prompt, Conversation("", ()), generation_prompt=True).text.endswith(answer)
 
     def messages(self, conversation: Conversation) -> list[dict[str, Any]]:
         """The turns as the template takes them: in OpenAI's shape, or as ``{"role", "content"}`` if verbatim.
@@ -141,7 +149,7 @@ class ChatTemplate:
             ChatTemplateError: If the rendering is verbatim and the source has no text of its own.
         """
         if self.render_mode == "canonical":
-            return [_openai_message(message) for message in conversation.messages]
+            return [openai_message(message) for message in conversation.messages]
         if not conversation.raw_turns:
             raise ChatTemplateError("the row has no text of its own: use `data.render: canonical`")
         return [{"role": role, "content": text} for role, text in conversation.raw_turns]
@@ -198,24 +206,30 @@ class ChatTemplate:
         return [self._break_tags(item) for item in value] if isinstance(value, list) else value
 
 
-def _template_source(tokenizer: PreTrainedTokenizerBase, render: Render, file: str | Path | None) -> str:
-    """The Jinja text to use for a tokenizer."""
-    name = tokenizer.name_or_path
+def _template_source(
+    tokenizer: PreTrainedTokenizerBase, family: Family | None, render: Render, file: str | Path | None
+) -> str:
+    """The Jinja text to use for a tokenizer: the file, its own where that marks the model's turns, its family's."""
+    name, own = tokenizer.name_or_path, tokenizer.chat_template
+    gemma = family is not None and family.name == "gemma"
     if file is not None:
         path = Path(file)
         if not path.is_file():
             raise ChatTemplateError(f"{path}: there is no such chat template file (`data.chat_template`)")
         source = path.read_text(encoding="utf-8")
-    elif all(token in tokenizer.get_vocab() for token in _TURN_TOKENS):
-        source = (files("fc_lightning") / "templates" / f"gemma_{render}.jinja").read_text(encoding="utf-8")
-    elif render == "verbatim":
+    elif render == "verbatim" and not gemma:
         raise ChatTemplateError(f"{name}: verbatim rendering is Gemma's; use `data.render: canonical`")
-    elif not isinstance(tokenizer.chat_template, str):
+    elif gemma:
+        source = _shipped("gemma_verbatim") if render == "verbatim" else _shipped("macros", "gemma_canonical")
+    elif family is not None and "endgeneration" not in str(own):
+        source = family.jinja() + _shipped("macros", "turns_canonical")
+    elif not isinstance(own, str):
         raise ChatTemplateError(
-            f"{name}: the tokenizer is not Gemma's and has no chat template; name a file with `data.chat_template`"
+            f"{name}: the tokenizer is of no family known here (Gemma, ChatML, Llama 3) and has no chat template; "
+            "name a file with `data.chat_template`"
         )
     else:
-        source = tokenizer.chat_template
+        source = own
     if "endgeneration" not in source:
         raise ChatTemplateError(
             f"{file or name}: the chat template does not mark the model's turns with {{% generation %}} … "
@@ -225,7 +239,13 @@ def _template_source(tokenizer: PreTrainedTokenizerBase, render: Render, file: s
     return source
 
 
-def _openai_message(message: Message) -> dict[str, Any]:
+def _shipped(*names: str) -> str:
+    folder = files("fc_lightning") / "templates"
+    return "".join((folder / f"{name}.jinja").read_text(encoding="utf-8") for name in names)
+
+
+def openai_message(message: Message) -> dict[str, Any]:
+    """A message as OpenAI's API writes it, a thought as ``reasoning_content``; arguments stay an object."""
     out: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.thought is not None:
         out["reasoning_content"] = message.thought

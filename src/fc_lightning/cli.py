@@ -10,17 +10,26 @@ from typing import Any, Literal
 
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from fc_lightning import ranks
 from fc_lightning.audit import AuditError, audit
 from fc_lightning.bases import BaseModelError
+from fc_lightning.callbacks.failures import Failures
+from fc_lightning.callbacks.preemption import Preemption
 from fc_lightning.chat import chat
 from fc_lightning.chat_template import ChatTemplateError
+from fc_lightning.checkpoints import CheckpointError
 from fc_lightning.data import DataError, FunctionCallingDataModule
 from fc_lightning.data.prompts import read_prompts
 from fc_lightning.export import ExportError, export
 from fc_lightning.formats import UnknownFormatError
-from fc_lightning.module import FunctionCallingModule
+from fc_lightning.mistakes import ConfigurationError, Parser
+from fc_lightning.module import FunctionCallingModule, NonFiniteError
+from fc_lightning.redaction import redact_config
 from fc_lightning.report import ReportError, read_run, write_report
+from fc_lightning.resuming import checkpoint_to_go_on_from, make_resumable
 from fc_lightning.teacher import TeacherError, think
 
 # What a user can put right: told in one line, without a traceback.
@@ -28,8 +37,11 @@ USER_ERRORS = (
     AuditError,
     BaseModelError,
     ChatTemplateError,
+    CheckpointError,
+    ConfigurationError,
     DataError,
     ExportError,
+    NonFiniteError,
     ReportError,
     TeacherError,
     UnknownFormatError,
@@ -39,6 +51,17 @@ _LINKED = ("base", "revision", "special_tokens", "supervise")
 
 class FunctionCallingTrainer(Trainer):
     """Lightning's Trainer with more to do, one method for each subcommand of ours."""
+
+    def fit(self, model: LightningModule, datamodule: LightningDataModule, ckpt_path: str | None = None) -> None:
+        """Train.
+
+        Args:
+            model: The module.
+            datamodule: The data.
+            ckpt_path: A checkpoint file to go on from, or ``last``: the newest whole one of the newest run of this
+                configuration, in whose folder the run goes on; if there is none yet, it starts from the beginning.
+        """
+        super().fit(model, datamodule=datamodule, ckpt_path=checkpoint_to_go_on_from(self, ckpt_path))
 
     def export(
         self,
@@ -173,7 +196,14 @@ class SaveConfig(SaveConfigCallback):
         config = config.clone()
         for name in ("ckpt_path", "weights_only", "verbose", "return_predictions", "prompts", "question", "tools"):
             config.pop(name, None)
+        for place in redact_config(config):
+            rank_zero_info(f"{place} holds a secret: it is not written into config.yaml")
         super().__init__(parser, config, **kwargs)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Save it; a run that goes on in its folder replaces its own."""
+        self.overwrite = any(getattr(callback, "goes_on", False) for callback in trainer.callbacks)
+        super().setup(trainer, pl_module, stage)
 
 
 class FunctionCallingCLI(LightningCLI):
@@ -188,16 +218,32 @@ class FunctionCallingCLI(LightningCLI):
             trainer_defaults={"num_sanity_val_steps": 0, "use_distributed_sampler": False},
             seed_everything_default=0,
             parser_kwargs={"default_env": True, "env_prefix": "FC"},
+            parser_class=Parser,
             args=args,
         )
 
     def _parse_ckpt_path(self) -> None:
         """The configuration is what was given: Lightning would lay the checkpoint's hyper-parameters over it."""
 
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer, with what makes its processes end together and in order."""
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (TypeError, ValueError, MisconfigurationException) as error:
+            raise ConfigurationError(f"`trainer`: {str(error).strip().splitlines()[0]}") from error
+        ranks.use_launcher(trainer)
+        trainer.callbacks[:0] = [Failures(), Preemption()]  # before the user's: theirs may wait for other ranks
+        return trainer
+
+    def instantiate_classes(self) -> None:
+        """Make trainer, module and data; whatever the configuration says, checkpoints are safe."""
+        super().instantiate_classes()
+        make_resumable(self.trainer)
+
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """The subcommands, with the arguments of the trainer's methods that are not given by the user."""
-        names = ("export", "audit", "think", "report", "chat", "predict")
+        names = ("export", "audit", "think", "report", "chat", "predict", "fit")
         ours = {name: {"model", "datamodule"} for name in names}
         return {**LightningCLI.subcommands(), **ours}
 
@@ -230,8 +276,5 @@ def main(args: Any = None) -> None:
     """
     sys.path.insert(0, os.getcwd())  # so that a YAML file can name classes of the user's own
     keep_freed_memory()
-    try:
+    with ranks.together(USER_ERRORS):
         FunctionCallingCLI(args)
-    except USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)

@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -93,10 +92,10 @@ class GrammarConstraint:
                     matcher.accept_token(token)
             if not matcher.is_terminated():
                 matcher.fill_next_token_bitmask(mask, place)
-        words = mask.to(scores.device)  # (rows, vocabulary / 32): a bit a token
-        bits = words.unsqueeze(-1) >> torch.arange(32, dtype=torch.int32, device=scores.device) & 1
-        allowed = bits.flatten(1)[:, : scores.shape[1]].bool()
-        return scores.masked_fill(~allowed, -torch.inf)
+        # scores may be somebody else's tensor
+        allowed = scores.clone()
+        self.grammars.xgrammar.apply_token_bitmask_inplace(allowed, mask.to(scores.device))
+        return allowed
 
 
 def turn_grammar(schemas: dict[str, dict[str, Any]]) -> dict[str, Any]:

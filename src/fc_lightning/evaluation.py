@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed
@@ -18,6 +18,7 @@ from fc_lightning.generation import generate
 from fc_lightning.metrics import EvaluatedTurn, evaluate_turn, groups_of, tool_call_metrics
 from fc_lightning.toolcalls import call_from_value, tool_from_value
 
+T = TypeVar("T")
 Placed = tuple[int, EvaluatedTurn]  # with the turn's place in the data
 
 
@@ -109,11 +110,18 @@ class TurnGenerator:
 
 def gather_turns(mine: list[Placed]) -> list[EvaluatedTurn]:
     """The turns of all ranks, in the order of the data."""
-    gathered: list[list[Placed]] = [mine]
+    return [
+        turn for _, turn in sorted((pair for rank in gather_objects(mine) for pair in rank), key=lambda pair: pair[0])
+    ]
+
+
+def gather_objects(mine: T) -> list[T]:
+    """What each rank has, in the order of ranks. All ranks must call it."""
+    gathered: list[Any] = [mine]
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        gathered = [[] for _ in range(torch.distributed.get_world_size())]
+        gathered = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(gathered, mine)
-    return [turn for _, turn in sorted((pair for rank in gathered for pair in rank), key=lambda pair: pair[0])]
+    return gathered
 
 
 def measure(

@@ -17,11 +17,12 @@ from peft import PeftModel
 from transformers import GenerationConfig
 
 from fc_lightning.chat_template import ChatTemplate
+from fc_lightning.checkpoints import OLD, PARTIAL, read_checkpoint, sync_folder
 from fc_lightning.data import FunctionCallingDataModule
 from fc_lightning.model_card import write_card
 from fc_lightning.modeling import load_config
 from fc_lightning.module import FunctionCallingModule
-from fc_lightning.response_template import START_ANCHOR, response_template
+from fc_lightning.response_template import response_template
 
 
 class ExportError(ValueError):
@@ -88,7 +89,7 @@ def find_checkpoint(trainer: Trainer, which: str) -> Path:
         raise ExportError(f"{runs}: no checkpoint there; train first, or name one with `--ckpt_path`")
     if which == "last":
         return files[-1]
-    states = _read(files[-1]).get("callbacks", {})
+    states = read_checkpoint(files[-1]).get("callbacks", {})
     named = [state["best_model_path"] for name, state in states.items() if name.startswith("ModelCheckpoint")]
     if not any(named):
         return files[-1]
@@ -107,10 +108,10 @@ def load_checkpoint(module: FunctionCallingModule, checkpoint: Path) -> dict[str
         All that the checkpoint holds.
 
     Raises:
-        ExportError: If the file is no checkpoint.
+        CheckpointError: If the file is no checkpoint.
         BaseModelError: If it is one of another model.
     """
-    state = _read(checkpoint)
+    state = read_checkpoint(checkpoint)
     module.on_load_checkpoint(state)
     module.load_state_dict(state["state_dict"], strict=False)
     return state
@@ -137,8 +138,8 @@ def write_model(
         weights: The adapter's, if not those in the model's memory: see :func:`fc_lightning.modeling.trained_weights`.
     """
     tokenizer = template.tokenizer
-    if START_ANCHOR.strip() in template.source:
-        tokenizer.response_template = response_template()
+    if template.family and template.opens_turn(template.family.answer):
+        tokenizer.response_template = response_template(template.family, tokenizer.eos_token)
     tokenizer.save_pretrained(str(folder))
     (folder / "chat_template.jinja").write_text(template.source, encoding="utf-8")
     if isinstance(model, PeftModel) and not merge:
@@ -164,7 +165,7 @@ def whole_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
         folder: Its name in the end.
         replace: Whether an older folder of that name gives way to it.
     """
-    partial = folder.with_name(f"{folder.name}.partial")
+    partial, old = folder.with_name(folder.name + PARTIAL), folder.with_name(folder.name + OLD)
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
@@ -175,9 +176,12 @@ def whole_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
             file.chmod(0o666 & ~umask)  # safetensors makes files that only their owner may read
             with file.open("rb") as opened:
                 os.fsync(opened.fileno())
-        if replace:
-            shutil.rmtree(folder, ignore_errors=True)
+        if replace and folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
         partial.rename(folder)
+        sync_folder(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -192,14 +196,6 @@ def _writing(folder: Path) -> Iterator[None]:
         if isinstance(error, OSError) or "(os error" in str(error):
             raise ExportError(f"{folder}: could not be written, nothing was left there: {error}") from error
         raise
-
-
-def _read(checkpoint: Path) -> dict[str, Any]:
-    try:
-        return torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever the damage leads to
-        reason = str(error).strip().split("\n", 1)[0]
-        raise ExportError(f"{checkpoint}: cannot be read as a checkpoint: {reason}") from error
 
 
 def _check_request(folder: Path, module: FunctionCallingModule, merge: bool, repository: str | None) -> None:

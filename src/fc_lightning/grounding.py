@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 _WORD = re.compile(r"[^\W\d_]+|\d+")
-_NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?|\.\d+")
+_NUMBER = re.compile(r"\d+(?:\.\d+)?|\.\d+")
+_THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d|,\d)")  # or a list of numbers: both are meant
 _SUFFIXES = {"k": 1e3, "thousand": 1e3, "m": 1e6, "million": 1e6, "b": 1e9, "billion": 1e9, "%": 0.01, "percent": 0.01}
 _COUNT = "zero one two three four five six seven eight nine ten eleven twelve"
 _NUMERALS = {word: float(number) for number, word in enumerate(_COUNT.split())}
@@ -75,7 +76,7 @@ def leaves(value: Any) -> Iterator[Any]:
 
 
 def _numbers(text: str) -> Iterator[float]:
-    for match in _NUMBER.finditer(text):
+    for match in (*_NUMBER.finditer(text), *_THOUSANDS.finditer(text)):
         if len(match[0]) > 300:  # not a number that a float holds
             continue
         number = float(match[0].replace(",", ""))

@@ -16,6 +16,7 @@ from fc_lightning.bases import resolve_base
 from fc_lightning.data import FunctionCallingDataModule
 from fc_lightning.modeling import load_config
 from fc_lightning.module import FunctionCallingModule
+from fc_lightning.pages import markdown_table
 
 # What Gemma's terms of use ask to stand beside every copy of a derivative.
 NOTICE = "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms\n"
@@ -85,9 +86,9 @@ def write_card(
         f"`{module.base}`{revision}. Licence of the base: {terms}.\n",
         "The model thinks in `<think>`, calls in `<tool_call>`, and answers in plain text.\n",
         "## Data\n",
-        _table(("split", "source", "name", "revision", "rows"), _sources(data)),
+        markdown_table(("split", "source", "name", "revision", "rows"), _sources(data)) + "\n",
         "## Recipe\n",
-        _table(("setting", "value"), _recipe(trainer, module, data, state, dtype)),
+        markdown_table(("setting", "value"), _recipe(trainer, module, data, state, dtype)) + "\n",
         "## Metrics\n",
         _metrics(checkpoint, state["global_step"]),
         "## Serving",
@@ -157,11 +158,5 @@ def _metrics(checkpoint: Path, step: int) -> str:
                     values |= {name: float(row[name]) for name in row if name.startswith("val/") and row[name]}
     if not values:
         return "None were logged beside the checkpoint.\n"
-    return _table(("on held-out turns", "value"), [(name, f"{value:.4f}") for name, value in sorted(values.items())])
-
-
-def _table(head: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
-    lines = [head, ("---",) * len(head), *rows]
-    return (
-        "\n".join("| " + " | ".join("" if cell is None else str(cell) for cell in line) + " |" for line in lines) + "\n"
-    )
+    rows = [(name, f"{value:.4f}") for name, value in sorted(values.items())]
+    return markdown_table(("on held-out turns", "value"), rows) + "\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from types import MethodType
 from typing import Any, cast
@@ -21,6 +22,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
+from transformers.utils import is_flash_attn_2_available
 
 from fc_lightning.adapters import make_lean
 from fc_lightning.attention import BY_DOCUMENT
@@ -30,18 +32,23 @@ from fc_lightning.packing import Batch
 HEAD_CHUNK = 512  # rows of logits that are held at a time
 
 
-def choose_attention(config: PretrainedConfig, device: torch.device) -> tuple[str, str]:
+def choose_attention(config: PretrainedConfig, device: torch.device, mixed: bool) -> tuple[str, str]:
     """The attention implementation for a model on a device, and why.
 
     Each of them keeps packed documents apart; the tests show it for those that run on a CPU.
+
+    Args:
+        config: Of the model.
+        device: Where it runs.
+        mixed: Whether it runs in half precision, as flash kernels must.
     """
-    if getattr(config, "attn_logit_softcapping", None):
-        if device.type == "cuda":
-            return "flex_attention", "the model caps its attention logits, which flex does on a GPU"
+    if device.type != "cuda":
         return BY_DOCUMENT, "without a GPU, each document by itself costs least"
-    if device.type == "cuda":
-        return "sdpa", "the model caps no attention logits"
-    return BY_DOCUMENT, "without a GPU, each document by itself costs least"
+    if mixed and is_flash_attn_2_available():
+        return "flash_attention_2", "flash-attn is installed, and computes nothing between documents"
+    if getattr(config, "attn_logit_softcapping", None):
+        return "flex_attention", "the model caps its attention logits, which flex does on a GPU"
+    return "sdpa", "the model caps no attention logits"
 
 
 def load_base(
@@ -78,6 +85,19 @@ def load_base(
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n", 1)[0]
         raise BaseModelError(f"{base}: the model could not be loaded (`model.base`): {reason}") from error
+
+
+def base_digest(model: PreTrainedModel) -> str:
+    """A fingerprint of a base's weights, the same in whichever precision or quantization it was loaded.
+
+    Looked at are the vectors (norms, biases) and rows of the embedding, which no quantization touches.
+    """
+    embedding = model.get_input_embeddings().weight
+    digest = hashlib.sha256(str(list(embedding.shape)).encode())
+    vectors = [weight for _, weight in sorted(model.named_parameters()) if weight.ndim == 1]
+    for weight in (embedding[:: max(1, len(embedding) // 256)], *vectors):
+        digest.update(weight.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def load_config(base: str, revision: str | None) -> PretrainedConfig:
@@ -181,6 +201,13 @@ def trained_weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for name, tensor in trained.items()}
 
 
+def are_finite(gradients: Sequence[Tensor]) -> Tensor:
+    """Whether all gradients are finite, a scalar; of sharded ones, this rank's shards."""
+    local = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
+    norms = torch._foreach_norm([gradient for gradient in local if gradient.numel()])
+    return torch.stack(norms).isfinite().all() if norms else torch.tensor(True)
+
+
 def parameter_counts(model: nn.Module) -> tuple[int, int]:
     """How many parameters are trained, and how many there are."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
@@ -244,6 +271,8 @@ def _token_loss_sum(causal: Any, batch: Batch, chunk: int) -> Tensor:
     extra: dict[str, Any] = {}
     if causal.config._attn_implementation == BY_DOCUMENT:
         extra = {"documents": batch["documents"]}
+    elif "flash" in causal.config._attn_implementation:
+        extra = _flash_arguments(batch)
     hidden = causal.get_decoder()(
         input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False, **extra
     ).last_hidden_state
@@ -256,6 +285,17 @@ def _token_loss_sum(causal: Any, batch: Batch, chunk: int) -> Tensor:
     parts = zip(hidden.split(chunk), labels.split(chunk), strict=True)
     losses = [checkpoint(_head_loss, head, part, targets, cap, use_reentrant=False) for part, targets in parts]
     return torch.stack(losses).sum()
+
+
+def _flash_arguments(batch: Batch) -> dict[str, Any]:
+    """Where documents end in the rows one behind the other, as flash kernels want it.
+
+    Left to itself, transformers finds them again in every layer, with a sync each, and only where a batch is one row.
+    """
+    sizes = torch.tensor([0] + [end - start for _, start, end in batch["documents"]], dtype=torch.int32)
+    ends = sizes.cumsum(0, dtype=torch.int32).to(batch["input_ids"].device, non_blocking=True)
+    longest = int(sizes.max())
+    return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
 
 
 def _head_loss(head: nn.Module, hidden: Tensor, labels: Tensor, cap: float | None) -> Tensor:

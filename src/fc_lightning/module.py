@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 import torch.distributed
 from lightning import LightningModule
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from peft import PeftConfig
 from torch import Tensor
 from torchmetrics import MeanMetric
@@ -15,11 +17,13 @@ from transformers import get_scheduler
 
 from fc_lightning.bases import BaseModelError, load_tokenizer, vocabulary_digest
 from fc_lightning.chat_template import SpecialToken, Supervise
-from fc_lightning.evaluation import Placed, TurnGenerator, gather_turns, measure, tell_callbacks
+from fc_lightning.evaluation import Placed, TurnGenerator, gather_objects, gather_turns, measure, tell_callbacks
 from fc_lightning.modeling import (
     HEAD_CHUNK,
     add_adapter,
     add_token_rows,
+    are_finite,
+    base_digest,
     choose_attention,
     load_base,
     load_config,
@@ -30,6 +34,10 @@ from fc_lightning.modeling import (
 from fc_lightning.packing import Batch
 
 _GENERATION = {"max_new_tokens": 256, "do_sample": False}
+
+
+class NonFiniteError(ValueError):
+    """A loss or a gradient is not a number, or infinite. The message says in which rows; no weight has changed."""
 
 
 class FunctionCallingModule(LightningModule):
@@ -61,6 +69,8 @@ class FunctionCallingModule(LightningModule):
         weight_decay: Of AdamW.
         warmup: Share of the optimizer steps in which the learning rate rises.
         schedule: How it falls afterwards.
+        non_finite: What becomes of an optimizer step whose loss or gradient is not finite: ``stop`` ends training
+            before it, ``skip`` leaves it out and logs ``train/skipped_steps``. Either way its rows are named.
     """
 
     def __init__(
@@ -82,6 +92,7 @@ class FunctionCallingModule(LightningModule):
         weight_decay: float = 0.0,
         warmup: float = 0.03,
         schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine",
+        non_finite: Literal["stop", "skip"] = "stop",
     ):
         super().__init__()
         self.save_hyperparameters(ignore=["peft"])
@@ -104,8 +115,14 @@ class FunctionCallingModule(LightningModule):
         self.token_loss = MeanMetric()
         self._turn_generator: TurnGenerator | None = None
         self._evaluated: list[Placed] = []
+        self.non_finite, self.skipped_steps = non_finite, 0
+        # What ranks want to tell each other with the next optimizer step, and what they then heard: sums over ranks.
+        self.notices: Sequence[float] = ()
+        self.noticed: Sequence[float] = ()
         self._window_tokens = 0
         self._window_loss: Tensor = torch.tensor(0.0)
+        self._base_digest = ""
+        self._window: list[tuple[Tensor, list[list[str]]]] = []  # loss and ids of each micro-batch
 
     @property
     def tokenizer(self) -> Any:
@@ -136,9 +153,10 @@ class FunctionCallingModule(LightningModule):
         attention, why = self.attn_implementation, "as configured"
         device = self.trainer.strategy.root_device if self._trainer else torch.device("cpu")
         if attention == "auto":
-            attention, why = choose_attention(load_config(self.base, self.revision), device)
+            attention, why = choose_attention(load_config(self.base, self.revision), device, "mixed" in precision)
         _, pieces = load_tokenizer(self.base, self.revision, tuple(self.special_tokens))
         model = load_base(self.base, self.revision, getattr(torch, name), attention, self.quantization, device)
+        self._base_digest = base_digest(model)
         add_token_rows(model, pieces)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -158,24 +176,39 @@ class FunctionCallingModule(LightningModule):
         loss = token_loss_sum(self.model, batch, self.head_chunk)
         self._window_tokens += batch["num_supervised"]
         self._window_loss = loss.detach() + self._window_loss.to(loss.device)
+        self._window.append((loss.detach(), batch["ids"]))
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Turn the gradients of summed losses into those of the mean over all supervised tokens, before any clipping.
 
         Lightning has divided each micro-batch's loss by the number of accumulated batches, and DDP has averaged over
-        ranks; both are undone, since the true divisor is the number of tokens.
+        ranks; both are undone, since the true divisor is the number of tokens. One exchange carries all that ranks need
+        of each other, and the device is asked once: for what would spoil the weights in the coming step.
+
+        Raises:
+            NonFiniteError: On all ranks, if the loss or the gradient on any is not finite.
         """
-        sums = torch.stack([self._window_loss, torch.tensor(float(self._window_tokens), device=self.device)])
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        told = torch.tensor([self._window_tokens, *self.notices], dtype=torch.float32, device=self.device)
+        broken = torch.zeros_like(told[:1])  # how many ranks have a gradient that is not finite
+        if getattr(self.trainer.precision_plugin, "scaler", None) is None:  # one leaves out what overflowed by itself
+            broken = 1.0 - are_finite(gradients).reshape(1).to(broken)
+        sums = torch.cat([self._window_loss.reshape(1), broken, told])
         if self.trainer.world_size > 1:
             torch.distributed.all_reduce(sums)
-        loss, tokens = sums[0], sums[1].clamp(min=1.0)
-        scale = self.trainer.accumulate_grad_batches * self.trainer.world_size / tokens
-        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        torch._foreach_mul_(gradients, scale)
-        self.log("train/loss", loss / tokens)
-        self.log("train/supervised_tokens", tokens)
-        self._window_tokens, self._window_loss = 0, torch.zeros_like(loss)
+        total, broken_ranks, _, *self.noticed = sums.tolist()
+        window, self._window = self._window, []
+        self._window_tokens, self._window_loss = 0, torch.zeros_like(self._window_loss)
+        if broken_ranks or not math.isfinite(total):
+            self._leave_out(window, "loss" if not math.isfinite(total) else "gradient")
+        else:
+            tokens = sums[2].clamp(min=1.0)
+            torch._foreach_mul_(gradients, self.trainer.accumulate_grad_batches * self.trainer.world_size / tokens)
+            self.log("train/loss", sums[0] / tokens)
+            self.log("train/supervised_tokens", tokens)
+        if self.non_finite == "skip":
+            self.log("train/skipped_steps", float(self.skipped_steps))
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Loss of held-out documents (loader 0), or generation from prompts (loader 1)."""
@@ -218,6 +251,7 @@ class FunctionCallingModule(LightningModule):
         """Keep the trained weights only; the base is on disk already. Which vocabulary they belong to is noted."""
         trained = self._trained_names()
         checkpoint["vocabulary"] = vocabulary_digest(self.tokenizer)
+        checkpoint["base"] = {"name": self.base, "revision": self.revision, "digest": self._base_digest}
         checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if key in trained}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -236,6 +270,12 @@ class FunctionCallingModule(LightningModule):
         if other or checkpoint.get("vocabulary", vocabulary) != vocabulary:
             what = f"{other[0]} has another shape" if other else "its token ids belong to another vocabulary"
             raise BaseModelError(f"the checkpoint does not fit `model.base` {self.base}: {what}")
+        base = checkpoint.get("base", {})
+        if base.get("digest", self._base_digest) != self._base_digest:
+            theirs_is = f"{base['name']}, revision {base['revision']}" if base["revision"] else base["name"]
+            raise BaseModelError(
+                f"the checkpoint was trained on another base ({theirs_is}) than `model.base` {self.base}: their weights differ"
+            )
 
     @property
     def _sharded(self) -> bool:
@@ -244,6 +284,30 @@ class FunctionCallingModule(LightningModule):
 
     def _trained_names(self) -> set[str]:
         return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def _leave_out(self, window: list[tuple[Tensor, list[list[str]]]], what: str) -> None:
+        """Stop before this optimizer step, or leave it out; all ranks do."""
+        mine = [ids for loss, ids in window if not loss.isfinite()]
+        if what == "gradient":  # ranks have added theirs up by now: any of the rows may be the cause
+            mine = [ids for _, ids in window]
+        found = gather_objects(mine)
+        rows = [
+            f"rank {rank}: {', '.join(i for ids in batches for pack in ids for i in pack)}"
+            for rank, batches in enumerate(found)
+            if batches
+        ]
+        step = (
+            f"optimizer step {self.trainer.global_step + 1}: the {what} is not finite, in the rows of {'; '.join(rows)}"
+        )
+        if self.non_finite == "stop":
+            raise NonFiniteError(
+                f"{step}. The weights are as they were before it. Look at these rows, lower `model.learning_rate`, or "
+                "set `model.non_finite: skip`"
+            )
+        self.skipped_steps += 1
+        rank_zero_warn(f"{step}: left out, {self.skipped_steps} so far")
+        for parameter in self.parameters():
+            parameter.grad = None  # an optimizer passes over what has none
 
     def _evaluate(self, batch: Any, dataloader_idx: int) -> None:
         if dataloader_idx == 0:

@@ -7,7 +7,7 @@ functions here. All of them escape what they are given.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -51,6 +51,13 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Markup:
     return Markup('<div class="scroll"><table><thead><tr>{}</tr></thead><tbody>\n{}\n</tbody></table></div>').format(
         head, body
     )
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """The same table for a Markdown file; None is an empty cell."""
+    lines = [header, ["---"] * len(header), *rows]
+    cells = (("" if cell is None else str(cell).replace("|", "\\|") for cell in line) for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 def bars(values: Mapping[str, float], title: str, maximum: float | None = None) -> Markup:

@@ -121,7 +121,7 @@ def markdown_report(columns: Sequence[Measured], title: str, command: str = "") 
     last = columns[-1]
     parts = [f"# {title}", *([f"```bash\n{command}\n```"] if command else [])]
     for heading, make in (("Measures", _measures), ("By group", _by_group), ("Kinds of failure", _failures)):
-        parts += [f"## {heading}", _markdown_table(*make(columns))]
+        parts += [f"## {heading}", pages.markdown_table(*make(columns))]
     parts += [f"## Failures of {last.name}", "What differs is in bold."]
     for kind, turn in _examples(last.turns, 2):
         calls = [_joined(pieces, _bold) for pieces in _compared(turn)]
@@ -256,11 +256,6 @@ def _code(text: str) -> str:
 
 def _bold(text: str) -> str:
     return f"**{_code(text)}**"
-
-
-def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def _html_example(kind: str, turn: EvaluatedTurn) -> Markup:

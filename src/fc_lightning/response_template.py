@@ -8,7 +8,10 @@ stands, read by a grammar of JSON; any other text is content, and the client see
 
 from __future__ import annotations
 
+import re
 from typing import Any
+
+from fc_lightning.families import FAMILIES, Family
 
 # JSON (RFC 8259) in the dialect of the module `regex`: named groups that call each other.
 _JSON = (
@@ -19,22 +22,26 @@ _JSON = (
     r"(?P<member>(?&string)\s*+:\s*+(?&value)\s*+)"
     r"(?P<object>\{\s*+(?:(?&member)(?:,\s*+(?&member))*+)?+\}))"
 )
-START_ANCHOR = "<start_of_turn>model\n"
 _NAME = r'"name"\s*+:\s*+"(?P<name>[^"\\\x00-\x1f]++)"'
 _ARGUMENTS = r'"arguments"\s*+:\s*+(?P<arguments>(?&object))'
 _CALL = rf"\{{\s*+(?:{_NAME}\s*+,\s*+{_ARGUMENTS}|{_ARGUMENTS}\s*+,\s*+{_NAME})\s*+\}}"
 
 
-def response_template() -> dict[str, Any]:
+def response_template(family: Family = FAMILIES[0], eos_token: str = "<eos>") -> dict[str, Any]:
     """The template that reads what the canonical chat template writes, for ``tokenizer.response_template``.
 
     ``reasoning_content`` is a think block that opens the turn; ``tool_calls`` are its calls in OpenAI's shape, with the
     arguments as the text that the model wrote; ``content`` is everything else. Streamed or not, the parts are the same.
+
+    Args:
+        family: How turns are marked; Gemma's way if not given.
+        eos_token: What ends a text.
     """
+    ends = "|".join(dict.fromkeys(map(re.escape, (family.close, eos_token))))
     return {
         "version": 1,
         "defaults": {"role": "assistant"},
-        "start_anchor": START_ANCHOR,
+        "start_anchor": family.answer,
         "fields": {
             "reasoning_content": {
                 "open_pattern": r"\A\s*<think>\s*",
@@ -49,7 +56,7 @@ def response_template() -> dict[str, Any]:
                 "transform": {"type": "function", "function": {"name": "{name}", "arguments": "{arguments}"}},
             },
             "content": {
-                "close_pattern": r"\s*(?:<end_of_turn>|<eos>)\s*",
+                "close_pattern": rf"\s*(?:{ends})\s*",
                 "content": "text",
                 "repeats": True,
                 "join": "\n",

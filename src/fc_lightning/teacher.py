@@ -19,10 +19,11 @@ from typing import Any
 
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fc_lightning.chat_template import openai_message
 from fc_lightning.data import DataError, FunctionCallingDataModule
 from fc_lightning.data.prepare import read_conversations
 from fc_lightning.data.report import Report
-from fc_lightning.toolcalls import CallSyntaxError, Conversation, Message, call_from_value, dump_json
+from fc_lightning.toolcalls import CallSyntaxError, Conversation, call_from_value, dump_json
 
 _TAGS = re.compile(r"</?(?:think|tool_call|tool_response|tools|start_of_turn|end_of_turn)>")
 _INSTRUCTION = """\
@@ -183,7 +184,7 @@ def judge(answer: dict[str, Any] | None, conversation: Conversation, turn: int) 
 def to_row(conversation: Conversation) -> dict[str, Any]:
     """A conversation as a row in OpenAI's shape, which the format ``openai`` reads back."""
     row: dict[str, Any] = {"id": conversation.id, "category": conversation.category}
-    row["messages"] = [_to_openai(message) for message in conversation.messages]
+    row["messages"] = [openai_message(message) for message in conversation.messages]
     row["tools"] = [tool.to_openai() for tool in conversation.tools]
     return {**row, "gold": list(conversation.gold)} if conversation.gold else row
 
@@ -202,11 +203,12 @@ async def _ask(
         import openai
     except ImportError:
         raise TeacherError("the client of the teacher is missing: pip install 'fc-lightning[teacher]'") from None
-    waiting = iter({question.key: question for question in questions}.values())
+    different = {question.key: question for question in questions}
+    waiting = iter(different.values())
     problem = ""
     columns = (TextColumn("thinking"), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[failed]}"))
     with Progress(*columns) as progress:
-        task = progress.add_task("", total=len({question.key for question in questions}), failed="")
+        task = progress.add_task("", total=len(different), failed="")
 
         async def work(client: openai.AsyncOpenAI) -> None:
             nonlocal problem
@@ -232,7 +234,7 @@ async def _ask(
 
 def _describe(conversation: Conversation, turn: int) -> str:
     parts = ["Tools:", *(dump_json(tool.to_openai()["function"]) for tool in conversation.tools), "", "Conversation:"]
-    parts += [dump_json(_to_openai(message)) for message in conversation.messages[:turn]]
+    parts += [dump_json(openai_message(message)) for message in conversation.messages[:turn]]
     message = conversation.messages[turn]
     act = [dump_json(call.to_dict()) for call in message.tool_calls] or [
         f"It calls no tool and says: {message.content}"
@@ -248,12 +250,3 @@ def _calls_in(text: str) -> Iterator[Any]:
             yield call_from_value(decoder.raw_decode(text, match.start())[0])
         except (ValueError, RecursionError, CallSyntaxError):
             continue
-
-
-def _to_openai(message: Message) -> dict[str, Any]:
-    out: dict[str, Any] = {"role": message.role, "content": message.content}
-    if message.thought is not None:
-        out["reasoning_content"] = message.thought
-    if message.tool_calls:
-        out["tool_calls"] = [{"type": "function", "function": call.to_dict()} for call in message.tool_calls]
-    return out

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple
 
-from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError, ValidationError
-from referencing import Registry
 from referencing.exceptions import Unresolvable
 
 from fc_lightning.data.report import Report
-from fc_lightning.data.splitting import near_copies
+from fc_lightning.data.splitting import near_copies, question
 from fc_lightning.grounding import Text, leaves, words
-from fc_lightning.metrics.schemas import standard_schema
+from fc_lightning.metrics.schemas import schema_validator
 from fc_lightning.toolcalls import Conversation, ToolCall, dump_json
 
 # What a kind means, in the order in which kinds are shown.
@@ -80,9 +76,10 @@ def find(splits: Mapping[str, Placed], reports: Mapping[str, Report] | None = No
 
 def _wrong_tools(conversation: Conversation) -> Iterator[tuple[str, str]]:
     for tool in conversation.tools:
-        validator = _validator(dump_json(tool.parameters))
-        if isinstance(validator, str):
-            yield "bad_schema", f"{tool.name}: {validator}"
+        try:
+            schema_validator(dump_json(tool.parameters))
+        except SchemaError as error:
+            yield "bad_schema", f"{tool.name}: {error.message[:_MAX_SHOWN]}"
 
 
 def _wrong_calls(conversation: Conversation) -> Iterator[tuple[str, str]]:
@@ -101,28 +98,15 @@ def _wrong_calls(conversation: Conversation) -> Iterator[tuple[str, str]]:
 
 
 def _schema_errors(call: ToolCall, schema: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    validator = _validator(dump_json(schema))
-    if isinstance(validator, str):
-        return  # told of the tool
     try:
-        errors = list(validator.iter_errors(call.arguments))
+        errors = list(schema_validator(dump_json(schema)).iter_errors(call.arguments))
+    except SchemaError:
+        return  # told of the tool
     except (RecursionError, Unresolvable) as error:
         yield "bad_schema", f"{call.name}: a reference that leads nowhere ({type(error).__name__})"
         return
     for one in errors:
         yield _kind_of(one), f"{call.name}{one.json_path[1:]}: {one.message[:_MAX_SHOWN]}"
-
-
-@lru_cache(maxsize=4096)
-def _validator(schema: str) -> Draft202012Validator | str:
-    """The validator of a schema, or what is wrong with the schema."""
-    standard = standard_schema(json.loads(schema))
-    try:
-        Draft202012Validator.check_schema(standard)
-    except SchemaError as error:
-        return error.message[:_MAX_SHOWN]
-    # With a registry of its own the validator fetches nothing from anywhere.
-    return Draft202012Validator(standard, registry=Registry())
 
 
 def _kind_of(error: ValidationError) -> str:
@@ -141,7 +125,7 @@ def _ungrounded(call: ToolCall, schema: dict[str, Any], text: Text) -> Iterator[
 def _repeated(splits: Mapping[str, Placed]) -> Iterator[Finding]:
     """Duplicates and near-duplicates within a split, and what an evaluation split has in common with training."""
     rows = [(split, place, one) for split, read in splits.items() for place, one in read]
-    groups = near_copies([_question(one) for _, _, one in rows])
+    groups = near_copies([question(one) for _, _, one in rows])
     exact: dict[tuple[str, object], str] = {}
     near: dict[tuple[str, object], str] = {}
     # Training first, so that the others are compared with all of it.
@@ -159,10 +143,6 @@ def _repeated(splits: Mapping[str, Placed]) -> Iterator[Finding]:
             yield Finding("near_duplicate", split, place, one.id, f"nearly the same as {near[split, similar]}")
         exact.setdefault((split, same), place)
         near.setdefault((split, similar), place)
-
-
-def _question(conversation: Conversation) -> str:
-    return "\n".join(message.content for message in conversation.messages if message.role == "user")
 
 
 def _tools(conversation: Conversation) -> tuple[str, ...]:

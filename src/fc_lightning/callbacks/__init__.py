@@ -1,17 +1,23 @@
 """Callbacks, one file each. Those that want the evaluated calls define ``on_tool_calls_evaluated``."""
 
 from fc_lightning.callbacks.adapter import SaveAdapter
+from fc_lightning.callbacks.failures import Failures
 from fc_lightning.callbacks.predictions import PredictionWriter
+from fc_lightning.callbacks.preemption import Preemption
 from fc_lightning.callbacks.progress import ProgressBar
 from fc_lightning.callbacks.report import EvaluationReport
+from fc_lightning.callbacks.resumable import Resumable
 from fc_lightning.callbacks.samples import SampleTable
 from fc_lightning.callbacks.summary import RunSummary
 from fc_lightning.callbacks.throughput import Throughput
 
 __all__ = [
     "EvaluationReport",
+    "Failures",
     "PredictionWriter",
+    "Preemption",
     "ProgressBar",
+    "Resumable",
     "RunSummary",
     "SampleTable",
     "SaveAdapter",

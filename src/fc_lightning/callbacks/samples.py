@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fc_lightning.metrics import EvaluatedTurn
+from fc_lightning.pages import markdown_table
 from fc_lightning.report import compare_calls, failure
 
 _HEADER = ("id", "turn", "what", "expected", "predicted")
@@ -42,7 +43,7 @@ class SampleTable(Callback):
             if hasattr(logger, "log_table"):
                 logger.log_table("samples", columns=list(_HEADER), data=rows, step=trainer.global_step)
             elif hasattr(logger.experiment, "add_text"):
-                logger.experiment.add_text("samples", _markdown(rows), trainer.global_step)
+                logger.experiment.add_text("samples", markdown_table(_HEADER, rows), trainer.global_step)
 
     def _choose(self, evaluated: Sequence[EvaluatedTurn]) -> list[EvaluatedTurn]:
         wrong = [turn for turn in evaluated if not turn.exact_match]
@@ -64,8 +65,3 @@ def _table(turns: Sequence[EvaluatedTurn], title: str) -> Table:
         row = _row(turn)
         table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
     return table
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    lines = [_HEADER, ["---"] * len(_HEADER), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

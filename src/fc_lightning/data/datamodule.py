@@ -15,6 +15,7 @@ from fc_lightning.bases import cache_dir as default_cache_dir
 from fc_lightning.bases import load_tokenizer
 from fc_lightning.chat_template import ChatTemplate, Render, SpecialToken, Supervise
 from fc_lightning.data.batches import Packs, Prompts, as_it_is, lengths_of
+from fc_lightning.data.order import check_order, order_of, place_of
 from fc_lightning.data.prepare import Preparation, Prepared, fingerprint, load_prepared, prepare
 from fc_lightning.data.prompts import prompt_rows
 from fc_lightning.data.sampling import MicroBatch, MicroBatchSampler, deal, plan_generation
@@ -113,7 +114,8 @@ class FunctionCallingDataModule(LightningDataModule):
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
         self.streaming, self.shuffle_buffer = streaming, shuffle_buffer
         self._stream: StreamingPacks | None = None
-        self._stream_state: dict[str, Any] = {}
+        self._sampler: MicroBatchSampler | None = None
+        self._resumed: dict[str, Any] = {}  # what a checkpoint says of the data
         self.audit_limits = audit_limits
         self.prepared: dict[str, Prepared] = {}
         self._folders: dict[tuple[str, Preparation], Path] = {}
@@ -174,7 +176,7 @@ class FunctionCallingDataModule(LightningDataModule):
         documents = self.prepared["train"].documents
         if weights and (empty := set(range(len(weights))) - set(documents["source"][:])):
             raise DataError(f"`data.train`: {self.sources['train'][min(empty)].path} has a `weight`, but no usable row")
-        sampler = MicroBatchSampler(
+        self._sampler = MicroBatchSampler(
             lengths=lengths_of(documents),
             capacity=self.max_length if self.packing else None,
             batch_size=self.batch_size,
@@ -184,7 +186,8 @@ class FunctionCallingDataModule(LightningDataModule):
             sources=documents["source"][:] if weights else None,
             weights=weights,
         )
-        return self._loader(documents, sampler)
+        self._go_to_place()
+        return self._loader(documents, self._sampler)
 
     def val_dataloader(self) -> list[DataLoader]:
         """Two loaders: batches for the loss, and prompts to generate from."""
@@ -215,16 +218,15 @@ class FunctionCallingDataModule(LightningDataModule):
             rank=self._rank,
             num_workers=self.num_workers,
         )
-        if self._stream_state:
-            self._stream.load_state_dict(self._stream_state)
+        self._go_to_place()
         # Workers that lived on would not learn how far the model has come.
-        collator = StreamCollator(PackingCollator(self.template.tokenizer.pad_token_id or 0))
         return DataLoader(
             self._stream,
             batch_size=None,
-            collate_fn=collator,
+            collate_fn=StreamCollator(self._collator),
             num_workers=self.num_workers,
-            pin_memory=self._pin_memory,
+            pin_memory=self._on_gpu,
+            generator=torch.Generator(),  # see below
         )
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -233,13 +235,34 @@ class FunctionCallingDataModule(LightningDataModule):
             self._stream.consume(stream)
         return batch
 
-    def state_dict(self) -> dict[str, Any]:
-        """Where a stream stands, for a checkpoint; a collective."""
-        return self._stream.state_dict() if self._stream else {}
+    def place(self) -> dict[str, Any]:
+        """Where this rank stands: behind the micro-batches that the model has taken, whatever was fetched beyond."""
+        return {"stream": self._stream.place()} if self._stream else place_of(self.trainer)
+
+    def state_dict(self, place: dict[str, Any] | None = None) -> dict[str, Any]:
+        """What is trained on, and the place in it, now or another one, for a checkpoint; a collective."""
+        if not (self._stream or self._sampler):
+            return {}
+        place = place or self.place()
+        if self._stream:
+            place = {"stream": self._stream.state_dict(place["stream"])}
+        return {**place, "ranks": self._world_size, "order": order_of(self)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with a stream where a checkpoint was written."""
-        self._stream_state = state_dict
+        """Go on in the same data, where a checkpoint was written; other data is a :class:`DataError`."""
+        if self.trainer and self.trainer.state.fn != "fit":
+            return
+        check_order(state_dict.get("order", {}), order_of(self))
+        self._resumed = state_dict
+        if self._sampler or self._stream:  # where weights are sharded, checkpoints are read after the loader was made
+            self._go_to_place()
+            iter(self.trainer.fit_loop._data_fetcher)
+
+    def _go_to_place(self) -> None:
+        if self._stream is not None and "stream" in self._resumed:
+            self._stream.load_state_dict(self._resumed["stream"])
+        elif self._sampler is not None and "epoch" in self._resumed:
+            self._sampler.resume(self._resumed["epoch"], self._resumed["batches"] * self._resumed["ranks"])
 
     def teardown(self, stage: str | None = None) -> None:
         """Say what became of streamed rows."""
@@ -276,17 +299,15 @@ class FunctionCallingDataModule(LightningDataModule):
         )
 
     def _loader(self, documents: Dataset, sampler: Sampler[MicroBatch]) -> DataLoader:
-        # Kernels that are compiled for a shape want rows of one length.
-        pad_to = self.max_length if self.packing and self._pin_memory else 0
         return DataLoader(
             Packs(documents),
             sampler=sampler,
             batch_size=None,
             generator=torch.Generator(),  # see below
-            collate_fn=PackingCollator(self.template.tokenizer.pad_token_id or 0, pad_to),
+            collate_fn=self._collator,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            pin_memory=self._pin_memory,
+            pin_memory=self._on_gpu,
         )
 
     def _splits(self, stage: str | None) -> list[str]:
@@ -310,7 +331,13 @@ class FunctionCallingDataModule(LightningDataModule):
         return self._folders[key]
 
     @property
-    def _pin_memory(self) -> bool:
+    def _collator(self) -> PackingCollator:
+        # Kernels that are compiled for a shape want rows of one length.
+        pad_to = self.max_length if self.packing and self._on_gpu else 0
+        return PackingCollator(self.template.tokenizer.pad_token_id or 0, pad_to)
+
+    @property
+    def _on_gpu(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
     @property

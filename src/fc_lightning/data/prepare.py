@@ -5,7 +5,6 @@ A prepared folder is named by a fingerprint over all that went into it: rows, to
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -19,17 +18,19 @@ from typing import Any, Literal
 import pyarrow as pa
 from datasets import Dataset
 from filelock import FileLock
+from lightning.pytorch.utilities import rank_zero_info
 
 from fc_lightning.chat_template import ChatTemplate, ChatTemplateError, Encoded, Rendered, Supervise
+from fc_lightning.data.cache import digest_of_texts, is_sound, read_digests, seal, telling
 from fc_lightning.data.report import Report
 from fc_lightning.data.sources import DataError, Row, Source, brief, default_id
-from fc_lightning.data.splitting import hold_out
+from fc_lightning.data.splitting import hold_out, question
 from fc_lightning.formats import RowError
 from fc_lightning.packing import Document
 from fc_lightning.thoughts import Thoughts, with_thoughts
 from fc_lightning.toolcalls import Conversation, ToolCall, dump_json, parse_turn
 
-_VERSION = 5  # of the layout below; a change makes old prepared folders unknown
+_VERSION = 6  # of the layout below; a change makes old prepared folders unknown
 _CHUNK = 512  # conversations that are encoded in one call of the tokenizer, as long as
 _CHUNK_TEXT = 4_000_000  # they have not more characters together
 _IDS = pa.list_(pa.int32())
@@ -79,50 +80,59 @@ class Prepared:
         prompts: Rows ``id, turn, category, input_ids, expected, tools, gold, response_schema, answer``, see
             :class:`fc_lightning.data.batches.PromptBatch`.
         report: What became of the rows.
+        digest: Of the documents, wherever their rows came from.
     """
 
     documents: Dataset
     prompts: Dataset
     report: Report
+    digest: str
 
 
 def fingerprint(sources: Sequence[Source], template: ChatTemplate, how: Preparation) -> str:
     """Changes whenever the documents may."""
-    digest = hashlib.sha256(json.dumps([_VERSION, asdict(how), template.render_mode, template.source]).encode())
-    digest.update(template.tokenizer.backend_tokenizer.to_str().encode())
-    for source in sources:
-        digest.update(source.fingerprint().encode())
-    return digest.hexdigest()[:24]
+    return digest_of_texts([digest_of(template, how), *(source.fingerprint() for source in sources)])[:24]
+
+
+def digest_of(template: ChatTemplate, how: Preparation) -> str:
+    """Changes whenever the same rows may become other documents."""
+    settings = json.dumps([_VERSION, asdict(how), template.render_mode, template.source])
+    return digest_of_texts([settings, template.tokenizer.backend_tokenizer.to_str()])
 
 
 def prepare(sources: Sequence[Source], template: ChatTemplate, how: Preparation, folder: Path) -> None:
-    """Write a prepared folder, unless it is there already. It appears whole or not at all.
+    """Write a prepared folder, unless it is there already, undamaged. It appears whole or not at all.
 
     Raises:
-        DataError: If no row can be used.
+        DataError: If no row can be used, or the folder cannot be written.
     """
-    if folder.exists():
+    if is_sound(folder):
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if folder.exists():
-            return
-        partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        try:
-            report = _write(sources, template, how, partial)
-            (partial / "report.json").write_text(json.dumps(asdict(report)), encoding="utf-8")
-            partial.rename(folder)
-        finally:
+    with telling(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if is_sound(folder):
+                return
+            if folder.exists():
+                rank_zero_info(f"{folder}: damaged; the data is prepared anew")
+                shutil.rmtree(folder)
+            partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
             shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            try:
+                report = _write(sources, template, how, partial)
+                (partial / "report.json").write_text(json.dumps(asdict(report)), encoding="utf-8")
+                seal(partial)
+                partial.rename(folder)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
 
 
 def load_prepared(folder: Path) -> Prepared:
-    """Open a prepared folder; its files are mapped into memory, not read."""
+    """Open a prepared folder; its files are mapped into memory, not read, and nothing else there is looked at."""
     report = Report(**json.loads((folder / "report.json").read_text(encoding="utf-8")))
     documents, prompts = (Dataset.from_file(str(folder / f"{name}.arrow")) for name in ("documents", "prompts"))
-    return Prepared(documents, prompts, report)
+    return Prepared(documents, prompts, report, read_digests(folder)["documents.arrow"])
 
 
 def read_conversations(
@@ -138,7 +148,7 @@ def read_conversations(
         return
     # What is held out hangs on all conversations, so they are read twice.
     read = (sources[number].read(row, place) for number, place, row in rows())
-    questions = [_question(one) for one in read if isinstance(one, Conversation)]
+    questions = [question(one) for one in read if isinstance(one, Conversation)]
     yield from usable(rows(), sources, template, how, report, iter(hold_out(questions, how.held_out)))
 
 
@@ -302,10 +312,6 @@ def _spans(mask: Sequence[bool]) -> list[int]:
     edges = [index for index in range(1, len(mask)) if mask[index] != mask[index - 1]]
     starts_set = [0] if mask and mask[0] else []
     return [*starts_set, *edges, *([len(mask)] if mask and mask[-1] else [])]
-
-
-def _question(conversation: Conversation) -> str:
-    return "\n".join(message.content for message in conversation.messages if message.role == "user")
 
 
 def _write_rows(writer: pa.RecordBatchStreamWriter, schema: pa.Schema, rows: Sequence[dict[str, Any]]) -> None:

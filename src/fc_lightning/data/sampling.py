@@ -48,12 +48,17 @@ class MicroBatchSampler(Sampler[MicroBatch]):
         self.num_replicas, self.rank, self.seed = num_replicas, rank, seed
         self.sources, self.weights = sources, weights
         self.epoch = 0
+        self._done = (0, 0)  # an epoch, and the micro-batches of all ranks that it is begun behind
         self._num_packs: int | None = None  # of an epoch of weighted sources
         self._length: int | None = None
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls it when an epoch begins."""
         self.epoch = epoch
+
+    def resume(self, epoch: int, done: int) -> None:
+        """Begin with an epoch in which so many micro-batches, of all ranks together, have been trained on."""
+        self.epoch, self._done = epoch, (epoch, done)
 
     def plan(self) -> list[MicroBatch]:
         """All ranks' micro-batches of the epoch, in order."""
@@ -97,7 +102,9 @@ class MicroBatchSampler(Sampler[MicroBatch]):
         return rows
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        return iter(deal(self.plan(), self.num_replicas, self.rank))
+        epoch, done = self._done
+        start = -(-done // self.num_replicas) if epoch == self.epoch else 0
+        return iter(deal(self.plan(), self.num_replicas, self.rank)[start:])
 
     def __len__(self) -> int:
         # The number of packs does not depend on the shuffle: equally long documents are interchangeable.

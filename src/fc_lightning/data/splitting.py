@@ -8,11 +8,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fc_lightning.toolcalls import Conversation
+
 _PERMUTATIONS, _BANDS = 128, 32
 _SHINGLE = 5  # bytes
 _SIMILAR = 0.6  # Jaccard similarity of two questions' shingles from which on they are near-copies
 _MAX_TEXT = 10_000  # characters of a question that are compared
 _MAX_LEADERS = 32  # so many members of a band's bucket are compared with all others in it
+
+
+def question(conversation: Conversation) -> str:
+    """What the user says in a conversation."""
+    return "\n".join(message.content for message in conversation.messages if message.role == "user")
 
 
 def hold_out(questions: Sequence[str], share: float) -> list[bool]:

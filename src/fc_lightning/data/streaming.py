@@ -136,14 +136,23 @@ class StreamingPacks(IterableDataset):
         found = ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in counts.items())
         return [f"train, streamed by this process: {found}", *(f"  {case}" for case in examples[:_EXAMPLES])]
 
-    def state_dict(self) -> dict[str, Any]:
-        """Where all ranks' shards stand; a collective."""
-        every = [self.positions]
+    def place(self) -> dict[str, Any]:
+        """Where this rank stands."""
+        return {"consumed": self.consumed, "positions": dict(self.positions)}
+
+    def state_dict(self, place: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Where all ranks' shards stand; a collective.
+
+        Args:
+            place: This rank's, if another one than now.
+        """
+        place = place or self.place()
+        every = [place["positions"]]
         if self.num_replicas > 1:
             every = [{} for _ in range(self.num_replicas)]
-            torch.distributed.all_gather_object(every, self.positions)
+            torch.distributed.all_gather_object(every, place["positions"])
         positions = {shard: position for one in every for shard, position in one.items()}
-        return {"shards": self.num_shards, "consumed": self.consumed, "positions": positions}
+        return {"shards": self.num_shards, "consumed": place["consumed"], "positions": positions}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where a stream of as many shards has stopped.

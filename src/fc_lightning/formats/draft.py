@@ -207,12 +207,20 @@ def read_tools(value: Any) -> tuple[Tool, ...]:
 def _read_tool(value: Any) -> Tool:
     function = value.get("function", value) if isinstance(value, dict) else value
     parameters = function.get("parameters") if isinstance(function, dict) else None
-    if isinstance(parameters, dict) and parameters and "required" not in parameters:
+    if isinstance(parameters, dict) and parameters:
+        schema = _standard(parameters)
         # Some sources put `required` beside the schema, where nobody looks for it.
         required = value.get("required") or function.get("required")
-        if isinstance(required, list):
-            function = {**function, "parameters": {**parameters, "required": required}}
+        if "required" not in schema and isinstance(required, list):
+            schema = {**schema, "required": required}
+        function = {**function, "parameters": schema}
     return tool_from_value(function)
+
+
+def _standard(parameters: dict[str, Any]) -> dict[str, Any]:
+    """A JSON schema from the bare ``{name: {description, type}}`` of some sources; a schema stays what it is."""
+    is_schema = isinstance(parameters.get("type"), str) or not all(isinstance(one, dict) for one in parameters.values())
+    return parameters if is_schema or "properties" in parameters else {"type": "object", "properties": parameters}
 
 
 def _read_call(value: Any) -> ToolCall:

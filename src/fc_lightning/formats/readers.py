@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 from fc_lightning.formats.draft import ROLES, Draft, Row, RowError, column_text, read_tools, turn_text, turns_of
@@ -153,8 +152,7 @@ def read_xlam(row: Row) -> Conversation:
     draft = Draft()
     draft.add(1, "user", column_text(row, "query", needed=True))
     draft.add(2, "assistant", "", None, draft.read_calls(2, row.get("answers")))
-    tools = draft.read_tools(row.get("tools"))
-    return draft.finish(row, tuple(replace(tool, parameters=_schema(tool.parameters)) for tool in tools))
+    return draft.finish(row, draft.read_tools(row.get("tools")))
 
 
 def read_prompt_completion(row: Row) -> Conversation:
@@ -257,10 +255,3 @@ def _tools_spans(text: str) -> Iterator[tuple[int, int]]:
         ends = [end for end in closes if end >= start][:_MAX_TOOLS_TAGS]
         if ends and text[start : ends[0]].strip():
             yield from ((start, end) for end in ends)
-
-
-def _schema(parameters: dict[str, Any]) -> dict[str, Any]:
-    """A JSON schema from xLAM's bare ``{name: {description, type}}``; a schema stays what it is."""
-    if not parameters or isinstance(parameters.get("type"), str):
-        return parameters
-    return {"type": "object", "properties": parameters}

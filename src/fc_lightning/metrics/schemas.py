@@ -29,9 +29,8 @@ def fits_schema(value: Any, schema: dict[str, Any]) -> bool | None:
         >>> fits_schema({"n": 1}, schema), fits_schema({"n": "1"}, schema), fits_schema({}, {"type": 7})
         (True, False, None)
     """
-    validator = _validator(json.dumps(schema, sort_keys=True))
     try:
-        return None if validator is None else bool(validator.is_valid(value))
+        return bool(schema_validator(json.dumps(schema)).is_valid(value))
     except Exception:  # a schema of somebody else's may fail in many ways: references to nowhere, bad patterns
         return None
 
@@ -57,11 +56,12 @@ def standard_schema(schema: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=4096)
-def _validator(text: str) -> Draft202012Validator | None:
+def schema_validator(text: str) -> Draft202012Validator:
+    """The validator of a schema that is given as JSON; it fetches nothing from anywhere.
+
+    Raises:
+        SchemaError: If the schema, with standard type names, is no valid one.
+    """
     schema = standard_schema(json.loads(text))
-    try:
-        Draft202012Validator.check_schema(schema)
-    except Exception:  # see above
-        return None
-    # With a registry of its own the validator fetches nothing from anywhere.
-    return Draft202012Validator(schema, registry=Registry())
+    Draft202012Validator.check_schema(schema)
+    return Draft202012Validator(schema, registry=Registry())  # a registry of its own looks nowhere else

@@ -1,0 +1,79 @@
+"""Failures: an error becomes known at once, and running out of memory says of what."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+
+from fc_lightning import ranks
+
+_LOWER = {
+    "training": "`data.max_length`, `data.batch_size` or `model.head_chunk`, or set "
+    "`model.gradient_checkpointing: true`",
+    "loss": "`data.max_length`, `data.batch_size` or `model.head_chunk`",
+    "generation": "`data.generation_batch_tokens`, `data.generation_batch_size` or `max_new_tokens` in "
+    "`model.generation`",
+}
+
+
+class Failures(Callback):
+    """Puts an error down before anything else happens, see :mod:`fc_lightning.ranks`; the command line always adds it.
+
+    If a device runs out of memory, the error says with which batch, and which settings to lower.
+    """
+
+    def __init__(self) -> None:
+        self._batch: Any = None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Keep the batch at hand."""
+        self._batch = batch
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """The batch is done with."""
+        self._batch = None
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Keep the batch at hand."""
+        self._batch = batch
+
+    def on_predict_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Keep the batch at hand."""
+        self._batch = batch
+
+    on_test_batch_start = on_validation_batch_start
+    on_validation_batch_end = on_test_batch_end = on_predict_batch_end = on_train_batch_end
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Put the error down."""
+        if isinstance(exception, torch.OutOfMemoryError) and self._batch is not None:
+            exception.add_note(describe(self._batch, trainer.training))
+        ranks.report(exception)
+
+
+def describe(batch: Any, training: bool) -> str:
+    """What a batch that did not fit holds, and what to lower.
+
+    Args:
+        batch: A :class:`fc_lightning.packing.Batch` or a :class:`fc_lightning.data.batches.PromptBatch`.
+        training: Whether it was trained on.
+    """
+    if "order" in batch:
+        lengths = [len(ids) for ids in batch["input_ids"]]
+        longest = max(lengths, default=0)
+        what = f"generating from {len(lengths)} prompts × {longest:,} tokens (of {lengths} tokens: {batch['id']})"
+        lower = _LOWER["generation"]
+    else:
+        rows, length = batch["input_ids"].shape
+        lengths = [[end - start for at, start, end in batch["documents"] if at == row] for row in range(rows)]
+        lengths = [row[: len(ids)] for row, ids in zip(lengths, batch["ids"], strict=True)]  # not those of padding
+        what = f"a batch of {rows} rows × {length:,} tokens, {batch['num_supervised']:,} of them supervised"
+        what += f" (conversations of {lengths} tokens: {batch['ids']})"
+        lower = _LOWER["training" if training else "loss"]
+    return f"Out of memory with {what}. Lower {lower}."
