@@ -80,12 +80,12 @@ def plain(text: str | None) -> str:
 
 def default(parameter: inspect.Parameter) -> str:
     """What holds where the key is not given."""
-    if parameter.default is inspect.Parameter.empty:
-        return "**required**"
     value = parameter.default
+    if value is inspect.Parameter.empty:
+        return "required"
     if value is None or isinstance(value, bool):
-        return {None: "`null`", True: "`true`", False: "`false`"}[value]
-    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+        value = {None: "null", True: "true", False: "false"}[value]
+    return f"`{value:g}` if not given" if isinstance(value, float) else f"`{value}` if not given"
 
 
 def table(function: Callable[..., Any], docstring: str | None, hidden: Iterable[str] = ()) -> list[str]:
@@ -98,8 +98,8 @@ def table(function: Callable[..., Any], docstring: str | None, hidden: Iterable[
             continue
         if name not in said:
             raise SystemExit(f"{function.__qualname__}: the docstring says nothing of {name}")
-        rows.append(f"| `{name}` | {kind(hints[name])} | {default(parameter)} | {plain(said[name])} |")
-    return ["| key | type | default | meaning |", "|---|---|---|---|", *rows, ""] if rows else []
+        rows.append(f"| `{name}` | {plain(said[name])}<br>*{kind(hints[name])}*, {default(parameter)} |")
+    return ["| key | meaning |", "|---|---|", *rows, ""] if rows else []
 
 
 def first_sentences(docstring: str | None) -> str:
