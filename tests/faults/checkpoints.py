@@ -35,14 +35,18 @@ class Recorder(Callback):
             if trainer.is_global_zero:
                 (Path(self.folder) / "saved.json").write_text(json.dumps(self.saved))
 
+    def on_train_start(self, trainer, module):
+        self.step = trainer.global_step
+
     def on_train_batch_start(self, trainer, *_):
         self.save(trainer, "batch-start")
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        loss = trainer.callback_metrics.get("train/loss", torch.tensor(0.0))
+        stepped = trainer.global_step > self.step
+        loss = float(trainer.callback_metrics["train/loss"]).hex() if stepped else None
         rates = [group["lr"].hex() for group in trainer.optimizers[0].param_groups]
-        self.tell(trainer, ids=batch["ids"], step=trainer.global_step, loss=float(loss).hex(), rates=rates)
-        if trainer.global_step > self.step:
+        self.tell(trainer, ids=batch["ids"], step=trainer.global_step, loss=loss, rates=rates)
+        if stepped:
             self.step, self.settled = trainer.global_step, self.events
         self.save(trainer, "batch-end")
 
