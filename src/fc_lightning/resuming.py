@@ -64,8 +64,8 @@ def _go_on_in_folder(trainer: Trainer, root: Path, checkpoint: Path) -> None:
             name = checkpoint.relative_to(root).parts[0]
             number = name.removeprefix("version_")
             logger._version = int(number) if number.isdigit() else name
-    for callback in trainer.callbacks:
-        if isinstance(callback, Resumable):
-            callback.goes_on = True
     # What they say would be deleted is kept.
     warnings.filterwarnings("ignore", r".*exists and is not empty.*")
+    for callback in trainer.callbacks:
+        if isinstance(callback, Resumable):
+            callback.go_on_in(trainer.logger, trainer.is_global_zero)
