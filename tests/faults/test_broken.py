@@ -32,7 +32,12 @@ def test_truncated(checkpoint):
     assert is_whole(checkpoint)
     rng = random.Random(0)
     # Anywhere, and all over the end, where an archive has its directory and the checksum is.
-    lengths = [0, 1, *rng.sample(range(len(data)), 58), *(len(data) - cut for cut in (1, 2, 63, 64, 65, 84, 85, 86, 87))]
+    lengths = [
+        0,
+        1,
+        *rng.sample(range(len(data)), 58),
+        *(len(data) - cut for cut in (1, 2, 63, 64, 65, 84, 85, 86, 87)),
+    ]
     lengths += [len(data) - cut for cut in rng.sample(range(3, 400), 31)]
     assert len(lengths) == 100
     for length in lengths:

@@ -20,7 +20,9 @@ def disk(tmp_path):
     """A file system of 20 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", folder], capture_output=True, check=False)
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", folder], capture_output=True, check=False
+    )
     if mount.returncode:
         pytest.skip("a file system can only be mounted by root")
     yield folder
@@ -34,7 +36,7 @@ def checkpoint(step: int, megabytes: float) -> dict:
 def check_refused(folder: Path, content: dict, old: Path) -> str:
     """A save must end with the sentence, and leave the old checkpoint and nothing else."""
     before = sorted(folder.iterdir()) if folder.is_dir() else []
-    io = getattr(check_refused, "io")
+    io = check_refused.io
     with pytest.raises(CheckpointError) as caught:
         io.save_checkpoint(content, folder / "last.ckpt")
     message = str(caught.value)

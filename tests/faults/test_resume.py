@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.faults.checkpoints import FULL, events, same, state_of
 
 from fc_lightning.cli import main
-from tests.faults.checkpoints import FULL, events, same, state_of
 
 TINY = "configs/debug/tiny.yaml"
 DROPOUT = "{class_path: peft.LoraConfig, init_args: {r: 4, lora_dropout: 0.2, target_modules: [q_proj, v_proj]}}"
@@ -88,7 +88,7 @@ def on_two_ranks(folder: Path, jobs: list) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", SETTINGS if FULL else ["packed", "streaming"])
 def test_two_ranks_go_on_from_every_moment(tmp_path, kind):
-    on_two_ranks(tmp_path, [["whole", SETTINGS[kind], True, 0 if FULL else 3]])
+    on_two_ranks(tmp_path, [["whole", [*SETTINGS[kind], "--data.max_length=256"], True, 0 if FULL else 3]])
     saved = json.loads((tmp_path / "saved" / "saved.json").read_text())
     resumed = [name for name in saved if (tmp_path / f"{name}.0").exists() or (tmp_path / name).is_dir()]
     assert len(resumed) == (len(saved) if FULL else 3)

@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 import torch
-
 from tests.faults.checkpoints import FULL
 from tests.faults.test_resume import fit
 

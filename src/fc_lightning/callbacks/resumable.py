@@ -86,7 +86,9 @@ class Resumable(Callback):
         try:
             self._lock.acquire(timeout=_PATIENCE)
         except Timeout as error:
-            raise CheckpointError(f"{folder}: another process is training there; wait for its end, or stop it") from error
+            raise CheckpointError(
+                f"{folder}: another process is training there; wait for its end, or stop it"
+            ) from error
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let others write there."""
@@ -187,9 +189,7 @@ class Resumable(Callback):
         return _Place(trainer.global_step, data, _loops(trainer), _get_rng(trainer.lightning_module.device))
 
 
-def rewind(
-    fit_loop: dict[str, Any], step: int, loops: tuple[int, bool, int, int, bool], validated: bool
-) -> None:
+def rewind(fit_loop: dict[str, Any], step: int, loops: tuple[int, bool, int, int, bool], validated: bool) -> None:
     """Write into the state of Lightning's loops that training stands at the end of a step.
 
     Lightning tells what to do next from how far its counters are apart: equal ones in the epoch loop say that all is
@@ -274,8 +274,10 @@ def keep_rows(file: Path, count: int) -> None:
 
 def _get_rng(device: torch.device) -> dict[str, Any]:
     """The random generators' states, in plain types."""
-    name, keys, *rest = numpy.random.get_state()
-    states = {"python": random.getstate(), "numpy": [name, torch.from_numpy(keys.astype("int64")), *rest]}
+    numbers: Any = numpy.random.get_state()
+    name, keys, *rest = numbers
+    states: dict[str, Any] = {"python": random.getstate()}
+    states["numpy"] = [name, torch.from_numpy(keys.astype("int64")), *rest]
     states["torch"] = torch.get_rng_state()
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)

@@ -65,7 +65,9 @@ def telling(folder: Path) -> Iterator[None]:
             raise
         existing = next(place for place in folder.parents if place.is_dir())
         room = f"{shutil.disk_usage(existing).free:,} bytes are free there"
-        raise DataError(f"{folder}: could not be written: {error.strerror or error}; {room} (`data.cache_dir`)") from error
+        raise DataError(
+            f"{folder}: could not be written: {error.strerror or error}; {room} (`data.cache_dir`)"
+        ) from error
 
 
 def _file_digest(file: Path) -> str:
