@@ -15,7 +15,7 @@ from fc_lightning.checkpoints import WholeCheckpointIO, last_checkpoint, read_ch
 
 
 def make_resumable(trainer: Trainer) -> None:
-    """Have a trainer write checkpoints that survive, and that a run can go on from as if it had not been interrupted."""
+    """Have a trainer write checkpoints that survive, and that a run can go on from without a difference."""
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
         trainer.strategy.checkpoint_io = WholeCheckpointIO()
     if not any(isinstance(callback, Resumable) for callback in trainer.callbacks):

@@ -131,7 +131,8 @@ class Fault(Callback):
 @pytest.mark.parametrize("kind", ["full", "read-only", "gone"])
 def test_a_run_ends_with_one_line_and_the_checkpoint_before(disk, tmp_path, capsys, kind):
     fault = f"{{class_path: tests.faults.test_disk.Fault, init_args: {{kind: {kind}, disk: {disk}}}}}"
-    saving = f"{{class_path: ModelCheckpoint, init_args: {{dirpath: {disk / 'run'}, every_n_train_steps: 1, save_top_k: -1}}}}"
+    often = f"{{dirpath: {disk / 'run'}, every_n_train_steps: 1, save_top_k: -1}}"
+    saving = f"{{class_path: ModelCheckpoint, init_args: {often}}}"
     arguments = ["fit", "--config=configs/debug/tiny.yaml", "--data.packing=false", "--data.validation=null"]
     arguments += [f"--trainer.logger.init_args.save_dir={tmp_path}", f"--trainer.callbacks=[{fault}, {saving}]"]
     with pytest.raises(SystemExit) as caught:

@@ -56,7 +56,7 @@ def test_a_checkpoint(tmp_path, payload, capsys, form):
         checkpoints._write(content, path)
     else:
         torch.save(content, path, _use_new_zipfile_serialization=form == "archive")
-    with pytest.raises(CheckpointError, match="bad.ckpt: cannot be read as a checkpoint"):
+    with pytest.raises(CheckpointError, match=r"bad\.ckpt: cannot be read as a checkpoint"):
         read_checkpoint(path)
     runs = f"--trainer.logger.init_args.save_dir={tmp_path / 'runs'}"
     for subcommand in ("fit", "test", "export"):
@@ -109,7 +109,7 @@ def test_arrow_types_that_are_pickles(tmp_path, payload):
         with pa.ipc.new_stream(str(tmp_path / name), schema) as stream:
             stream.write_batch(pa.record_batch([["a"]], schema=schema))
     report = {"rows": 1, "documents": 1, "prompts": 0, "tokens": 1, "supervised": 1}
-    lists = dict.fromkeys(("skipped", "flawed", "too_long", "cut"), [])
+    lists = {name: [] for name in ("skipped", "flawed", "too_long", "cut")}
     (tmp_path / "report.json").write_text(json.dumps({**report, **lists}))
     seal(tmp_path)
     with pytest.raises(DataError, match="is no prepared data"):

@@ -1,7 +1,7 @@
 """Runs the recorded run of test_resume.py on two ranks; started by torchrun.
 
-python -m tests.faults.two_ranks JOBS.json: a list of [folder, name, arguments, whether to save at every moment, from how
-many of these moments to go on (0: from none, or from all of them in a full count)].
+python -m tests.faults.two_ranks JOBS.json: a list of [folder, name, arguments, whether to save at every moment, from
+how many of these to go on].
 """
 
 import json
