@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
@@ -198,7 +198,7 @@ class _Hashing:
 def _write(checkpoint: dict[str, Any], path: Path) -> None:
     with path.open("wb") as file:
         hashing = _Hashing(file)
-        torch.save(checkpoint, hashing)
+        torch.save(checkpoint, cast(IO[bytes], hashing))
         hashing.close()
         if hasattr(os, "posix_fadvise"):  # read back from the disk, not from memory
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -206,7 +206,7 @@ def _write(checkpoint: dict[str, Any], path: Path) -> None:
 
 def _size(checkpoint: dict[str, Any]) -> int:
     counting = _Hashing(None)
-    torch.save(checkpoint, counting)
+    torch.save(checkpoint, cast(IO[bytes], counting))
     return counting.size + _TRAILER
 
 
@@ -236,7 +236,8 @@ def _read(path: Path, map_location: Any) -> dict[str, Any]:
         found = re.search(r"GLOBAL (\S+)", str(error))
         what = f" ({found.group(1)})" if found else ""
         raise CheckpointError(
-            f"{path}: cannot be read as a checkpoint: it holds more than tensors and plain data{what}, which is never run"
+            f"{path}: cannot be read as a checkpoint: it holds more than tensors and plain data{what}; "
+            "that is never run"
         ) from error
     except Exception as error:  # torch raises whatever the damage leads to
         reason = str(error).strip().split("\n", 1)[0]

@@ -78,7 +78,12 @@ def load_base(
         extra = {"quantization_config": BitsAndBytesConfig(**settings), "device_map": {"": device}}
     try:
         return AutoModelForCausalLM.from_pretrained(
-            resolve_base(base), revision=revision, dtype=dtype, attn_implementation=attention, **extra
+            resolve_base(base),
+            revision=revision,
+            dtype=dtype,
+            attn_implementation=attention,
+            use_safetensors=True,  # never a pickle
+            **extra,
         )
     except ImportError as error:
         raise BaseModelError('`model.quantization` needs bitsandbytes: pip install "fc-lightning[qlora]"') from error

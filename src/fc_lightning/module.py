@@ -274,7 +274,8 @@ class FunctionCallingModule(LightningModule):
         if base.get("digest", self._base_digest) != self._base_digest:
             theirs_is = f"{base['name']}, revision {base['revision']}" if base["revision"] else base["name"]
             raise BaseModelError(
-                f"the checkpoint was trained on another base ({theirs_is}) than `model.base` {self.base}: their weights differ"
+                f"the checkpoint was trained on another base ({theirs_is}) than `model.base` {self.base}: "
+                "their weights differ"
             )
 
     @property

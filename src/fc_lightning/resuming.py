@@ -15,7 +15,7 @@ from fc_lightning.checkpoints import WholeCheckpointIO, last_checkpoint, read_ch
 
 
 def make_resumable(trainer: Trainer) -> None:
-    """Have a trainer write checkpoints that survive, and that a run can go on from as if it had not been interrupted."""
+    """Have a trainer write checkpoints that survive, and that a run can go on from without a difference."""
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
         trainer.strategy.checkpoint_io = WholeCheckpointIO()
     if not any(isinstance(callback, Resumable) for callback in trainer.callbacks):
@@ -64,8 +64,8 @@ def _go_on_in_folder(trainer: Trainer, root: Path, checkpoint: Path) -> None:
             name = checkpoint.relative_to(root).parts[0]
             number = name.removeprefix("version_")
             logger._version = int(number) if number.isdigit() else name
-    for callback in trainer.callbacks:
-        if isinstance(callback, Resumable):
-            callback.goes_on = True
     # What they say would be deleted is kept.
     warnings.filterwarnings("ignore", r".*exists and is not empty.*")
+    for callback in trainer.callbacks:
+        if isinstance(callback, Resumable):
+            callback.go_on_in(trainer.logger, trainer.is_global_zero)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from pathlib import Path
 
 import torch
@@ -35,14 +36,18 @@ class Recorder(Callback):
             if trainer.is_global_zero:
                 (Path(self.folder) / "saved.json").write_text(json.dumps(self.saved))
 
+    def on_train_start(self, trainer, module):
+        self.step = trainer.global_step
+
     def on_train_batch_start(self, trainer, *_):
         self.save(trainer, "batch-start")
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
-        loss = trainer.callback_metrics.get("train/loss", torch.tensor(0.0))
+        stepped = trainer.global_step > self.step
+        loss = float(trainer.callback_metrics["train/loss"]).hex() if stepped else None
         rates = [group["lr"].hex() for group in trainer.optimizers[0].param_groups]
-        self.tell(trainer, ids=batch["ids"], step=trainer.global_step, loss=float(loss).hex(), rates=rates)
-        if trainer.global_step > self.step:
+        self.tell(trainer, ids=batch["ids"], step=trainer.global_step, loss=loss, rates=rates)
+        if stepped:
             self.step, self.settled = trainer.global_step, self.events
         self.save(trainer, "batch-end")
 
@@ -59,6 +64,23 @@ class Recorder(Callback):
 
     def on_train_epoch_end(self, trainer, *_):
         self.save(trainer, "epoch-end")
+
+
+class Killer(Callback):
+    """Kills its process, as nobody can prevent it, behind so many micro-batches or within the checkpoint after them."""
+
+    def __init__(self, after: int, saving: bool):
+        self.left, self.saving = after, saving
+
+    def die(self, *_):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def on_train_batch_end(self, trainer, *_):
+        self.left -= 1
+        if self.left == 0 and self.saving:
+            Path.replace = self.die  # when the next checkpoint is to get its name
+        elif self.left == 0:
+            self.die()
 
 
 def events(file: Path, rank: int = 0) -> list[dict]:

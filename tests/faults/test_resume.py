@@ -1,7 +1,12 @@
 """A run goes on from any checkpoint as if it had never been interrupted."""
 
+import csv
 import json
+import multiprocessing
 import random
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,3 +59,115 @@ def test_every_moment_of_a_run_can_be_gone_on_from(tmp_path, kind):
         assert events(tmp_path / name) == expected[saved[name] :], name
         if saved[name] < len(expected):
             assert same(state_of(last), state_of(whole)), name
+
+
+@pytest.mark.parametrize("kind", ["packed", "streaming"])
+def test_prefetching_and_workers_do_not_matter(tmp_path, kind):
+    workers = ["--data.num_workers=2"]
+    whole = fit(tmp_path, "whole", *SETTINGS[kind], *workers, save=True)
+    expected = events(tmp_path / "whole")
+    saved = json.loads((tmp_path / "saved" / "saved.json").read_text())
+    # A stream is dealt out to workers, and goes on with as many.
+    others = [workers] if kind == "streaming" else [["--data.num_workers=0"], ["--data.num_workers=3"]]
+    names = [name for name in saved if "batch-end" in name]
+    for other, name in zip(others, random.Random(kind).sample(names[2:], len(others)), strict=True):
+        last = fit(tmp_path, name, *SETTINGS[kind], *other, f"--ckpt_path={tmp_path / 'saved' / name}")
+        assert events(tmp_path / name) == expected[saved[name] :], name
+        assert same(state_of(last), state_of(whole)), name
+
+
+def on_two_ranks(folder: Path, jobs: list) -> None:
+    """Runs `fit` above with each list of arguments, on two ranks, in one go."""
+    (folder / "jobs.json").write_text(json.dumps([[str(folder), *job] for job in jobs]))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    command = [*launch, "-m", "tests.faults.two_ranks", str(folder / "jobs.json")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1500)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", SETTINGS if FULL else ["packed", "streaming"])
+def test_two_ranks_go_on_from_every_moment(tmp_path, kind):
+    on_two_ranks(tmp_path, [["whole", [*SETTINGS[kind], "--data.max_length=256"], True, 0 if FULL else 3]])
+    saved = json.loads((tmp_path / "saved" / "saved.json").read_text())
+    resumed = [name for name in saved if (tmp_path / f"{name}.0").exists() or (tmp_path / name).is_dir()]
+    assert len(resumed) == (len(saved) if FULL else 3)
+    for name in resumed:
+        for rank in range(2):
+            assert events(tmp_path / name, rank) == events(tmp_path / "whole", rank)[saved[name] :], name
+        if events(tmp_path / name):
+            assert same(state_of(tmp_path / name / "last.ckpt"), state_of(tmp_path / "whole" / "last.ckpt")), name
+
+
+@pytest.mark.slow
+def test_another_number_of_ranks_takes_the_same_steps(tmp_path, caplog):
+    """From two ranks to one and from one to two: the rows of each step are those of one process, and so is the loss."""
+    plain = ["--data.packing=false", "--data.validation=null", f"--model.peft={DROPOUT.replace('0.2', '0.0')}"]
+    fit(tmp_path, "one", *plain, save=True)
+    expected = events(tmp_path / "one")
+    (tmp_path / "saved").rename(tmp_path / "saved_by_one")
+    at = "003-batch-end.ckpt"  # behind the first step, two micro-batches
+    go_on = [*plain, f"--ckpt_path={tmp_path / 'saved_by_one' / at}"]
+    single = [*plain, "--trainer.accumulate_grad_batches=1"]
+    on_two_ranks(tmp_path, [["from_one", go_on, False, 0], ["two", single, True, 0]])
+    before = "003-batch-end.ckpt"  # behind two steps of one micro-batch each
+    caplog.set_level("INFO")
+    fit(tmp_path, "from_two", *single, f"--ckpt_path={tmp_path / 'saved' / before}")
+    assert "2 steps were done by 2 ranks with 1 micro-batches each; they go on with 1 ranks and 2 each" in caplog.text
+    pairs = [events(tmp_path / "from_one", rank) for rank in range(2)]
+    mixed = [event for pair in zip(*pairs, strict=True) for event in pair]
+    for found, tail in ((mixed, expected[2:]), (events(tmp_path / "from_two"), expected[4:])):
+        assert [event["ids"] for event in found] == [event["ids"] for event in tail]
+        losses = [[float.fromhex(event["loss"]) for event in one[1::2]] for one in (found, tail)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def metrics(run: Path) -> list[dict]:
+    """The logged rows, without what the clock says."""
+    with (run / "metrics.csv").open() as file:
+        rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
+    return [{name: value for name, value in row.items() if "second" not in name} for row in rows]
+
+
+def train(folder: Path, *callbacks: dict) -> int:
+    """Runs the same command in a process of its own; returns how it ended."""
+    saving = {"every_n_train_steps": 1, "save_top_k": 2, "monitor": "step", "mode": "max", "save_last": True}
+    ours = [
+        {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": saving},
+        {"class_path": "fc_lightning.callbacks.SaveAdapter"},
+        {"class_path": "lightning.pytorch.callbacks.LearningRateMonitor"},
+    ]
+    arguments = [
+        *("fit", "--config", TINY, "--ckpt_path=last", f"--trainer.logger.init_args.save_dir={folder}"),
+        f"--trainer.callbacks={json.dumps([*callbacks, *ours])}",
+        "--data.train=[{path: data/quickstart/train.jsonl, limit: 24}]",
+        "--data.validation=[{path: data/quickstart/validation.jsonl, limit: 1}]",
+        *("--data.packing=false", f"--model.peft={DROPOUT}", "--model.generation.max_new_tokens=2"),
+        *("--trainer.enable_progress_bar=false", "--trainer.val_check_interval=7", "--trainer.max_epochs=2"),
+    ]
+    child = multiprocessing.get_context("fork").Process(target=main, args=(arguments,))
+    child.start()
+    child.join()
+    return child.exitcode
+
+
+def test_the_same_command_again_and_again_ends_with_the_same_adapter(tmp_path):
+    kills = 10 if FULL else 2
+    assert train(tmp_path / "whole") == 0
+    rng = random.Random(0)
+    for _ in range(kills):
+        killer = {"after": rng.randint(1, 40 // kills), "saving": rng.random() < 0.5}
+        killed = train(tmp_path / "again", {"class_path": "tests.faults.checkpoints.Killer", "init_args": killer})
+        assert killed == -signal.SIGKILL
+    assert train(tmp_path / "again") == 0
+    whole, again = (tmp_path / name / "tiny" / "version_0" for name in ("whole", "again"))
+    assert [path.name for path in again.parent.iterdir()] == ["version_0"]
+    for name in ("adapter/adapter_model.safetensors", "checkpoints/last.adapter/adapter_model.safetensors"):
+        assert (again / name).read_bytes() == (whole / name).read_bytes()
+    assert metrics(again) == metrics(whole)
+    assert {path.name for path in (again / "checkpoints").iterdir()} == {
+        path.name for path in (whole / "checkpoints").iterdir()
+    }
+    before = (again / "adapter" / "adapter_model.safetensors").read_bytes()
+    assert train(tmp_path / "again") == 0  # it is finished, and stays so
+    assert (again / "adapter" / "adapter_model.safetensors").read_bytes() == before

@@ -14,7 +14,7 @@ import torch
 import torch.distributed
 from filelock import FileLock, Timeout
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities import rank_zero_info
 
 from fc_lightning.checkpoints import CheckpointError
@@ -61,26 +61,40 @@ class Resumable(Callback):
         self.goes_on = False  # in the folder of the run that is resumed
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """See to it that no other process writes into the run's folder, and that what is in it stays."""
-        logger = trainer.logger
-        folder = getattr(logger, "log_dir", None)
-        if stage != "fit" or folder is None or not trainer.is_global_zero:
+        """See to it that no other process writes into the run's folder."""
+        folder = getattr(trainer.logger, "log_dir", None)
+        if stage == "fit" and folder is not None and trainer.is_global_zero:
+            self.claim(Path(folder))
+
+    def go_on_in(self, logger: Logger | None, first: bool) -> None:
+        """Keep what is in the run's folder; called before Lightning opens the logger, with whether this rank does."""
+        self.goes_on = True
+        if first and isinstance(logger, CSVLogger):
+            self.claim(Path(logger.log_dir))
+            reopen_metrics(logger)
+
+    def claim(self, folder: Path) -> None:
+        """Take a run's folder, until the process ends.
+
+        Raises:
+            CheckpointError: If another process has it.
+        """
+        if self._lock is not None:
             return
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(Path(folder) / ".lock")
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(folder / ".lock")
         try:
             self._lock.acquire(timeout=_PATIENCE)
         except Timeout as error:
             raise CheckpointError(
                 f"{folder}: another process is training there; wait for its end, or stop it"
             ) from error
-        if self.goes_on and isinstance(logger, CSVLogger):
-            reopen_metrics(logger)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let others write there."""
         if self._lock is not None:
             self._lock.release()
+            self._lock = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Let others write there."""
@@ -260,8 +274,10 @@ def keep_rows(file: Path, count: int) -> None:
 
 def _get_rng(device: torch.device) -> dict[str, Any]:
     """The random generators' states, in plain types."""
-    name, keys, *rest = numpy.random.get_state()
-    states = {"python": random.getstate(), "numpy": [name, torch.from_numpy(keys.astype("int64")), *rest]}
+    numbers: Any = numpy.random.get_state()
+    name, keys, *rest = numbers
+    states: dict[str, Any] = {"python": random.getstate()}
+    states["numpy"] = [name, torch.from_numpy(keys.astype("int64")), *rest]
     states["torch"] = torch.get_rng_state()
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)

@@ -12,8 +12,9 @@ _SETTINGS = ("packing", "batch_size", "max_length", "seed", "streaming")
 
 
 def order_of(data: Any) -> dict[str, Any]:
-    """The settings of a data module, and a digest of its documents; of a stream, which is not read beforehand, of its
-    files' names and sizes.
+    """The settings of a data module, and a digest of its documents.
+
+    Of a stream, which is not read beforehand, it is one of the files' names and sizes.
     """
     order = {name: getattr(data, name) for name in _SETTINGS}
     if data.streaming:

@@ -129,10 +129,22 @@ def prepare(sources: Sequence[Source], template: ChatTemplate, how: Preparation,
 
 
 def load_prepared(folder: Path) -> Prepared:
-    """Open a prepared folder; its files are mapped into memory, not read, and nothing else there is looked at."""
-    report = Report(**json.loads((folder / "report.json").read_text(encoding="utf-8")))
-    documents, prompts = (Dataset.from_file(str(folder / f"{name}.arrow")) for name in ("documents", "prompts"))
-    return Prepared(documents, prompts, report, read_digests(folder)["documents.arrow"])
+    """Open a prepared folder; its files are mapped into memory, not read, and nothing else there is looked at.
+
+    Raises:
+        DataError: If somebody has put something else there.
+    """
+    try:
+        report = Report(**json.loads((folder / "report.json").read_text(encoding="utf-8")))
+        parts = []
+        for name, schema in (("documents", _DOCUMENTS), ("prompts", _PROMPTS)):
+            with pa.memory_map(str(folder / f"{name}.arrow")) as file:
+                if pa.ipc.open_stream(file).schema != schema:
+                    raise ValueError(f"{name}.arrow has other columns")
+            parts.append(Dataset.from_file(str(folder / f"{name}.arrow")))
+    except (pa.ArrowException, OSError, ValueError, TypeError) as error:
+        raise DataError(f"{folder}: is no prepared data ({error}); remove the folder") from error
+    return Prepared(parts[0], parts[1], report, read_digests(folder)["documents.arrow"])
 
 
 def read_conversations(

@@ -1,0 +1,74 @@
+"""Damaged checkpoints are recognised by their content, and the whole one before is offered."""
+
+import random
+
+import pytest
+import torch
+
+from fc_lightning.checkpoints import CheckpointError, WholeCheckpointIO, is_whole, last_checkpoint, read_checkpoint
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    torch.manual_seed(0)
+    io = WholeCheckpointIO()
+    content = {"state_dict": {f"layer{n}": torch.randn(16, 16) for n in range(6)}, "optimizer_states": [{"step": 3}]}
+    io.save_checkpoint({**content, "global_step": 1}, tmp_path / "step=1.ckpt")
+    io.save_checkpoint({**content, "global_step": 2}, tmp_path / "step=2.ckpt")
+    return tmp_path / "step=2.ckpt"
+
+
+def check_recognised(path):
+    assert not is_whole(path)
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint(path)
+    assert str(caught.value).startswith(f"{path}: cannot be read as a checkpoint: ")
+    assert f"--ckpt_path {path.parent / 'step=1.ckpt'}" in str(caught.value)
+    assert last_checkpoint([path.parent]) == path.parent / "step=1.ckpt"
+
+
+def test_truncated(checkpoint):
+    data = checkpoint.read_bytes()
+    assert is_whole(checkpoint)
+    rng = random.Random(0)
+    # Anywhere, and all over the end, where an archive has its directory and the checksum is.
+    lengths = [
+        0,
+        1,
+        *rng.sample(range(len(data)), 58),
+        *(len(data) - cut for cut in (1, 2, 63, 64, 65, 84, 85, 86, 87)),
+    ]
+    lengths += [len(data) - cut for cut in rng.sample(range(3, 400), 31)]
+    assert len(lengths) == 100
+    for length in lengths:
+        checkpoint.write_bytes(data[:length])
+        check_recognised(checkpoint)
+
+
+def test_flipped_bits(checkpoint):
+    data = checkpoint.read_bytes()
+    rng = random.Random(0)
+    places = rng.sample(range(len(data)), 70) + [len(data) - 1 - at for at in rng.sample(range(200), 30)]
+    assert len(places) == 100
+    for place in places:
+        flipped = bytearray(data)
+        flipped[place] ^= 1 << rng.randrange(8)
+        checkpoint.write_bytes(flipped)
+        check_recognised(checkpoint)
+
+
+def test_a_checkpoint_of_lightning_itself(tmp_path):
+    """It has no checksum but the CRC of each record, and can be read."""
+    path = tmp_path / "plain.ckpt"
+    torch.save({"state_dict": {"weight": torch.arange(1000)}}, path)
+    assert torch.equal(read_checkpoint(path)["state_dict"]["weight"], torch.arange(1000))
+    data = bytearray(path.read_bytes())
+    data[data.index(torch.arange(500, 510).numpy().tobytes())] ^= 1
+    path.write_bytes(data)
+    assert not is_whole(path)
+
+
+def test_nothing_that_could_not_be_loaded_again_is_kept(tmp_path):
+    with pytest.raises(CheckpointError, match=r"bad.ckpt: was not kept.* more than tensors and plain data .*PosixPath"):
+        WholeCheckpointIO().save_checkpoint({"state": tmp_path}, tmp_path / "bad.ckpt")
+    assert list(tmp_path.iterdir()) == []

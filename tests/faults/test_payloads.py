@@ -1,0 +1,116 @@
+"""Files that would run code if they were unpickled: refused, and nothing is run."""
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+
+from fc_lightning import checkpoints
+from fc_lightning.checkpoints import CheckpointError, read_checkpoint
+from fc_lightning.cli import main
+from fc_lightning.data import DataError, FunctionCallingDataModule
+from fc_lightning.data.cache import seal
+from fc_lightning.data.prepare import load_prepared
+from fc_lightning.data.sources import Source
+
+TINY = "tests/models/tiny_gemma2"
+
+
+class Payload:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, marker: Path):
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (self.marker,)
+
+
+@pytest.fixture
+def payload(tmp_path):
+    """What would make a file, which must not be there in the end."""
+    marker = tmp_path / "was-run"
+    pickle.loads(pickle.dumps(Payload(marker)))
+    assert marker.exists()  # it works
+    marker.unlink()
+    yield Payload(marker)
+    assert not marker.exists()
+
+
+def refused(capsys, *arguments: str) -> str:
+    with pytest.raises(SystemExit) as caught:
+        main([arguments[0], "--config=configs/debug/tiny.yaml", *arguments[1:]])
+    assert caught.value.code == 1
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("form", ["sealed", "archive", "pickle"])
+def test_a_checkpoint(tmp_path, payload, capsys, form):
+    path = tmp_path / "bad.ckpt"
+    content = {"state_dict": {"weight": torch.ones(3)}, "callbacks": payload}
+    if form == "sealed":  # with a checksum that is right
+        checkpoints._write(content, path)
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=form == "archive")
+    with pytest.raises(CheckpointError, match=r"bad\.ckpt: cannot be read as a checkpoint"):
+        read_checkpoint(path)
+    runs = f"--trainer.logger.init_args.save_dir={tmp_path / 'runs'}"
+    for subcommand in ("fit", "test", "export"):
+        output = [f"--output={tmp_path / 'model'}"] if subcommand == "export" else []
+        error = refused(capsys, subcommand, runs, f"--ckpt_path={path}", *output)
+        assert error.startswith(f"error: {path}: cannot be read as a checkpoint")
+
+
+@pytest.mark.parametrize("file", ["adapter_model.bin", "pytorch_model.bin"])
+def test_a_base_or_an_adapter_in_its_folder(tmp_path, payload, capsys, file):
+    base = tmp_path / "base"
+    shutil.copytree(TINY, base)
+    torch.save({"weight": payload}, base / file)
+    if file == "adapter_model.bin":
+        config = {"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"], "base_model_name_or_path": TINY}
+        (base / "adapter_config.json").write_text(json.dumps(config))
+    else:
+        (base / "model.safetensors").unlink()
+    error = refused(capsys, "validate", f"--model.base={base}", f"--trainer.logger.init_args.save_dir={tmp_path}")
+    assert error.startswith(f"error: {base}: ")
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_a_prepared_data_set(tmp_path, payload, sealed):
+    """A pickle in a file's place is damage, and the data is prepared anew; with digests to match it is refused."""
+
+    def data():
+        data = FunctionCallingDataModule(
+            TINY, [Source("data/quickstart/train.jsonl", limit=4)], cache_dir=str(tmp_path / "cache")
+        )
+        data.setup("fit")
+        return data
+
+    expected = data().prepared["train"].documents[:]
+    (folder,) = (path for path in (tmp_path / "cache" / "data").iterdir() if path.is_dir())
+    for name in ("documents.arrow", "state.json", "dataset_info.json", "dataset.py", "data.pkl"):
+        (folder / name).write_bytes(pickle.dumps(payload))
+    if sealed:
+        seal(folder)
+        with pytest.raises(DataError, match=f"{folder}: is no prepared data"):
+            data()
+    else:
+        assert data().prepared["train"].documents[:] == expected
+
+
+def test_arrow_types_that_are_pickles(tmp_path, payload):
+    metadata = {"ARROW:extension:name": "arrow.py_extension_type", "ARROW:extension:metadata": pickle.dumps(payload)}
+    schema = pa.schema([pa.field("id", pa.string(), metadata=metadata)])
+    for name in ("documents.arrow", "prompts.arrow"):
+        with pa.ipc.new_stream(str(tmp_path / name), schema) as stream:
+            stream.write_batch(pa.record_batch([["a"]], schema=schema))
+    report = {"rows": 1, "documents": 1, "prompts": 0, "tokens": 1, "supervised": 1}
+    lists = {name: [] for name in ("skipped", "flawed", "too_long", "cut")}
+    (tmp_path / "report.json").write_text(json.dumps({**report, **lists}))
+    seal(tmp_path)
+    with pytest.raises(DataError, match="is no prepared data"):
+        load_prepared(tmp_path)
