@@ -109,7 +109,7 @@ def test_secrets_are_written_nowhere(run, tmp_path, monkeypatch, capfd):
     url = "https://somebody:planted-password@tracking.example/api?token=planted-query&x=1"
     folder = run(
         *("fit", f"--trainer.logger.class_path={logger}", f"--trainer.logger.init_args.save_dir={tmp_path / 'runs'}"),
-        *(f"--trainer.logger.init_args.api_key={SECRETS['WANDB_API_KEY']}-of-mine", "--trainer.max_steps=1"),
+        *(f"--trainer.logger.init_args.api_key={SECRETS['WANDB_API_KEY']}-of-mine",),
         f"--trainer.logger.init_args.tracking_uri={url}",
         f"--trainer.logger.init_args.note=password is {SECRETS['MY_DATABASE_PASSWORD']}",
     )
