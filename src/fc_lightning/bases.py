@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock
+from huggingface_hub import try_to_load_from_cache
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedTokenizerBase
 
 from fc_lightning.chat_template import register_tokens
@@ -55,6 +56,20 @@ def resolve_base(base: str) -> str:
     if path.is_absolute() or base.startswith(".") or base.count("/") > 1:
         raise BaseModelError(f"{base}: there is no such folder (`model.base`)")
     return base
+
+
+def commit_of(base: str, revision: str | None = None) -> str | None:
+    """The commit of a base on the hub that is in the cache, whatever branch or tag it was asked for by.
+
+    Args:
+        base: See :func:`resolve_base`.
+        revision: As configured; given back where the base is not from the hub.
+    """
+    folder = resolve_base(base)
+    if Path(folder).is_dir():
+        return revision
+    cached = try_to_load_from_cache(folder, "config.json", revision=revision)
+    return Path(cached).parent.name if isinstance(cached, str) else revision
 
 
 @functools.lru_cache(maxsize=4)

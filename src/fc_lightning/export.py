@@ -16,6 +16,7 @@ from lightning import Trainer
 from peft import PeftModel
 from transformers import GenerationConfig
 
+from fc_lightning.bases import commit_of
 from fc_lightning.chat_template import ChatTemplate
 from fc_lightning.checkpoints import OLD, PARTIAL, read_checkpoint, sync_folder
 from fc_lightning.data import FunctionCallingDataModule
@@ -65,7 +66,7 @@ def export(
     base_dtype = load_config(module.base, module.revision).dtype or torch.float32
     own = base_dtype if dtype == "auto" else getattr(torch, dtype)
     with _writing(folder), whole_folder(folder) as partial:
-        write_model(module.model, data.template, partial, merge, own, module.revision)
+        write_model(module.model, data.template, partial, merge, own, commit_of(module.base, module.revision))
         write_card(partial, trainer, module, data, checkpoint, state, own if merge else None)
     print(f"{checkpoint} → {folder}" + (f"\nnext:    transformers serve {folder}" if merge else ""))
     if push_to_hub:

@@ -12,7 +12,7 @@ import torch
 from huggingface_hub import ModelCard
 from lightning import Trainer
 
-from fc_lightning.bases import resolve_base
+from fc_lightning.bases import commit_of, resolve_base
 from fc_lightning.data import FunctionCallingDataModule
 from fc_lightning.modeling import load_config
 from fc_lightning.module import FunctionCallingModule
@@ -77,7 +77,8 @@ def write_card(
     license_id = base_license(module.base, load_config(module.base, module.revision).model_type)
     if license_id == "gemma":
         (folder / "NOTICE").write_text(NOTICE, encoding="utf-8")
-    revision = f" at revision `{module.revision}`" if module.revision else ""
+    commit = commit_of(module.base, module.revision)
+    revision = f" at revision `{commit}`" if commit else ""
     terms = f"`{license_id}`; it holds for this model too" if license_id else "not known here: see its own card"
     parts = [
         _front_matter(module, data, license_id, merged=dtype is not None),

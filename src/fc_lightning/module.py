@@ -201,12 +201,13 @@ class FunctionCallingModule(LightningModule):
         window, self._window = self._window, []
         self._window_tokens, self._window_loss = 0, torch.zeros_like(self._window_loss)
         if broken_ranks or not math.isfinite(total):
-            self._leave_out(window, "loss" if not math.isfinite(total) else "gradient")
-        else:
-            tokens = sums[2].clamp(min=1.0)
+            self._leave_out(window, "gradient" if math.isfinite(total) else "loss")
+            gradients = []
+        tokens = sums[2].clamp(min=1.0)
+        if gradients:
             torch._foreach_mul_(gradients, self.trainer.accumulate_grad_batches * self.trainer.world_size / tokens)
-            self.log("train/loss", sums[0] / tokens)
-            self.log("train/supervised_tokens", tokens)
+        self.log("train/loss", sums[0] / tokens)
+        self.log("train/supervised_tokens", tokens)
         if self.non_finite == "skip":
             self.log("train/skipped_steps", float(self.skipped_steps))
 

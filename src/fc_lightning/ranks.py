@@ -70,7 +70,10 @@ class Ranks:
                 return  # done, or stopped as all have agreed
             failed = any(self.folder.glob("*.json")) or any(code not in (None, 0, *STOPPED.values()) for code in codes)
         time.sleep(_GRACE)  # the main thread may come to an end by itself, and finish its loggers
-        os._exit(self.end())
+        code = self.end()
+        for process in multiprocessing.active_children():  # data workers; earlier, it would be an error of its own
+            process.kill()
+        os._exit(code)
 
     def end(self) -> int:
         """Tell the first error, end the other processes, and give the code to leave with.
@@ -88,8 +91,8 @@ class Ranks:
         lines = [f"rank {rank} failed in consequence: {found[rank]['last']}" for rank in sorted(others)]
         print(redact("\n".join(["", *lines, f"rank {first} failed first:", found[first]["text"]])), file=sys.stderr)
         sys.stderr.flush()
-        for process in [*self.procs, *multiprocessing.active_children()]:
-            process.kill()
+        for proc in self.procs:
+            proc.kill()
         self.join()
         _leave_after(_LAST)
         return STOPPED.get(signal.Signals(-code), 1) if (code := codes.get(first) or 0) < 0 else 1

@@ -1,13 +1,16 @@
 """Callbacks that bring trouble into a run, each at a place and on a rank of its choice."""
 
+import gc
 import hashlib
 import json
 import os
+import threading
 import time
 from pathlib import Path
 
 import torch
 from lightning import Callback
+from lightning.pytorch.loggers import CSVLogger
 
 
 class Moment(Callback):
@@ -152,6 +155,34 @@ class NotANumber(Callback):
 
     def on_exception(self, trainer, pl_module, exception):
         self._write(trainer, pl_module, None)
+
+
+class Usage(Callback):
+    """Writes a line to ``FILE`` after each validation: what the process holds of memory, threads and files."""
+
+    def __init__(self, file: str):
+        self.file = Path(file)
+
+    def on_validation_end(self, trainer, pl_module):
+        gc.collect()
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        line = {
+            "step": trainer.global_step,
+            "bytes": pages * os.sysconf("SC_PAGE_SIZE"),
+            "threads": threading.active_count(),
+            "tasks": len(os.listdir("/proc/self/task")),
+            "files": len(os.listdir("/proc/self/fd")),
+        }
+        with self.file.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+class KeyedLogger(CSVLogger):
+    """A logger that is given what nobody else may learn."""
+
+    def __init__(self, save_dir: str, name: str = "tiny", api_key: str = "", tracking_uri: str = "", note: str = ""):
+        super().__init__(save_dir, name)
+        self.given = (api_key, tracking_uri, note)
 
 
 def digest(module) -> str:

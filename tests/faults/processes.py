@@ -1,9 +1,20 @@
-"""Runs of two ranks in processes of their own, which something happens to."""
+"""Runs of two ranks in processes of their own, which something happens to.
 
+Starting Python and importing everything takes most of the time of such a run. Where many are wanted (``FAULTS=full``),
+processes are forked from this one instead, which has imported it all; from :func:`fc_lightning.cli.main` on they run as
+any other.
+"""
+
+from __future__ import annotations
+
+import atexit
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +39,7 @@ class Run:
         folder: Where it writes.
     """
 
-    process: subprocess.Popen
+    process: subprocess.Popen | Forked
     folder: Path
 
     @property
@@ -100,16 +111,73 @@ def start(folder: Path, *arguments: str, callbacks: str = "", devices: int = 2, 
         f"--trainer.logger.init_args.save_dir={folder / 'runs'}",
         *arguments,
     ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **environment}
     with (folder / "output.txt").open("ab") as output:
-        process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **environment},
-            start_new_session=True,
-        )
+        if FULL:
+            process = Forked(command, environment, ROOT, output)
+        else:
+            process = subprocess.Popen(
+                command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            )
     return Run(process, folder)
+
+
+class Forked:
+    """As much of ``subprocess.Popen`` as a run and its launcher need, for ``python main.py …``, without new Pythons."""
+
+    def __init__(self, command, env, cwd=None, output=None):
+        import fc_lightning.cli
+
+        self._lock = threading.Lock()
+        self.returncode = None
+        self.pid = os.fork()
+        if self.pid:
+            return
+        code = 1
+        try:
+            if output is not None:  # the first rank; the others write where it does
+                os.setsid()
+                os.dup2(output.fileno(), 1)
+                os.dup2(output.fileno(), 2)
+                sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
+                sys.argv = command[1:]
+            os.environ.clear()
+            os.environ.update(env)
+            os.chdir(cwd or ROOT)
+            from lightning.pytorch.strategies.launchers import subprocess_script
+
+            subprocess_script.subprocess.Popen = Forked
+            fc_lightning.cli.main()
+            code = 0
+        except SystemExit as exit_:
+            code = exit_.code
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            atexit._run_exitfuncs()
+            os._exit(code)
+
+    def poll(self):
+        with self._lock:  # a thread of the first rank watches, while its main thread may wait
+            if self.returncode is None:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+                self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+            return self.returncode
+
+    def wait(self, timeout=None):
+        limit = None if timeout is None else time.monotonic() + timeout
+        while self.poll() is None:
+            if limit is not None and time.monotonic() > limit:
+                raise subprocess.TimeoutExpired("main.py", timeout)
+            time.sleep(0.02)
+        return self.returncode
+
+    def send_signal(self, signum):
+        if self.poll() is None:
+            os.kill(self.pid, signum)
+
+    def kill(self):
+        self.send_signal(signal.SIGKILL)
 
 
 def injected(name: str, **settings: object) -> str:

@@ -10,6 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.io import CheckpointIO
 from peft import PeftModel
 
+from fc_lightning.bases import commit_of
 from fc_lightning.checkpoints import telling
 from fc_lightning.export import whole_folder, write_model
 from fc_lightning.modeling import trained_weights
@@ -91,6 +92,6 @@ def save_adapter(trainer: Trainer, folder: Path, weights: dict[str, Any]) -> Non
             trainer.datamodule.template,
             partial,
             merge=False,
-            revision=module.revision,
+            revision=commit_of(module.base, module.revision),
             weights=weights,
         )
