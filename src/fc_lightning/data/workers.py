@@ -6,6 +6,7 @@ import gc
 import heapq
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import traceback
@@ -107,10 +108,15 @@ def _work(
         pass  # nobody wants more
     except Exception as error:
         error.add_note(f"In process {number + 1} of {processes}:\n{traceback.format_exc()}")
-        try:
-            sender.send(error)
-        except Exception:  # of a reader's own, and cannot be pickled
-            sender.send(RuntimeError(f"{type(error).__name__}: {error}\n{traceback.format_exc()}"))
+        sender.send(error if _can_travel(error) else RuntimeError(f"{type(error).__name__}: {error}"))
+
+
+def _can_travel(error: Exception) -> bool:
+    """Whether the process that asked can make it again; a library's own may want other arguments than its message."""
+    try:
+        return type(pickle.loads(pickle.dumps(error))) is type(error)
+    except Exception:
+        return False
 
 
 def _received(receiver: Connection, worker: BaseProcess) -> Iterator[Keyed]:
