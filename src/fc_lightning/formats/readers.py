@@ -74,7 +74,7 @@ def read_hermes(row: Row) -> Conversation:
         raw_turns.append(("model" if name in ("gpt", "assistant") else name, text))
         if role == "system":
             schema = schema or next(iter(_blocks(text, "schema")[0]), None)
-            text, offered, problem = _split_system(text)
+            text, offered, problem = _split_system(text, read=not tools)
             tools = tools or offered
             draft.defects += [f"tools: {problem}"] if problem and not tools else []
             draft.add(number, role, text)
@@ -220,16 +220,20 @@ def _blocks(text: str, tag: str) -> tuple[list[str], str]:
     return inside, "".join([*outside, text[position:]])
 
 
-def _split_system(text: str) -> tuple[str, tuple[Tool, ...], str]:
+def _split_system(text: str, read: bool = True) -> tuple[str, tuple[Tool, ...], str]:
     """Take a system text apart: what is left of it, the tools that it offers, and what is wrong with them.
 
     The chat template writes the tools, so nothing stays that only introduces them. A text that offers none
-    between tags (the schema of a JSON-mode row is no tool) is somebody's own and stays whole.
+    between tags (the schema of a JSON-mode row is no tool) is somebody's own and stays whole. Unless the tools
+    themselves are wanted (``read``), they are only read to find out where they stand, if that is in doubt.
     """
     spans: list[tuple[int, int]] = []
     problems: list[str] = []
     tools: tuple[Tool, ...] = ()
-    for start, end in _tools_spans(text):
+    places = list(_tools_spans(text))
+    if len(places) == 1 and not read:
+        spans, places = places, []
+    for start, end in places:
         spans.append((start, end))
         try:
             tools = read_tools(text[start:end])
