@@ -4,14 +4,18 @@ import csv
 import json
 import multiprocessing
 import random
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 from tests.faults.checkpoints import FULL, events, same, state_of
 
+from fc_lightning.callbacks import Resumable
+from fc_lightning.checkpoints import CheckpointError
 from fc_lightning.cli import main
 
 TINY = "configs/debug/tiny.yaml"
@@ -90,7 +94,7 @@ def on_two_ranks(folder: Path, jobs: list) -> None:
 def test_two_ranks_go_on_from_every_moment(tmp_path, kind):
     on_two_ranks(tmp_path, [["whole", [*SETTINGS[kind], "--data.max_length=256"], True, 0 if FULL else 3]])
     saved = json.loads((tmp_path / "saved" / "saved.json").read_text())
-    resumed = [name for name in saved if (tmp_path / f"{name}.0").exists() or (tmp_path / name).is_dir()]
+    resumed = json.loads((tmp_path / "chosen.json").read_text())
     assert len(resumed) == (len(saved) if FULL else 3)
     for name in resumed:
         for rank in range(2):
@@ -171,3 +175,53 @@ def test_the_same_command_again_and_again_ends_with_the_same_adapter(tmp_path):
     before = (again / "adapter" / "adapter_model.safetensors").read_bytes()
     assert train(tmp_path / "again") == 0  # it is finished, and stays so
     assert (again / "adapter" / "adapter_model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("--data.batch_size=2", "other data, or in another order, and cannot go on: `data.batch_size` 1 then, 2 now"),
+        ("--data.train=[{path: data/quickstart/train.jsonl, limit: 13}]", "cannot go on: `data.train` sha256 "),
+        ("--trainer.accumulate_grad_batches=4", "set `--trainer.accumulate_grad_batches 2`"),
+        ("--model.base=BASE", "was trained on another base (tests/models/tiny_gemma2) than `model.base` "),
+    ],
+)
+def test_what_a_run_cannot_go_on_with(tmp_path, capsys, change, said):
+    """Each in one sentence; the other base has the same shapes and tokens, and other weights."""
+    base = tmp_path / "base"
+    shutil.copytree("tests/models/tiny_gemma2", base)
+    weights = load_file(base / "model.safetensors")
+    name = "model.layers.1.input_layernorm.weight"
+    save_file({**weights, name: weights[name] + 0.5}, base / "model.safetensors", {"format": "pt"})
+    last = fit(tmp_path, "first", "--data.validation=null", "--trainer.max_steps=1")
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        fit(tmp_path, "second", "--data.validation=null", f"--ckpt_path={last}", change.replace("BASE", str(base)))
+    assert caught.value.code == 1
+    assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_last_passes_over_a_broken_checkpoint_and_waits_for_nobody(tmp_path, caplog, capsys):
+    caplog.set_level("INFO")
+    arguments = ["--data.validation=null", "--ckpt_path=last"]
+    fit(tmp_path, "run", *arguments, "--trainer.max_epochs=1")
+    assert "no checkpoint in" in caplog.text
+    broken = tmp_path / "run" / "last.ckpt"
+    broken.write_bytes(broken.read_bytes()[:-100])
+    fit(tmp_path, "run", *arguments)
+    (other,) = (path for path in (tmp_path / "run").iterdir() if "epoch=0" in path.name)
+    assert f"{broken}: cannot be read as a checkpoint" in caplog.text
+    assert f"going on from {other}" in caplog.text
+    with pytest.raises(SystemExit):
+        fit(tmp_path, "third", f"--ckpt_path={tmp_path / 'nowhere.ckpt'}")
+    assert "nowhere.ckpt: there is no such checkpoint (`--ckpt_path`)" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("fc_lightning.callbacks.resumable._PATIENCE", 0.1)
+    first, second = Resumable(), Resumable()
+    first.claim(tmp_path)
+    with pytest.raises(CheckpointError, match="another process is training there"):
+        second.claim(tmp_path)
+    first.teardown(None, None, "fit")
+    Resumable().claim(tmp_path)

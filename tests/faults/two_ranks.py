@@ -23,5 +23,7 @@ if __name__ == "__main__":
         time.sleep(1)
         if save and name == "whole":
             saved = list(json.loads((folder / "saved" / "saved.json").read_text()))
-            for one in saved if FULL else random.Random(0).sample(saved, count):
+            chosen = saved if FULL else random.Random(0).sample(saved, count)
+            (folder / "chosen.json").write_text(json.dumps(chosen))
+            for one in chosen:
                 fit(folder, one, *ddp, f"--ckpt_path={folder / 'saved' / one}")

@@ -28,21 +28,29 @@ class SaveAdapter(Callback):
 
     def __init__(self, folder: str = "adapter"):
         self.folder = folder
+        self._fits = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """See to it that checkpoints are written with their adapters."""
         strategy = trainer.strategy
+        self._fits = stage == "fit"
         if stage == "fit" and not isinstance(strategy.checkpoint_io, AdapterBeside):
             strategy.checkpoint_io = AdapterBeside(strategy.checkpoint_io, trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the one in the run's folder."""
+        self._fits = False
         run = trainer.log_dir  # asks all ranks
         if not isinstance(pl_module.model, PeftModel):
             return
         weights = trained_weights(pl_module.model)  # asks all ranks, where the model is sharded
         if trainer.is_global_zero:
             save_adapter(trainer, Path(run or ".") / self.folder, weights)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write it too where a finished run was to go on: it may have been killed before it could."""
+        if self._fits and pl_module.device_mesh is None:
+            self.on_train_end(trainer, pl_module)
 
 
 class AdapterBeside(CheckpointIO):

@@ -155,7 +155,7 @@ class Resumable(Callback):
             "ranks": trainer.world_size,
             "accumulated": trainer.accumulate_grad_batches,
             "unlogged": _unlogged(trainer, place.step),
-            "rows": _flushed_rows(trainer),
+            "rows": _logged_rows(trainer, None if place.loops == now.loops else place.step),
         }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -241,13 +241,19 @@ def _unlogged(trainer: Trainer, step: int) -> list[tuple[dict[str, float], int]]
     return [({**row, "epoch": trainer.current_epoch}, step - 1)]
 
 
-def _flushed_rows(trainer: Trainer) -> int:
-    """Rows of metrics that are on disk."""
+def _logged_rows(trainer: Trainer, step: int | None) -> int:
+    """Rows of metrics that are on disk; of a step that is begun anew, without those logged in it."""
     if not trainer.is_global_zero or not isinstance(trainer.logger, CSVLogger):
         return 0
     trainer.logger.save()
     file = Path(trainer.logger.log_dir) / _METRICS
-    return len(file.read_text(encoding="utf-8").splitlines()) - 1 if file.exists() else 0
+    if not file.exists():
+        return 0
+    with file.open(encoding="utf-8") as lines:
+        steps = [int(row["step"]) for row in csv.DictReader(lines)]
+    while step is not None and steps and steps[-1] >= step:
+        steps.pop()
+    return len(steps)
 
 
 def reopen_metrics(logger: CSVLogger) -> None:

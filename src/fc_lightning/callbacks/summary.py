@@ -45,8 +45,8 @@ class RunSummary(Callback):
         if not trainer.is_global_zero:
             return
         console = Console()
-        minutes = (time.monotonic() - self.started) / 60
-        console.print(f"\n{trainer.global_step} optimizer steps in {minutes:.1f} minutes", highlight=False)
+        minutes = f" in {(time.monotonic() - self.started) / 60:.1f} minutes" if self.started else ", finished before"
+        console.print(f"\n{trainer.global_step} optimizer steps{minutes}", highlight=False)
         if self.after:
             console.print(_table(self.before, self.after))
         run = Path(folder or ".")
