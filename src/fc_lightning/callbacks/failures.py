@@ -71,9 +71,9 @@ def describe(batch: Any, training: bool) -> str:
         lower = _LOWER["generation"]
     else:
         rows, length = batch["input_ids"].shape
-        lengths = [[end - start for at, start, end in batch["documents"] if at == row] for row in range(rows)]
-        lengths = [row[: len(ids)] for row, ids in zip(lengths, batch["ids"], strict=True)]  # not those of padding
+        all_lengths = [[end - start for at, start, end in batch["documents"] if at == row] for row in range(rows)]
+        documents = [row[: len(ids)] for row, ids in zip(all_lengths, batch["ids"], strict=True)]  # not of padding
         what = f"a batch of {rows} rows × {length:,} tokens, {batch['num_supervised']:,} of them supervised"
-        what += f" (conversations of {lengths} tokens: {batch['ids']})"
+        what += f" (conversations of {documents} tokens: {batch['ids']})"
         lower = _LOWER["training" if training else "loss"]
     return f"Out of memory with {what}. Lower {lower}."
