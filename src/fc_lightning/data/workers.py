@@ -107,8 +107,9 @@ def _work(
     except BrokenPipeError:
         pass  # nobody wants more
     except Exception as error:
-        error.add_note(f"In process {number + 1} of {processes}:\n{traceback.format_exc()}")
-        sender.send(error if _can_travel(error) else RuntimeError(f"{type(error).__name__}: {error}"))
+        told = error if _can_travel(error) else RuntimeError(f"{type(error).__name__}: {error}")
+        told.add_note(f"In process {number + 1} of {processes}:\n{traceback.format_exc()}")
+        sender.send(told)
 
 
 def _can_travel(error: Exception) -> bool:
