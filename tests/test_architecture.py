@@ -24,7 +24,7 @@ FLOORS = [
         "generation",
         "pages",
     },
-    {"bases"},
+    {"bases", "memory", "loggers"},
     {"constrained"},
     {"data", "modeling", "evaluation", "report"},
     {"module"},

@@ -1,6 +1,7 @@
 """Callbacks, one file each. Those that want the evaluated calls define ``on_tool_calls_evaluated``."""
 
 from fc_lightning.callbacks.adapter import SaveAdapter
+from fc_lightning.callbacks.loggers import ExtraLogger, TensorBoard
 from fc_lightning.callbacks.predictions import PredictionWriter
 from fc_lightning.callbacks.progress import ProgressBar
 from fc_lightning.callbacks.report import EvaluationReport
@@ -10,10 +11,12 @@ from fc_lightning.callbacks.throughput import Throughput
 
 __all__ = [
     "EvaluationReport",
+    "ExtraLogger",
     "PredictionWriter",
     "ProgressBar",
     "RunSummary",
     "SampleTable",
     "SaveAdapter",
+    "TensorBoard",
     "Throughput",
 ]
