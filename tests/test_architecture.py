@@ -26,7 +26,7 @@ FLOORS = [
         "checkpoints",
         "redaction",
     },
-    {"bases", "ranks"},
+    {"bases", "ranks", "memory", "loggers"},
     {"constrained"},
     {"data", "modeling", "evaluation", "report"},
     {"module"},

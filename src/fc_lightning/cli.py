@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from transformers.utils.logging import disable_progress_bar
 
 from fc_lightning import ranks
 from fc_lightning.audit import AuditError, audit
@@ -23,6 +25,7 @@ from fc_lightning.chat_template import ChatTemplateError
 from fc_lightning.checkpoints import CheckpointError
 from fc_lightning.data import DataError, FunctionCallingDataModule
 from fc_lightning.data.prompts import read_prompts
+from fc_lightning.environment import describe_environment
 from fc_lightning.export import ExportError, export
 from fc_lightning.formats import UnknownFormatError
 from fc_lightning.mistakes import ConfigurationError, Parser
@@ -205,6 +208,11 @@ class SaveConfig(SaveConfigCallback):
         self.overwrite = any(getattr(callback, "goes_on", False) for callback in trainer.callbacks)
         super().setup(trainer, pl_module, stage)
 
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Beside it, what the run runs on. Lightning calls it on one rank."""
+        text = json.dumps(describe_environment() | {"ranks": trainer.world_size}, indent=2, ensure_ascii=False)
+        (Path(trainer.log_dir or ".") / "environment.json").write_text(f"{text}\n", encoding="utf-8")
+
 
 class FunctionCallingCLI(LightningCLI):
     """LightningCLI for one model and one data module, whose shared settings are given once, under ``model``."""
@@ -215,7 +223,11 @@ class FunctionCallingCLI(LightningCLI):
             FunctionCallingDataModule,
             save_config_callback=SaveConfig,
             trainer_class=FunctionCallingTrainer,
-            trainer_defaults={"num_sanity_val_steps": 0, "use_distributed_sampler": False},
+            trainer_defaults={
+                "num_sanity_val_steps": 0,
+                "use_distributed_sampler": False,
+                "enable_model_summary": False,  # RunSummary says what of the model is trained
+            },
             seed_everything_default=0,
             parser_kwargs={"default_env": True, "env_prefix": "FC"},
             parser_class=Parser,
@@ -224,6 +236,11 @@ class FunctionCallingCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """The configuration is what was given: Lightning would lay the checkpoint's hyper-parameters over it."""
+
+    def before_instantiate_classes(self) -> None:
+        """In a log file transformers' bars would be lines of their own."""
+        if not sys.stderr.isatty():
+            disable_progress_bar()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, with what makes its processes end together and in order."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed
 from lightning import LightningModule
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from peft import PeftConfig
 from torch import Tensor
 from torchmetrics import MeanMetric
@@ -27,7 +27,6 @@ from fc_lightning.modeling import (
     choose_attention,
     load_base,
     load_config,
-    parameter_counts,
     shard,
     token_loss_sum,
 )
@@ -110,6 +109,7 @@ class FunctionCallingModule(LightningModule):
             warmup,
             schedule,
         )
+        self.chosen = ""  # how the base was loaded, in words
         self.model: Any = None  # a nn.Module, once Lightning has called configure_model
         self.strict_loading = False  # checkpoints hold trained weights only; on_load_checkpoint checks them
         self.token_loss = MeanMetric()
@@ -167,9 +167,7 @@ class FunctionCallingModule(LightningModule):
         self.model.train()  # transformers loads models for evaluation
         if self._sharded:
             shard(self.model, self.device_mesh["data_parallel"])
-        trained, total = parameter_counts(self.model)
-        rank_zero_info(f"attention: {attention} ({why}); base in {name}")
-        rank_zero_info(f"trainable params: {trained:,} || all params: {total:,} || trainable%: {trained / total:.4%}")
+        self.chosen = f"base in {name}, attention {attention} ({why})"
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The summed loss of a micro-batch; the gradients are divided once, for the whole optimizer step."""

@@ -2,6 +2,7 @@
 
 from fc_lightning.callbacks.adapter import SaveAdapter
 from fc_lightning.callbacks.failures import Failures
+from fc_lightning.callbacks.loggers import ExtraLogger, TensorBoard
 from fc_lightning.callbacks.predictions import PredictionWriter
 from fc_lightning.callbacks.preemption import Preemption
 from fc_lightning.callbacks.progress import ProgressBar
@@ -13,6 +14,7 @@ from fc_lightning.callbacks.throughput import Throughput
 
 __all__ = [
     "EvaluationReport",
+    "ExtraLogger",
     "Failures",
     "PredictionWriter",
     "Preemption",
@@ -21,5 +23,6 @@ __all__ = [
     "RunSummary",
     "SampleTable",
     "SaveAdapter",
+    "TensorBoard",
     "Throughput",
 ]

@@ -153,7 +153,11 @@ class FunctionCallingDataModule(LightningDataModule):
             if split not in self.prepared:
                 self._prepare(split)
                 self.prepared[split] = load_prepared(self._folder(split))
-                rank_zero_info("\n".join(self.prepared[split].report.lines(split)))
+                lines = self.prepared[split].report.lines(split)
+                if stage == "fit":  # the summary of the run has the first line
+                    lines = [f"{split}:", *lines[1:]] if lines[1:] else []
+                if lines:
+                    rank_zero_info("\n".join(lines))
                 if stage is not None:  # all splits at once are asked for by who wants to see what is wrong
                     self.prepared[split].report.check(split, self.max_unreadable)
 
@@ -316,7 +320,7 @@ class FunctionCallingDataModule(LightningDataModule):
         if stage == "predict" and self.asked is not None:
             return []
         splits = {"fit": ["train", "validation"], "validate": ["validation"], "test": ["test"], "predict": ["test"]}
-        wanted = splits.get(str(stage), list(self.sources))
+        wanted = splits.get(getattr(stage, "value", stage) or "", list(self.sources))
         needed = wanted[0]
         if stage is not None and not self.sources[needed]:
             raise DataError(f"nothing to read: give `data.{needed}` a list of sources, as `- path: FILE`")

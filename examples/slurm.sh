@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Two machines of eight GPUs under SLURM, from the repository's root: sbatch examples/slurm.sh
+# Lightning reads the ranks from SLURM: srun starts one process a GPU, as many a machine as `trainer.devices` says.
+#SBATCH --job-name=fc-lightning
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=12
+#SBATCH --mem=0
+#SBATCH --time=12:00:00
+#SBATCH --output=slurm-%j.log
+
+set -euo pipefail
+source "${VENV:-.venv}/bin/activate"
+export FC_LIGHTNING_CACHE="${FC_LIGHTNING_CACHE:-$PWD/.cache/fc-lightning}" # on a disk that all machines see
+
+# What is given to sbatch behind the script goes to the run: sbatch examples/slurm.sh --trainer.max_epochs 2
+srun python main.py fit --config configs/gemma2_2b_it.yaml --config configs/hardware/nodes_2.yaml "$@"

@@ -1,0 +1,74 @@
+"""Every shipped YAML: read by an editor's schema, and a typo in it is found."""
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+FILES = sorted(str(path) for folder in ("configs", "examples") for path in Path(folder).rglob("*.yaml"))
+SCHEMA = Path("configs/schema.json")
+
+
+@pytest.fixture(scope="module")
+def validator():
+    schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return jsonschema.Draft202012Validator(schema)
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_every_shipped_file_names_the_schema_and_fits_it(path, validator):
+    text = Path(path).read_text(encoding="utf-8")
+    named = [line.partition("$schema=")[2] for line in text.splitlines() if "yaml-language-server" in line]
+    assert (Path(path).parent / named[0]).resolve() == SCHEMA.resolve()
+    assert [error.message[:300] for error in validator.iter_errors(yaml.safe_load(text))] == []
+    opening = [line for line in text.splitlines() if line.startswith("#") and "yaml-language-server" not in line]
+    assert "--config" in "\n".join(opening)  # how to run it
+
+
+def with_change(keys, value, last=None):
+    config = copy.deepcopy(yaml.safe_load(Path("configs/quickstart.yaml").read_text(encoding="utf-8")))
+    node = config
+    for key in keys[:-1]:
+        node = node[key]
+    node[keys[-1]] = value
+    return config
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (("modle",), {}),
+        (("model", "learning_rat"), 1.0),
+        (("model", "learning_rate"), "much"),
+        (("model", "peft", "init_args", "lora_alfa"), 8),
+        (("model", "peft", "class_path"), "peft.LoraConfg"),
+        (("data", "max_lenght"), 8),
+        (("data", "render"), "canonicl"),
+        (("data", "train", 0, "pth"), "x"),
+        (("trainer", "max_epoch"), 2),
+        (("trainer", "callbacks", 0, "class_path"), "lightning.pytorch.callbacks.ModelCheckpont"),
+        (("trainer", "callbacks", 0, "init_args", "monitr"), "x"),
+        (("trainer", "logger", "class_path"), "lightning.pytorch.loggers.CSVLoger"),
+    ],
+    ids=lambda value: ".".join(map(str, value)) if isinstance(value, tuple) else "",
+)
+def test_a_typo_does_not_fit(keys, value, validator):
+    assert not validator.is_valid(with_change(keys, value))
+
+
+def test_a_callback_of_ones_own_fits(validator):
+    config = with_change(("trainer", "callbacks"), [{"class_path": "mine.Mine", "init_args": {"any": 1}}])
+    assert validator.is_valid(config)
+
+
+@pytest.mark.slow
+def test_the_schema_is_current(tmp_path):
+    """It is what the command writes now: python scripts/make_schema.py."""
+    subprocess.run([sys.executable, "scripts/make_schema.py", str(tmp_path / "schema.json")], check=True)
+    assert (tmp_path / "schema.json").read_text(encoding="utf-8") == SCHEMA.read_text(encoding="utf-8")
