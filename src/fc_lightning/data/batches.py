@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, TypedDict
 
+import torch
 from datasets import Dataset
+from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from fc_lightning.data.sampling import MicroBatch
@@ -57,8 +59,18 @@ class Prompts(TorchDataset):
         )
 
 
-def as_it_is(batch: Any) -> Any:
-    """A collator for what is a batch already; a lambda could not go to another process."""
+def prompt_loader(prompts: Any, batches: list[list[int]]) -> DataLoader:
+    """Prompts by the batches that were planned."""
+    return DataLoader(
+        Prompts(prompts),
+        sampler=batches,
+        batch_size=None,
+        collate_fn=_as_it_is,
+        generator=torch.Generator(),  # of its own: a loader draws a seed, from the training's generator if it can
+    )
+
+
+def _as_it_is(batch: Any) -> Any:
     return batch
 
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Sampler
 from fc_lightning.bases import cache_dir as default_cache_dir
 from fc_lightning.bases import load_tokenizer
 from fc_lightning.chat_template import ChatTemplate, Render, SpecialToken, Supervise
-from fc_lightning.data.batches import Packs, Prompts, as_it_is, lengths_of
+from fc_lightning.data.batches import Packs, lengths_of, prompt_loader
 from fc_lightning.data.order import check_order, order_of, place_of
 from fc_lightning.data.prepare import Preparation, Prepared, fingerprint, load_prepared, prepare
 from fc_lightning.data.prompts import prompt_rows
@@ -110,8 +110,7 @@ class FunctionCallingDataModule(LightningDataModule):
             )
         self.render, self.chat_template = render, chat_template
         self.max_length, self.too_long = max_length, too_long
-        self.packing, self.batch_size = packing, batch_size
-        self.validation_prompts = validation_prompts
+        self.packing, self.batch_size, self.validation_prompts = packing, batch_size, validation_prompts
         self.generation_batch_tokens, self.generation_batch_size = generation_batch_tokens, generation_batch_size
         self.num_workers, self.seed, self.max_unreadable = num_workers, seed, max_unreadable
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
@@ -232,7 +231,7 @@ class FunctionCallingDataModule(LightningDataModule):
             collate_fn=StreamCollator(self._collator),
             num_workers=self.num_workers,
             pin_memory=self._on_gpu,
-            generator=torch.Generator(),  # see below
+            generator=torch.Generator(),  # of its own, as for prompts
         )
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -294,22 +293,14 @@ class FunctionCallingDataModule(LightningDataModule):
     def _prompt_loader(self, prompts: Any) -> DataLoader:
         ids = [row["input_ids"] for row in prompts]
         batches = plan_generation(ids, self.generation_batch_tokens, self.generation_batch_size)
-        mine = deal(batches, self._world_size, self._rank)
-        return DataLoader(
-            Prompts(prompts),
-            sampler=mine,
-            batch_size=None,
-            num_workers=0,
-            collate_fn=as_it_is,
-            generator=torch.Generator(),  # of its own: a loader draws a seed, from the training's generator if it can
-        )
+        return prompt_loader(prompts, deal(batches, self._world_size, self._rank))
 
     def _loader(self, documents: Dataset, sampler: Sampler[MicroBatch]) -> DataLoader:
         return DataLoader(
             Packs(documents),
             sampler=sampler,
             batch_size=None,
-            generator=torch.Generator(),  # see below
+            generator=torch.Generator(),  # of its own, as for prompts
             collate_fn=self._collator,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
