@@ -128,6 +128,7 @@ class Fault(Callback):
             shutil.rmtree(self.disk / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["full", "read-only", "gone"])
 def test_a_run_ends_with_one_line_and_the_checkpoint_before(disk, tmp_path, capsys, kind):
     fault = f"{{class_path: tests.faults.test_disk.Fault, init_args: {{kind: {kind}, disk: {disk}}}}}"

@@ -48,7 +48,9 @@ def refused(capsys, *arguments: str) -> str:
     return capsys.readouterr().err.splitlines()[-1]
 
 
-@pytest.mark.parametrize("form", ["sealed", "archive", "pickle"])
+@pytest.mark.parametrize(
+    "form", ["sealed", *(pytest.param(form, marks=pytest.mark.slow) for form in ("archive", "pickle"))]
+)
 def test_a_checkpoint(tmp_path, payload, capsys, form):
     path = tmp_path / "bad.ckpt"
     content = {"state_dict": {"weight": torch.ones(3)}, "callbacks": payload}

@@ -64,6 +64,7 @@ def kill_one(io, folder: Path, tmp: str, start: int, rng: random.Random) -> tupl
     return done.value, saved["global_step"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["same", "other"])
 def test_a_kill_while_saving_costs_at_most_one_interval(tmp_path, place):
     rng = random.Random(place)
@@ -83,6 +84,7 @@ def test_a_kill_while_saving_costs_at_most_one_interval(tmp_path, place):
         shutil.rmtree(tmp)
 
 
+@pytest.mark.slow
 def test_these_kills_would_destroy_a_checkpoint_that_is_written_in_place(tmp_path):
     rng = random.Random(0)
     lost = 0
