@@ -1,8 +1,11 @@
 """What a run says of itself: before it, while it runs, after it, and in its folder."""
 
 import json
+import os
 import re
+import sqlite3
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -141,3 +144,21 @@ def test_git_state(tmp_path, monkeypatch):
     assert git_state() == {"commit": commit, "changed": False}
     Path("new").touch()
     assert git_state() == {"commit": commit, "changed": True}
+
+
+@pytest.mark.slow
+def test_a_further_logger_beside_the_runs_folder(tmp_path):
+    """The overlay for trackio, offline: what metrics.csv has is in its data base too."""
+    pytest.importorskip("trackio")
+    folder = f"--trainer.logger.init_args.save_dir={tmp_path / 'runs'}"
+    overlays = ("--config", "configs/debug/tiny.yaml", "--config", "configs/logger/trackio.yaml")
+    subprocess.run(
+        [sys.executable, "main.py", "fit", *overlays, folder, *QUICK, "--data.validation=null"],
+        env=os.environ | {"TRACKIO_DIR": str(tmp_path / "trackio"), "PYTHONPATH": os.pathsep.join(sys.path)},
+        check=True,
+        capture_output=True,
+    )
+    assert "train/loss" in next((tmp_path / "runs").rglob("metrics.csv")).read_text()
+    with sqlite3.connect(tmp_path / "trackio" / "fc-lightning.db") as database:
+        logged = [row[0] for row in database.execute("select metrics from metrics")]
+    assert any("train/loss" in str(row) for row in logged)
