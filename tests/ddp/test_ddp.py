@@ -23,7 +23,7 @@ def fit(folder: Path, devices: int, validation: int, *extra: str) -> tuple[dict[
         "--data.train=[{path: data/quickstart/train.jsonl, limit: 20}]",
         f"--data.validation=[{{path: data/quickstart/validation.jsonl, limit: {validation}}}]",
     ]
-    command += extra or (["--trainer.strategy=ddp", "--data.preparation_processes=2"] if devices > 1 else [])
+    command += extra or (["--trainer.strategy=ddp"] if devices > 1 else [])
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     (run,) = folder.glob("*/version_0")
