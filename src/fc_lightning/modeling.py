@@ -72,10 +72,10 @@ def load_base(
     Raises:
         BaseModelError: If there is none, or it cannot be quantized.
     """
-    extra: dict[str, Any] = {"use_safetensors": True}  # what is pickled is not even looked at
+    extra: dict[str, Any] = {}
     if quantization:
         settings = {"bnb_4bit_compute_dtype": dtype, **quantization}
-        extra |= {"quantization_config": BitsAndBytesConfig(**settings), "device_map": {"": device}}
+        extra = {"quantization_config": BitsAndBytesConfig(**settings), "device_map": {"": device}}
     try:
         return AutoModelForCausalLM.from_pretrained(
             resolve_base(base),
