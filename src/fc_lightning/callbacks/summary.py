@@ -102,10 +102,13 @@ def describe_run(trainer: Trainer, module: Any) -> Iterator[str]:
     trained, total = parameter_counts(module.model)
     yield f"model:      {module.base} ({module.model.config.model_type}), {module.chosen}"
     yield trainable_line(trained, total)
+    trainer.fit_loop.setup_data()  # not done yet where `max_steps` alone says how long it takes
     steps, folder = trainer.estimated_stepping_batches, trainer.log_dir
     data, loader = getattr(trainer, "datamodule", None), trainer.train_dataloader
     if isinstance(data, FunctionCallingDataModule):
         for split, prepared in data.prepared.items():
+            if split == "test":
+                continue
             yield f"{split}:".ljust(12) + prepared.report.lines(split)[0].partition(": ")[2] + _unused(prepared.report)
         if data.streaming:
             yield "train:      streamed"
