@@ -204,14 +204,13 @@ class SaveConfig(SaveConfigCallback):
         super().__init__(parser, config, **kwargs)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Save it; a run that goes on in its folder replaces its own."""
+        """Save it, and what the run runs on; a run that goes on in its folder replaces its own."""
         self.overwrite = any(getattr(callback, "goes_on", False) for callback in trainer.callbacks)
         super().setup(trainer, pl_module, stage)
-
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Beside it, what the run runs on. Lightning calls it on one rank."""
-        text = json.dumps(describe_environment() | {"ranks": trainer.world_size}, indent=2, ensure_ascii=False)
-        (Path(trainer.log_dir or ".") / "environment.json").write_text(f"{text}\n", encoding="utf-8")
+        folder = trainer.log_dir  # asks all ranks
+        if folder and trainer.is_global_zero:
+            text = json.dumps(describe_environment() | {"ranks": trainer.world_size}, indent=2, ensure_ascii=False)
+            (Path(folder) / "environment.json").write_text(f"{text}\n", encoding="utf-8")
 
 
 class FunctionCallingCLI(LightningCLI):
