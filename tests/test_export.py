@@ -16,6 +16,7 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fc_lightning.callbacks.adapter import adapter_folder
+from fc_lightning.checkpoints import WholeCheckpointIO
 from fc_lightning.cli import main
 from fc_lightning.export import whole_folder
 
@@ -141,7 +142,7 @@ def test_best_is_the_best_and_is_found_where_a_run_was_moved_to(trained, tmp_pat
     (name,) = [name for name in state["callbacks"] if name.startswith("ModelCheckpoint")]
     named = Path(state["callbacks"][name]["best_model_path"]).name
     state["callbacks"][name]["best_model_path"] = f"gone/{named}"
-    torch.save(state, last)
+    WholeCheckpointIO().save_checkpoint(state, last)
     exported(moved, tmp_path / "one")
     (last.parent / named).unlink()
     with pytest.raises(SystemExit):

@@ -67,10 +67,17 @@ def test_what_must_not_be_there_would_be_found(text):
     assert objections(ast.parse(text))
 
 
+# Where a name stands for no more than this.
+HARMLESS = {
+    "checkpoints.py": ["pickle"],  # the error that torch.load(weights_only=True) raises
+    "workers.py": ["pickle"],  # between a process and those that it has forked
+}
+
+
 def test_nothing_runs_what_it_reads():
     assert len(SOURCES) > 40
-    found = {str(path): names for path in SOURCES if (names := objections(ast.parse(path.read_text())))}
-    assert not found
+    found = {path.name: names for path in SOURCES if (names := objections(ast.parse(path.read_text())))}
+    assert found == HARMLESS
     assert not objections(ast.parse("torch.load(path, weights_only=True)\nast.literal_eval(text)\nmodel.eval()"))
 
 

@@ -65,7 +65,7 @@ class ProgressBar(RichProgressBar):
         super().on_validation_end(trainer, pl_module)
         self._read(trainer)
         self._update_metrics(trainer, pl_module)
-        if self._prints and not trainer.sanity_checking:
+        if self._prints and trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._print(trainer, pl_module)
 
     @property

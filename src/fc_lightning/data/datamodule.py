@@ -311,7 +311,7 @@ class FunctionCallingDataModule(LightningDataModule):
         if stage == "predict" and self.asked is not None:
             return []
         splits = {"fit": ["train", "validation"], "validate": ["validation"], "test": ["test"], "predict": ["test"]}
-        wanted = splits.get(str(stage), list(self.sources))
+        wanted = splits.get(getattr(stage, "value", stage) or "", list(self.sources))  # Lightning says it in an enum
         needed = wanted[0]
         if stage is not None and not self.sources[needed]:
             raise DataError(f"nothing to read: give `data.{needed}` a list of sources, as `- path: FILE`")
