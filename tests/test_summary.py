@@ -14,10 +14,11 @@ from peft import LoraConfig, get_peft_model
 
 from fc_lightning.callbacks import ProgressBar
 from fc_lightning.callbacks.summary import trainable_line
-from fc_lightning.environment import git_state, without_secrets
+from fc_lightning.environment import git_state
 from fc_lightning.memory import training_bytes
 from fc_lightning.modeling import load_base, parameter_counts, token_loss_sum
 from fc_lightning.packing import PackingCollator
+from fc_lightning.redaction import redact_arguments
 
 QUICK = ("--data.train=[{path: data/quickstart/train.jsonl, limit: 8}]", "--data.packing=false")
 PARTIAL = "--trainer.num_sanity_val_steps=1"
@@ -125,7 +126,7 @@ def test_secrets_are_not_written_down():
         "--base_url=https://me:pw@host/v1",
         "HF_TOKEN=hf_def",
     ]
-    hidden = without_secrets(given)
+    hidden = redact_arguments(given)
     text = " ".join(hidden)
     assert not any(secret in text for secret in ("hf_abc", "sk-1", "abc,", "pw", "hf_def"))
     assert hidden[:8] == given[:8]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import subprocess
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
+
+from fc_lightning.redaction import redact_arguments
 
 _PACKAGES = (
     "fc-lightning",
@@ -23,11 +24,6 @@ _PACKAGES = (
     "jsonargparse",
     "bitsandbytes",
 )
-_SECRET = r"(?:api[_-]?key|access[_-]?key|token|secret|password|passwd|credentials?)"
-# KEY=VALUE and KEY: VALUE, where the key's last word is one of those; and what stands before the @ of an address.
-_ASSIGNED = re.compile(rf"((?:^|[^a-z0-9])(?:[\w.-]*[._-])?{_SECRET}[\"']?\s*[=:]\s*)([^\s,}}]+)", re.IGNORECASE)
-_ALONE = re.compile(rf"^-{{1,2}}(?:[\w.-]*[._-])?{_SECRET}$", re.IGNORECASE)
-_ADDRESS = re.compile(r"(://)[^/@\s]+@")
 
 
 def describe_environment() -> dict[str, Any]:
@@ -37,7 +33,7 @@ def describe_environment() -> dict[str, Any]:
     cuda = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": without_secrets(sys.argv),
+        "command": redact_arguments(sys.argv),
         "git": git_state(),
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -52,15 +48,6 @@ def git_state() -> dict[str, Any] | None:
     """The commit of the repository that the command runs in, and whether files differ from it; None without one."""
     commit = _git("rev-parse", "HEAD")
     return {"commit": commit, "changed": bool(_git("status", "--porcelain"))} if commit else None
-
-
-def without_secrets(arguments: list[str]) -> list[str]:
-    """The arguments with stars in place of passwords, keys and tokens."""
-    out = []
-    for before, one in zip(["", *arguments], arguments, strict=False):
-        hidden = "***" if _ALONE.match(before) else _ASSIGNED.sub(r"\1***", one)
-        out.append(_ADDRESS.sub(r"\1***@", hidden))
-    return out
 
 
 def _git(*arguments: str) -> str:

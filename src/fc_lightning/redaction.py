@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 _SECRET_NAME = re.compile(
@@ -13,6 +13,10 @@ _SECRET_NAME = re.compile(
 _SECRET_VARIABLE = re.compile(r"(^|_)(API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS)$", re.I)
 _USER_IN_URL = re.compile(r"(?<=://)[^/@\s]+@")
 _SECRET_IN_QUERY = re.compile(r"(?i)([?&](?:token|access_token|api_?key|key|sig|signature|password)=)[^&\s]+")
+_NAME = r"(?:api[_-]?key|access[_-]?key|token|secret|password|passwd|credentials?)"
+# KEY=VALUE and KEY: VALUE, and a flag alone, where the key's last word is one of those.
+_ASSIGNED = re.compile(rf"((?:^|[^a-z0-9])(?:[\w.-]*[._-])?{_NAME}[\"']?\s*[=:]\s*)([^\s,}}]+)", re.I)
+_FLAG = re.compile(rf"^-{{1,2}}(?:[\w.-]*[._-])?{_NAME}$", re.I)
 _HIDDEN = "***"
 _SHORTEST = 8  # characters; what is shorter would also be found where it means something else
 
@@ -25,6 +29,14 @@ def redact(text: str) -> str:
     for secret in _secrets_of_environment():
         text = text.replace(secret, _HIDDEN)
     return _SECRET_IN_QUERY.sub(rf"\1{_HIDDEN}", _USER_IN_URL.sub("", text))
+
+
+def redact_arguments(arguments: Sequence[str]) -> list[str]:
+    """The arguments of a command without the values of those that are named as secrets; all redacted, see above."""
+    out = []
+    for before, one in zip(["", *arguments], arguments, strict=False):
+        out.append(_HIDDEN if _FLAG.match(before) else redact(_ASSIGNED.sub(rf"\1{_HIDDEN}", one)))
+    return out
 
 
 def redact_config(value: Any, path: str = "") -> Iterator[str]:
