@@ -5,9 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 TINY = ROOT / "configs" / "debug" / "tiny.yaml"
+
+# Small models are faster on one thread, and a process whose torch has made threads cannot be forked.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
