@@ -198,7 +198,7 @@ def test_training_streams_and_goes_on_from_a_checkpoint(tmp_path, run):
     half = next(whole.rglob("step=2.ckpt"))
     resumed = run("fit", *data, *more, *steps, "--trainer.max_steps=4", checkpoint, f"--ckpt_path={half}")
     states = [torch.load(next(one.rglob("last.ckpt")), weights_only=False) for one in (whole, resumed)]
-    assert states[0]["FunctionCallingDataModule"]["consumed"] == 8  # two micro-batches a step
+    assert states[0]["FunctionCallingDataModule"]["stream"]["consumed"] == 8  # two micro-batches a step
     assert states[0]["FunctionCallingDataModule"] == states[1]["FunctionCallingDataModule"]
     for name, weight in states[0]["state_dict"].items():
         assert torch.equal(weight, states[1]["state_dict"][name]), name

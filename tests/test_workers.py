@@ -191,10 +191,11 @@ def test_a_script_needs_no_main_guard_and_hears_no_warning(tmp_path):
         "data.template.tokenizer.backend_tokenizer.encode_batch(['a'] * 9)  # with threads\n"
         "data.prepare_data()\n"
         "data.setup('fit')\n"
+        "print(len(data.prepared['train'].documents), 'documents')\n"
     )
     environment = {name: value for name, value in os.environ.items() if name != "TOKENIZERS_PARALLELISM"}
     command = [sys.executable, str(tmp_path / "script.py")]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    assert (done.stdout + done.stderr).count("train: ") == 1
+    assert (done.stdout + done.stderr).count("470 documents") == 1
     assert "parallelism" not in done.stdout + done.stderr

@@ -45,7 +45,7 @@ def test_two_ranks_stream_disjoint_rows_and_go_on_from_a_checkpoint(tmp_path):
     assert [len(rank) for rank in whole] == [5, 5]
     assert seen[0]
     assert seen[0].isdisjoint(seen[1])
-    state = torch.load(tmp_path / "whole" / "step=3.ckpt", weights_only=False)["FunctionCallingDataModule"]
+    state = torch.load(tmp_path / "whole" / "step=3.ckpt", weights_only=True)["FunctionCallingDataModule"]["stream"]
     assert (state["consumed"], state["shards"], sorted(state["positions"])) == (3, 2, [0, 1])
     resumed = fit(tmp_path, "resumed", "--trainer.max_steps=5", f"--ckpt_path={tmp_path}/whole/step=3.ckpt")
     assert resumed == [rank[3:] for rank in whole]

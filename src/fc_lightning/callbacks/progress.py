@@ -57,6 +57,7 @@ class ProgressBar(RichProgressBar):
     ) -> None:
         """Move the bar, or print a line if it is time for one."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self.get_metrics(trainer, pl_module)  # a line may come between two steps that were logged
         if self._prints and time.monotonic() - self._last_line >= self.seconds:
             self._print(trainer, pl_module)
 
