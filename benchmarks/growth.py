@@ -70,7 +70,7 @@ def main() -> None:
     for rows in args.rows:
         by_rows[rows] = sum(seconds_of(model, row(512)) for _ in range(rows))
         print(f"{rows:6} rows of 512 tokens: {by_rows[rows]:.1f} s")
-    result = {"ms_per_token": by_length, "ms_per_token_without_attention": without, "seconds_by_rows": by_rows}
+    result = {"seconds_per_token": by_length, "without_attention": without, "seconds_by_rows": by_rows}
     Path(f"{args.output}.json").write_text(json.dumps(result, indent=1) + "\n")
     plot(by_length, without, by_rows, f"{args.output}.svg")
 

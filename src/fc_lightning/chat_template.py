@@ -22,7 +22,7 @@ from transformers import AddedToken, PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from fc_lightning.families import Family, family_of
-from fc_lightning.toolcalls import Conversation, Message
+from fc_lightning.toolcalls import Conversation, Message, Tool, dump_json
 from fc_lightning.words import Words, word_pattern
 
 Render = Literal["canonical", "verbatim"]
@@ -180,7 +180,7 @@ class ChatTemplate:
             conversation: Gives the tools.
             generation_prompt: Whether to end with the opening of a model turn.
         """
-        tools = [tool.to_openai() for tool in conversation.tools] if self.render_mode == "canonical" else None
+        tools = [self._openai_tool(tool) for tool in conversation.tools] if self.render_mode == "canonical" else None
         texts, spans = render_jinja_template(
             [self._break_tags(list(messages))],
             tools=self._break_tags(tools) or None,
@@ -219,6 +219,13 @@ class ChatTemplate:
         # Its backend, since the tokenizer itself would make a list of every token's place in the text.
         encodings = iter(self.tokenizer.backend_tokenizer.encode_batch(pieces, add_special_tokens=False))
         return [_join(one, cut, encodings) for one, cut in zip(rendered, cuts, strict=True)]
+
+    def _openai_tool(self, tool: Tool) -> dict[str, Any]:
+        """A tool as OpenAI's API writes it; its schema as text for the shipped templates, which saves many copies."""
+        one = tool.to_openai()
+        if "macro tool_lines" in self.source and tool.parameters:
+            one["function"]["parameters"] = dump_json(tool.parameters)
+        return one
 
     def _break_tags(self, value: Any) -> Any:
         """The value with every control token in its texts broken, so that it stays text."""

@@ -110,8 +110,7 @@ class Conversation:
         messages: The turns. A system message, if any, is the first.
         tools: The tools on offer.
         category: The source's own label (``"parallel"``, ``"irrelevance"``, …); empty if it has none.
-        raw_turns: ``(role, text)`` of each turn as the row has it, for verbatim rendering; empty if the source has no
-            text of its own.
+        raw_turns: ``(role, text)`` of each turn as the row has it, for verbatim rendering; empty if it has none.
         defects: What is wrong with the row, a sentence each. A conversation with defects is not trained on in canonical
             form, because what cannot be parsed cannot be written again.
         gold: Other calls that are right too, as BFCL writes them: ``{name: {argument: [accepted, …]}}`` for each call.
@@ -137,8 +136,8 @@ class Turn:
         content: The text outside of the blocks, stripped.
         tool_calls: The calls that could be read.
         errors: One sentence for each call that could not; it begins with the call's number, counted from 1.
-        grammatical: Whether the turn follows the grammar: an optional closed think, then either calls alone or an
-            answer. A broken call is still a call to the grammar; it counts in ``errors``.
+        grammatical: Whether the turn follows the grammar: an optional closed think, then either calls alone, broken
+            ones too, or an answer.
     """
 
     thought: str | None
@@ -149,20 +148,19 @@ class Turn:
 
 
 def parse_literal(text: str) -> Any:
-    """Read one value written as JSON or as a Python literal; nothing is ever evaluated.
-
-    Returns:
-        A value of JSON's types. Tuples become lists.
+    """Read one value of JSON's types, written as JSON or as a Python literal; nothing is ever evaluated.
 
     Raises:
-        CallSyntaxError: If it is neither, too deep, too long, or holds what JSON cannot (sets, bytes, NaN, keys that
-            are not strings).
+        CallSyntaxError: If it is neither, too deep, too long, or holds what JSON cannot (sets, bytes, NaN, other keys).
     """
     text = text.strip()
     if len(text) > _MAX_BODY:
         raise CallSyntaxError(f"a value of {len(text):,} characters is longer than {_MAX_BODY:,}")
     try:
         value = _JSON.decode(text)
+        # Neither half a surrogate pair can be in it nor too many levels.
+        if text.isascii() and "\\u" not in text and text.count("{") + text.count("[") <= _MAX_DEPTH:
+            return value
     except (ValueError, RecursionError) as json_error:
         try:
             value = ast.literal_eval(text)
@@ -329,11 +327,13 @@ def _text(value: str) -> str:
     return value
 
 
-def _reject_constant(name: str) -> Any:
-    raise ValueError(f"JSON has no value {name}")
+def _finite(number: str) -> float:
+    if not math.isfinite(value := float(number)):
+        raise ValueError(f"JSON has no value {number}")
+    return value
 
 
-_JSON = json.JSONDecoder(parse_constant=_reject_constant)
+_JSON = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
 
 
 def _shorten(text: str, limit: int = 80) -> str:

@@ -100,6 +100,7 @@ def _work(
     receiver.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that asked is interrupted too, and ends this one
     gc.freeze()  # what it knows from before stays: nothing there needs to be searched for garbage, or copied
+    gc.set_threshold(100_000)  # rows are many small objects, and hardly any of them refer to themselves
     try:
         for keyed in part(number, processes):
             sender.send(keyed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 from fc_lightning.formats.draft import ROLES, Draft, Row, RowError, column_text, read_tools, turn_text, turns_of
@@ -246,9 +247,14 @@ def _split_system(text: str, read: bool = True) -> tuple[str, tuple[Tool, ...], 
     found = len(spans) > len(problems)
     start, end = spans[-1] if found else spans[0]
     rest = text[: start - len(_TOOLS_OPEN)] + "\n" + text[end + len(_TOOLS_CLOSE) :]
+    return _without_boilerplate(rest), tools, "" if found else problems[0]
+
+
+@lru_cache(1024)  # without its tools, a data set's system text is mostly the same in every row
+def _without_boilerplate(text: str) -> str:
     for pattern in _BOILERPLATE:
-        rest = pattern.sub("", rest)
-    return re.sub(r"\n{3,}", "\n\n", rest).strip(), tools, "" if found else problems[0]
+        text = pattern.sub("", text)
+    return re.sub(r"\n{3,}", "\n\n", text).strip()
 
 
 def _tools_spans(text: str) -> Iterator[tuple[int, int]]:
