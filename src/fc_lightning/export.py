@@ -18,7 +18,7 @@ from transformers import GenerationConfig
 
 from fc_lightning.bases import commit_of
 from fc_lightning.chat_template import ChatTemplate
-from fc_lightning.checkpoints import OLD, PARTIAL, read_checkpoint, sync_folder
+from fc_lightning.checkpoints import OLD, PARTIAL, last_checkpoint, read_checkpoint, sync_folder
 from fc_lightning.data import FunctionCallingDataModule
 from fc_lightning.model_card import write_card
 from fc_lightning.modeling import load_config
@@ -75,7 +75,7 @@ def export(
 
 
 def find_checkpoint(trainer: Trainer, which: str) -> Path:
-    """The file of a checkpoint.
+    """The file of a checkpoint. For ``best`` and ``last`` broken ones are told and passed over.
 
     Raises:
         ExportError: If there is none.
@@ -85,17 +85,17 @@ def find_checkpoint(trainer: Trainer, which: str) -> Path:
             raise ExportError(f"{which}: there is no such checkpoint (`--ckpt_path`)")
         return Path(which)
     runs = Path(trainer.logger.root_dir if trainer.logger else trainer.default_root_dir)
-    files = sorted(runs.glob("**/*.ckpt"), key=lambda file: file.stat().st_mtime)
-    if not files:
+    newest = last_checkpoint([runs])
+    if newest is None:
         raise ExportError(f"{runs}: no checkpoint there; train first, or name one with `--ckpt_path`")
     if which == "last":
-        return files[-1]
-    states = read_checkpoint(files[-1]).get("callbacks", {})
+        return newest
+    states = read_checkpoint(newest).get("callbacks", {})
     named = [state["best_model_path"] for name, state in states.items() if name.startswith("ModelCheckpoint")]
     if not any(named):
-        return files[-1]
+        return newest
     # A run's folder may have been moved since: then the best checkpoint lies beside the last.
-    places = [place for path in map(Path, filter(None, named)) for place in (path, files[-1].parent / path.name)]
+    places = [place for path in map(Path, filter(None, named)) for place in (path, newest.parent / path.name)]
     found = next((place for place in places if place.is_file()), None)
     if found is None:
         raise ExportError(f"{places[0]}: the best checkpoint of the newest run is gone; name one with `--ckpt_path`")
