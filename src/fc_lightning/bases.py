@@ -91,7 +91,7 @@ def load_tokenizer(
     """
     folder = resolve_base(base)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise BaseModelError(f"{base}: no tokenizer could be loaded (`model.base`): {_first_line(error)}") from error
     if not tokenizer.is_fast:
@@ -141,12 +141,13 @@ def _converted(gguf: Path) -> Path:
 def _convert(gguf: Path, folder: Path) -> None:
     """Write a GGUF file as bf16 safetensors, with its tokenizer."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
             gguf.parent,
             gguf_file=gguf.name,
             dtype=torch.bfloat16,
             quantization_config=GgufConfig(dequantize=True),
+            trust_remote_code=False,
         )
     except ImportError as error:
         raise BaseModelError(f"{gguf}: GGUF files need the package gguf: pip install gguf") from error
