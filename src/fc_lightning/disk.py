@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -69,6 +70,16 @@ def write_text(path: Path, text: str) -> None:
         finally:
             with suppress(OSError):
                 partial.unlink(missing_ok=True)
+
+
+def own_partial(path: Path) -> Path:
+    """Where this process may write what is to be at a path in the end; what killed processes have left is removed.
+
+    Who calls it holds the path's lock: nobody else is writing.
+    """
+    for left in path.parent.glob(f"{path.name}.*{PARTIAL}"):
+        shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink()
+    return path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
 
 
 def refused(error: Exception, path: Path) -> bool:

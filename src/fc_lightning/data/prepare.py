@@ -6,7 +6,6 @@ A prepared folder is named by a fingerprint over all that went into it: rows, to
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -27,7 +26,7 @@ from fc_lightning.data.report import Report
 from fc_lightning.data.sources import DataError, Row, Source, brief, default_id
 from fc_lightning.data.splitting import hold_out, question
 from fc_lightning.data.workers import in_order, processes_for
-from fc_lightning.disk import PARTIAL, telling
+from fc_lightning.disk import own_partial, telling
 from fc_lightning.formats import RowError
 from fc_lightning.thoughts import with_thoughts
 from fc_lightning.toolcalls import Conversation
@@ -100,9 +99,7 @@ def prepare(
             if folder.exists():
                 rank_zero_info(f"{folder}: damaged; the data is prepared anew")
                 shutil.rmtree(folder)
-            for left in folder.parent.glob(f"{folder.name}.*{PARTIAL}"):  # by processes that were killed
-                shutil.rmtree(left, ignore_errors=True)
-            unfinished = folder.with_name(f"{folder.name}.{os.getpid()}{PARTIAL}")
+            unfinished = own_partial(folder)
             unfinished.mkdir()
             try:
                 report = _write(sources, template, how, unfinished, processes_for(sources, processes))
