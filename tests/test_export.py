@@ -220,7 +220,8 @@ def test_a_full_disk(trained, tmp_path, capsys, limit):
         error = refused(capsys, trained, tmp_path / "model")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert "could not be written, nothing was left there" in error
+    assert ": could not be written: " in error
+    assert error.endswith("bytes are free there; nothing was left there")
 
 
 def test_an_interrupted_export_leaves_nothing_that_looks_whole(tmp_path):

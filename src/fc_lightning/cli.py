@@ -12,6 +12,7 @@ from typing import Any, Literal
 import yaml
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from transformers.utils.logging import disable_progress_bar
@@ -27,9 +28,11 @@ from fc_lightning.chat_template import ChatTemplateError
 from fc_lightning.checkpoints import CheckpointError
 from fc_lightning.data import DataError, FunctionCallingDataModule
 from fc_lightning.data.prompts import read_prompts
+from fc_lightning.disk import DiskError, telling, write_text
 from fc_lightning.environment import describe_environment
 from fc_lightning.export import ExportError, export, find_checkpoint
 from fc_lightning.formats import UnknownFormatError
+from fc_lightning.loggers import spare_the_run
 from fc_lightning.mistakes import ConfigurationError, Parser, explain_trainer
 from fc_lightning.module import FunctionCallingModule, NonFiniteError
 from fc_lightning.redaction import redact_config
@@ -45,6 +48,7 @@ USER_ERRORS = (
     CheckpointError,
     ConfigurationError,
     DataError,
+    DiskError,
     ExportError,
     NonFiniteError,
     ReportError,
@@ -56,6 +60,17 @@ _LINKED = ("base", "revision", "special_tokens", "supervise")
 
 class FunctionCallingTrainer(Trainer):
     """Lightning's Trainer with more to do, one method for each subcommand of ours."""
+
+    @property
+    def loggers(self) -> list[Logger]:
+        """The loggers; none of them ends a run."""
+        return self._loggers
+
+    @loggers.setter
+    def loggers(self, loggers: list[Logger] | None) -> None:
+        self._loggers = loggers or []
+        for logger in self._loggers:
+            spare_the_run(logger)
 
     def fit(self, model: LightningModule, datamodule: LightningDataModule, ckpt_path: str | None = None) -> None:
         """Train.
@@ -209,11 +224,12 @@ class SaveConfig(SaveConfigCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Save it, and what the run runs on; a run that goes on or starts again in its folder replaces its own."""
         self.overwrite = self._again or any(getattr(callback, "goes_on", False) for callback in trainer.callbacks)
-        super().setup(trainer, pl_module, stage)
         folder = trainer.log_dir  # asks all ranks
+        with telling(Path(folder or ".") / self.config_filename):
+            super().setup(trainer, pl_module, stage)
         if folder and trainer.is_global_zero:
             text = json.dumps(describe_environment() | {"ranks": trainer.world_size}, indent=2, ensure_ascii=False)
-            (Path(folder) / "environment.json").write_text(f"{text}\n", encoding="utf-8")
+            write_text(Path(folder) / "environment.json", f"{text}\n")
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give further loggers all settings; by itself Lightning gives them the module's only."""
