@@ -173,8 +173,10 @@ def logged_by(name, folder):
         return "".join(file.read_bytes().decode(errors="replace") for file in files)
     file = folder / ("trackio/fc-lightning.db" if name == "trackio" else "mlflow.db")
     with sqlite3.connect(file) as database:
-        dump = "".join(database.iterdump())
-    return dump + "".join(file.read_text() for file in folder.rglob("samples.json"))
+        tables = [name for (name,) in database.execute("select name from sqlite_master where type = 'table'")]
+        cells = [cell for table in tables for row in database.execute(f'select * from "{table}"') for cell in row]
+    texts = [cell.decode(errors="replace") if isinstance(cell, bytes) else str(cell) for cell in cells]
+    return "".join([*texts, *(file.read_text() for file in folder.rglob("samples.json"))])
 
 
 @pytest.mark.slow
