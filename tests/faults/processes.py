@@ -17,6 +17,7 @@ import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 ROOT = Path(__file__).parent.parent.parent
 FULL = os.environ.get("FAULTS") == "full"
@@ -146,7 +147,7 @@ class Forked:
             os.chdir(cwd or ROOT)
             from lightning.pytorch.strategies.launchers import subprocess_script
 
-            subprocess_script.subprocess.Popen = Forked
+            subprocess_script.subprocess = SimpleNamespace(Popen=Forked)
             fc_lightning.cli.main()
             code = 0
         except SystemExit as exit_:
