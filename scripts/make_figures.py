@@ -277,7 +277,8 @@ def growth() -> None:
             parts.append(path([(left, y), (left + width, y)], "grid"))
             parts.append(text(left - 6, y + 4, f"{highest * fifth / 5:g}", "small end"))
         for x, _ in lines[0][1]:
-            parts += [text(left + x / most * width, bottom + 18, f"{x:,}", "small middle")] if x != 2048 else []  # too close
+            if x != 2048:  # too close to the one before
+                parts.append(text(left + x / most * width, bottom + 18, f"{x:,}", "small middle"))
         parts.append(text(left + width / 2, bottom + 36, below, "small middle"))
         for kind, values in lines:
             points = [(left + x / most * width, bottom - y / highest * (bottom - top)) for x, y in values]

@@ -11,7 +11,7 @@ SOURCE = Path("src/fc_lightning")
 FILES = sorted(SOURCE.rglob("*.py"))
 # Lowest first. A room imports from floors below its own; rooms of one floor do not know each other.
 FLOORS = [
-    {"toolcalls", "grounding", "families", "help", "words"},
+    {"toolcalls", "grounding", "families", "help", "words", "disk"},
     {
         "chat_template",
         "response_template",
@@ -26,7 +26,7 @@ FLOORS = [
         "checkpoints",
         "redaction",
     },
-    {"bases", "environment", "ranks", "memory", "loggers"},
+    {"bases", "environment", "ranks", "memory", "loggers", "slurm"},
     {"constrained"},
     {"data", "modeling", "evaluation", "report"},
     {"module"},

@@ -150,6 +150,19 @@ def test_best_is_the_best_and_is_found_where_a_run_was_moved_to(trained, tmp_pat
     assert not (tmp_path / "two").exists()
 
 
+@pytest.mark.parametrize("which", ["best", "last"])
+def test_a_broken_newest_checkpoint_is_passed_over(trained, tmp_path, capsys, which):
+    shutil.copytree(trained / "runs", tmp_path / "runs")
+    (last,) = (tmp_path / "runs").glob("**/last.ckpt")
+    last.write_bytes(last.read_bytes()[:-100])
+    before = next(path for path in last.parent.glob("*.ckpt") if path != last)
+    exported(tmp_path, tmp_path / "out", f"--ckpt_path={which}", "--merge=false")
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1].endswith(f"{before.name} → {tmp_path / 'out'}")
+    before.write_bytes(b"")
+    assert "no checkpoint there" in refused(capsys, tmp_path, tmp_path / "none", f"--ckpt_path={which}")
+
+
 def test_an_existing_folder_is_left_alone(trained, tmp_path, capsys):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine.txt").write_text("mine")
@@ -207,7 +220,8 @@ def test_a_full_disk(trained, tmp_path, capsys, limit):
         error = refused(capsys, trained, tmp_path / "model")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert "could not be written, nothing was left there" in error
+    assert ": could not be written: " in error
+    assert error.endswith("bytes are free there; nothing was left there")
 
 
 def test_an_interrupted_export_leaves_nothing_that_looks_whole(tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -111,6 +112,33 @@ def test_validate_measures_the_untouched_base_and_test_and_predict_write_predict
     expected = (tested / "predictions.jsonl").read_text()
     predicted = run("predict")
     assert (predicted / "predictions.jsonl").read_text() == expected
+
+
+def test_last_is_the_newest_checkpoint_of_the_configuration(run):
+    """Of a run before this one, for which Lightning would not look."""
+    short = ("--data.validation=[{path: data/quickstart/validation.jsonl, limit: 1}]", "--model.learning_rate=0.02")
+    folder = run("fit", *short, "--trainer.max_steps=2")
+    last = folder / "checkpoints" / "last.ckpt"
+    loss = metrics(run("validate", *short, "--ckpt_path=last"))["val/loss"]
+    assert loss == metrics(folder)["val/loss"]
+    assert loss != metrics(run("validate", *short))["val/loss"]
+    tested = metrics(run("test", *short, "--ckpt_path=best"))
+    assert tested["test/loss"] == loss
+    last.write_bytes(b"")
+    assert metrics(run("validate", *short, "--ckpt_path=last"))["val/loss"] == loss  # the one before, of the same step
+
+
+def test_one_command_for_a_job_that_is_started_again_and_again(run, capsys):
+    """As in `examples/slurm.sh`: a folder of the job's own, and what is in it is gone on from."""
+    again = ("--trainer.logger.init_args.version=job_1", "--ckpt_path=last", "--data.validation=null")
+    folder = run("fit", *again, "--trainer.max_steps=1")
+    last = folder / "checkpoints" / "last.ckpt"
+    assert folder.name == "job_1"
+    shutil.rmtree(last.parent)  # killed before there was one
+    run("fit", *again, "--trainer.max_steps=1")
+    run("fit", *again, "--trainer.max_steps=3")
+    assert torch.load(last, weights_only=True)["global_step"] == 3
+    assert [row["step"] for row in csv.DictReader((folder / "metrics.csv").open())] == ["0", "1", "2"]
 
 
 def test_a_checkpoint_of_another_adapter_is_refused(run, capsys):

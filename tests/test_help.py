@@ -15,6 +15,7 @@ import pytest
 
 from fc_lightning.cli import FunctionCallingCLI, FunctionCallingTrainer, main
 from fc_lightning.help import SUBCOMMANDS, TRAINER, help_for, keys
+from fc_lightning.start import main as start
 
 SNAPSHOTS = Path("tests/snapshots")
 PROGRAM = "python main.py"
@@ -45,6 +46,8 @@ MISTAKES = {
     "a file that is no YAML": ((), "data: [a\n"),
     "a file with the subcommand in it": ((), "fit:\n  data:\n    max_length: 512\n"),
     "a mistyped strategy": (("--trainer.strategy=dpp",), ""),
+    "a recipe for a GPU where there is none": (("--trainer.accelerator=gpu",), ""),
+    "a mistyped accelerator": (("--trainer.accelerator=cpuu",), ""),
 }
 
 
@@ -124,6 +127,25 @@ def test_help_of_one_key_and_a_mistyped_one():
     assert "did you mean data.batch_size?" in help_for(["fit", "--help=data.batchsize"], PROGRAM)
     assert help_for(["fit", "--help", "all"], PROGRAM) is None
     assert help_for(["fit", "--config", "x.yaml"], PROGRAM) is None
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("fit", "--help")])
+def test_nothing_is_said_where_nobody_reads_any_further(arguments):
+    """As behind ``| head -3``, which closes the pipe."""
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "main.py", *arguments], stdout=write, stderr=subprocess.PIPE, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_another_broken_pipe_is_an_error(monkeypatch):
+    def broken(*_):
+        raise BrokenPipeError("of a data worker")
+
+    monkeypatch.setattr("fc_lightning.start.help_for", broken)
+    with pytest.raises(BrokenPipeError, match="of a data worker"):
+        start(["--help"])
 
 
 def test_help_and_a_mistyped_subcommand_take_no_time():

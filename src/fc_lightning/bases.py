@@ -10,7 +10,6 @@ import functools
 import hashlib
 import importlib
 import os
-import shutil
 from pathlib import Path
 
 import torch
@@ -19,6 +18,7 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedTokenizerBase
 
 from fc_lightning.chat_template import register_tokens
+from fc_lightning.disk import own_partial, telling
 
 _PYPI = "pypi:"
 
@@ -91,7 +91,7 @@ def load_tokenizer(
     """
     folder = resolve_base(base)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise BaseModelError(f"{base}: no tokenizer could be loaded (`model.base`): {_first_line(error)}") from error
     if not tokenizer.is_fast:
@@ -117,8 +117,8 @@ def _assemble(package: str) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         if not target.exists():
-            partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-            module.assemble(partial).rename(target)
+            with telling(target, error=BaseModelError):
+                module.assemble(own_partial(target)).rename(target)
     return target
 
 
@@ -131,22 +131,23 @@ def _converted(gguf: Path) -> Path:
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
             print(f"converting {gguf.name}, once …", flush=True)
-            partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            _convert(gguf, partial)
-            partial.rename(folder)
+            partial = own_partial(folder)
+            with telling(folder, error=BaseModelError):
+                _convert(gguf, partial)
+                partial.rename(folder)
     return folder
 
 
 def _convert(gguf: Path, folder: Path) -> None:
     """Write a GGUF file as bf16 safetensors, with its tokenizer."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
             gguf.parent,
             gguf_file=gguf.name,
             dtype=torch.bfloat16,
             quantization_config=GgufConfig(dequantize=True),
+            trust_remote_code=False,
         )
     except ImportError as error:
         raise BaseModelError(f"{gguf}: GGUF files need the package gguf: pip install gguf") from error

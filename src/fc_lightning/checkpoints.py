@@ -12,8 +12,8 @@ import pickle
 import re
 import shutil
 import zipfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -21,8 +21,9 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 
-PARTIAL = ".partial"  # what is being written, OLD what is being replaced
-OLD = ".old"
+from fc_lightning.disk import PARTIAL, telling
+
+OLD = ".old"  # what is being replaced
 _MARK = b"\nfc-lightning sha256 "
 _TRAILER = len(_MARK) + 64 + 1
 _OURS = "fc_lightning"  # a key of checkpoints that must end with a checksum
@@ -51,7 +52,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         checkpoint = {**checkpoint, _OURS: 1}
         partial = path.with_name(path.name + PARTIAL)
-        with telling(path, lambda: _size(checkpoint)):
+        with writing(path, lambda: _size(checkpoint)):
             try:
                 # A folder that was there and is gone was taken away: by hand, or with the disk that it was on.
                 if path.parent not in self._folders:
@@ -136,30 +137,18 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-@contextmanager
-def telling(path: Path, size: Any = None) -> Iterator[None]:
-    """Tell a failed write in one sentence.
-
-    Args:
-        path: What was being written.
-        size: Gives the bytes that it needs, if known.
+def writing(path: Path, size: Callable[[], int] | None = None) -> AbstractContextManager[None]:
+    """Tell in one sentence that what belongs to a checkpoint cannot be written, see :func:`fc_lightning.disk.telling`.
 
     Raises:
-        CheckpointError: Instead of the system's error.
+        CheckpointError: Instead of the system's error; it names the newest whole checkpoint.
     """
-    try:
-        yield
-    except Exception as error:
-        # The tokenizers and safetensors libraries wrap the system's error in exceptions of their own.
-        if not isinstance(error, OSError) and "(os error" not in str(error):
-            raise
-        reason = getattr(error, "strerror", None) or str(error)
-        existing = next((folder for folder in path.parents if folder.is_dir()), Path("/"))
-        room = f"{shutil.disk_usage(existing).free:,} bytes are free there"
-        needed = f"{size():,} bytes are needed, " if size else ""
+
+    def before() -> str:
         whole = next((one for one in newest_first([path.parent]) if is_whole(one)), None)
-        before = f"; the newest whole checkpoint is {whole}" if whole else ""
-        raise CheckpointError(f"{path}: could not be written: {reason}; {needed}{room}{before}") from error
+        return f"; the newest whole checkpoint is {whole}" if whole else ""
+
+    return telling(path, size, CheckpointError, before)
 
 
 class _Hashing:

@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from transformers.utils.logging import disable_progress_bar
@@ -18,6 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 from fc_lightning import ranks
 from fc_lightning.audit import AuditError, audit
 from fc_lightning.bases import BaseModelError
+from fc_lightning.callbacks import ExtraLogger
 from fc_lightning.callbacks.failures import Failures
 from fc_lightning.callbacks.preemption import Preemption
 from fc_lightning.chat import chat
@@ -25,10 +28,12 @@ from fc_lightning.chat_template import ChatTemplateError
 from fc_lightning.checkpoints import CheckpointError
 from fc_lightning.data import DataError, FunctionCallingDataModule
 from fc_lightning.data.prompts import read_prompts
+from fc_lightning.disk import DiskError, telling, write_text
 from fc_lightning.environment import describe_environment
-from fc_lightning.export import ExportError, export
+from fc_lightning.export import ExportError, export, find_checkpoint
 from fc_lightning.formats import UnknownFormatError
-from fc_lightning.mistakes import ConfigurationError, Parser
+from fc_lightning.loggers import spare_the_run
+from fc_lightning.mistakes import ConfigurationError, Parser, explain_trainer
 from fc_lightning.module import FunctionCallingModule, NonFiniteError
 from fc_lightning.redaction import redact_config
 from fc_lightning.report import ReportError, read_run, write_report
@@ -43,6 +48,7 @@ USER_ERRORS = (
     CheckpointError,
     ConfigurationError,
     DataError,
+    DiskError,
     ExportError,
     NonFiniteError,
     ReportError,
@@ -54,6 +60,17 @@ _LINKED = ("base", "revision", "special_tokens", "supervise")
 
 class FunctionCallingTrainer(Trainer):
     """Lightning's Trainer with more to do, one method for each subcommand of ours."""
+
+    @property
+    def loggers(self) -> list[Logger]:
+        """The loggers; none of them ends a run."""
+        return self._loggers
+
+    @loggers.setter
+    def loggers(self, loggers: list[Logger] | None) -> None:
+        self._loggers = loggers or []
+        for logger in self._loggers:
+            spare_the_run(logger)
 
     def fit(self, model: LightningModule, datamodule: LightningDataModule, ckpt_path: str | None = None) -> None:
         """Train.
@@ -84,7 +101,7 @@ class FunctionCallingTrainer(Trainer):
             output: The folder to write; it must not exist.
             ckpt_path: A checkpoint file, or ``best`` or ``last`` of the newest run of this configuration.
             merge: Whether to merge the adapter into the base, or to write the adapter alone.
-            dtype: Of the merged weights; auto is the base's own. They are merged in float32 and rounded once.
+            dtype: Precision of the merged weights; auto is the base's own. They are merged in float32 and rounded once.
             push_to_hub: A repository on the hub, USER/NAME, to upload the folder to; a new one is private.
         """
         export(self, model, datamodule, output, ckpt_path, merge, dtype, push_to_hub)
@@ -127,12 +144,12 @@ class FunctionCallingTrainer(Trainer):
             model: The module.
             datamodule: The data.
             base_url: An OpenAI-compatible endpoint, as http://localhost:8000/v1.
-            teacher: The model's name there.
+            teacher: Name of the model at the endpoint.
             output: The JSONL file to write; what is answered in OUTPUT.answers.jsonl is not asked again.
-            split: Which split's thoughts.
+            split: The split whose thoughts are missing.
             concurrency: Requests under way at the same time.
             api_key_env: The environment variable with the key, if the endpoint wants one.
-            max_tokens: Of an answer.
+            max_tokens: The most tokens of an answer.
         """
         think(datamodule, base_url, teacher, Path(output), split, concurrency, api_key_env, max_tokens)
 
@@ -153,7 +170,7 @@ class FunctionCallingTrainer(Trainer):
             prompts: A file of rows with ``messages`` and ``tools``.
             question: One question.
             tools: A JSON file with the tools on offer, for the question and for rows that have none.
-            ckpt_path: A checkpoint file; the untouched base if not given.
+            ckpt_path: A checkpoint file, or ``best`` or ``last``; the untouched base if not given.
         """
         if prompts is not None or question is not None:
             datamodule.asked = read_prompts(prompts, question, tools)
@@ -168,7 +185,7 @@ class FunctionCallingTrainer(Trainer):
             model: The module.
             datamodule: The data.
             runs: Folders of runs, as ``fit`` and ``test`` write them.
-            output: Of the files, without a suffix.
+            output: Path of the two files, without a suffix.
         """
         command = f"python main.py report --config CONFIG --runs '[{', '.join(runs)}]' --output {output}"
         write_report([column for run in runs for column in read_run(Path(run))], Path(output), command=command)
@@ -196,6 +213,7 @@ class SaveConfig(SaveConfigCallback):
     """Saves a run's configuration without what is its subcommand's alone, so that every subcommand takes it."""
 
     def __init__(self, parser: LightningArgumentParser, config: Any, **kwargs: Any):
+        self._again = config.get("ckpt_path") == "last"
         config = config.clone()
         for name in ("ckpt_path", "weights_only", "verbose", "return_predictions", "prompts", "question", "tools"):
             config.pop(name, None)
@@ -204,13 +222,21 @@ class SaveConfig(SaveConfigCallback):
         super().__init__(parser, config, **kwargs)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Save it, and what the run runs on; a run that goes on in its folder replaces its own."""
-        self.overwrite = any(getattr(callback, "goes_on", False) for callback in trainer.callbacks)
-        super().setup(trainer, pl_module, stage)
+        """Save it, and what the run runs on; a run that goes on or starts again in its folder replaces its own."""
+        self.overwrite = self._again or any(getattr(callback, "goes_on", False) for callback in trainer.callbacks)
         folder = trainer.log_dir  # asks all ranks
+        with telling(Path(folder or ".") / self.config_filename):
+            super().setup(trainer, pl_module, stage)
         if folder and trainer.is_global_zero:
             text = json.dumps(describe_environment() | {"ranks": trainer.world_size}, indent=2, ensure_ascii=False)
-            (Path(folder) / "environment.json").write_text(f"{text}\n", encoding="utf-8")
+            write_text(Path(folder) / "environment.json", f"{text}\n")
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give further loggers all settings; by itself Lightning gives them the module's only."""
+        settings = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        for callback in trainer.callbacks:
+            if isinstance(callback, ExtraLogger):
+                callback.logger.log_hyperparams(settings)
 
 
 class FunctionCallingCLI(LightningCLI):
@@ -245,16 +271,31 @@ class FunctionCallingCLI(LightningCLI):
         """The trainer, with what makes its processes end together and in order."""
         try:
             trainer = super().instantiate_trainer(**kwargs)
-        except (TypeError, ValueError, MisconfigurationException) as error:
-            raise ConfigurationError(f"`trainer`: {str(error).strip().splitlines()[0]}") from error
+        except (TypeError, ValueError, ImportError, MisconfigurationException) as error:
+            raise ConfigurationError(explain_trainer(error)) from error
         ranks.use_launcher(trainer)
         trainer.callbacks[:0] = [Failures(), Preemption()]  # before the user's: theirs may wait for other ranks
         return trainer
 
     def instantiate_classes(self) -> None:
         """Make trainer, module and data; whatever the configuration says, checkpoints are safe."""
-        super().instantiate_classes()
+        try:
+            super().instantiate_classes()
+        except USER_ERRORS:
+            raise
+        except ValueError as error:
+            if "Given value type" not in str(error):
+                raise
+            raise ConfigurationError(explain_trainer(error)) from error
         make_resumable(self.trainer)
+
+    def before_validate(self) -> None:
+        """Find ``best`` and ``last`` among earlier runs: Lightning looks in this one, which has no checkpoint."""
+        given = self.config_init[self.subcommand]
+        if given.ckpt_path in ("best", "last"):
+            given.ckpt_path = str(find_checkpoint(self.trainer, given.ckpt_path))
+
+    before_test = before_predict = before_validate
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:

@@ -18,8 +18,9 @@ from transformers import GenerationConfig
 
 from fc_lightning.bases import commit_of
 from fc_lightning.chat_template import ChatTemplate
-from fc_lightning.checkpoints import OLD, PARTIAL, read_checkpoint, sync_folder
+from fc_lightning.checkpoints import OLD, last_checkpoint, read_checkpoint, sync_folder
 from fc_lightning.data import FunctionCallingDataModule
+from fc_lightning.disk import PARTIAL, telling
 from fc_lightning.model_card import write_card
 from fc_lightning.modeling import load_config
 from fc_lightning.module import FunctionCallingModule
@@ -65,7 +66,7 @@ def export(
     state = load_checkpoint(module, checkpoint)
     base_dtype = load_config(module.base, module.revision).dtype or torch.float32
     own = base_dtype if dtype == "auto" else getattr(torch, dtype)
-    with _writing(folder), whole_folder(folder) as partial:
+    with telling(folder, error=ExportError, more="; nothing was left there"), whole_folder(folder) as partial:
         write_model(module.model, data.template, partial, merge, own, commit_of(module.base, module.revision))
         write_card(partial, trainer, module, data, checkpoint, state, own if merge else None)
     print(f"{checkpoint} → {folder}" + (f"\nnext:    transformers serve {folder}" if merge else ""))
@@ -75,7 +76,7 @@ def export(
 
 
 def find_checkpoint(trainer: Trainer, which: str) -> Path:
-    """The file of a checkpoint.
+    """The file of a checkpoint. For ``best`` and ``last`` broken ones are told and passed over.
 
     Raises:
         ExportError: If there is none.
@@ -85,17 +86,17 @@ def find_checkpoint(trainer: Trainer, which: str) -> Path:
             raise ExportError(f"{which}: there is no such checkpoint (`--ckpt_path`)")
         return Path(which)
     runs = Path(trainer.logger.root_dir if trainer.logger else trainer.default_root_dir)
-    files = sorted(runs.glob("**/*.ckpt"), key=lambda file: file.stat().st_mtime)
-    if not files:
+    newest = last_checkpoint([runs])
+    if newest is None:
         raise ExportError(f"{runs}: no checkpoint there; train first, or name one with `--ckpt_path`")
     if which == "last":
-        return files[-1]
-    states = read_checkpoint(files[-1]).get("callbacks", {})
+        return newest
+    states = read_checkpoint(newest).get("callbacks", {})
     named = [state["best_model_path"] for name, state in states.items() if name.startswith("ModelCheckpoint")]
     if not any(named):
-        return files[-1]
+        return newest
     # A run's folder may have been moved since: then the best checkpoint lies beside the last.
-    places = [place for path in map(Path, filter(None, named)) for place in (path, files[-1].parent / path.name)]
+    places = [place for path in map(Path, filter(None, named)) for place in (path, newest.parent / path.name)]
     found = next((place for place in places if place.is_file()), None)
     if found is None:
         raise ExportError(f"{places[0]}: the best checkpoint of the newest run is gone; name one with `--ckpt_path`")
@@ -185,18 +186,6 @@ def whole_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Tell a failed write in one sentence."""
-    try:
-        yield
-    except Exception as error:
-        # The tokenizers and safetensors libraries wrap the system's error in exceptions of their own.
-        if isinstance(error, OSError) or "(os error" in str(error):
-            raise ExportError(f"{folder}: could not be written, nothing was left there: {error}") from error
-        raise
 
 
 def _check_request(folder: Path, module: FunctionCallingModule, merge: bool, repository: str | None) -> None:

@@ -30,7 +30,7 @@ SUBCOMMANDS = {
     ),
     "test": (
         "Measure a checkpoint on `data.test`, or without one the untouched base; writes predictions.jsonl.",
-        "test --config configs/quickstart.yaml --ckpt_path best.ckpt",
+        "test --config configs/quickstart.yaml --ckpt_path best",
     ),
     "predict": (
         "Generate for `data.test`, for a file of prompts, or for one question; writes predictions.jsonl.",
@@ -54,7 +54,7 @@ SUBCOMMANDS = {
     ),
     "think": (
         "Have another model write the missing reasoning into a data file.",
-        "think --config C --base_url http://localhost:8000/v1 --teacher NAME --output thoughts.jsonl",
+        "think --config configs/quickstart.yaml --base_url URL --teacher NAME --output thoughts.jsonl",
     ),
     "init": (
         "Copy the recipes and the quickstart's data into a folder, to start from.",
@@ -64,12 +64,12 @@ SUBCOMMANDS = {
 # Of Lightning's Trainer, what one sets most often; `--help all` has the rest.
 TRAINER = {
     "max_epochs": "How often the data is seen.",
-    "max_steps": "Or how many optimizer steps are taken.",
-    "accelerator": "cpu, gpu, auto, …",
+    "max_steps": "How many optimizer steps are taken at most; -1 for as many as the epochs have.",
+    "accelerator": "`auto`, `cpu`, `gpu`, or another of Lightning's.",
     "devices": "How many of them, or which.",
-    "num_nodes": "Machines.",
-    "strategy": "auto, ddp, or a class; see configs/trainer.",
-    "precision": "bf16-mixed keeps a frozen base in half precision and trains the adapter in full.",
+    "num_nodes": "How many machines.",
+    "strategy": "`auto`, `ddp`, or a class, see configs/trainer.",
+    "precision": "`bf16-mixed` keeps a frozen base in half precision and trains the adapter in full.",
     "accumulate_grad_batches": "Micro-batches of an optimizer step.",
     "gradient_clip_val": "Largest norm of the gradients.",
     "val_check_interval": "Share of an epoch, or number of batches, between two validations.",
@@ -79,7 +79,11 @@ TRAINER = {
     "logger": "Where values are logged, a class; its folder is the run's.",
     "callbacks": "A list of classes; `callbacks+` in a file appends to those before it.",
 }
-_CHECKPOINT = "A checkpoint file; `last` goes on from the newest one of this configuration."
+_CHECKPOINT = {
+    "fit": "A checkpoint file; `last` goes on from the newest one of this configuration.",
+    "validate": "A checkpoint file, or `best` or `last` of the newest run; the untouched base if not given.",
+}
+_CHECKPOINT["test"] = _CHECKPOINT["validate"]
 
 
 @dataclass(frozen=True)
@@ -109,8 +113,8 @@ def keys(subcommand: str) -> dict[str, list[Key]]:
     if subcommand == "init":
         return {}
     own = _arguments("cli.py", "FunctionCallingTrainer", subcommand, ("model", "datamodule"))
-    if subcommand in ("fit", "validate", "test"):
-        own = [Key("ckpt_path", "str | None", "None", _CHECKPOINT)]
+    if subcommand in _CHECKPOINT:
+        own = [Key("ckpt_path", "str | None", "None", _CHECKPOINT[subcommand])]
     linked = ("base", "revision", "special_tokens", "supervise")  # given once, under model
     return {
         subcommand: own,

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
+from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.strategies import StrategyRegistry
 
 from fc_lightning.help import nearest
 
@@ -97,6 +99,23 @@ def explain(message: str, known: Sequence[str], files: Sequence[str] = ()) -> st
         if match := re.search(pattern, message):
             return _line(tell(*match.groups()))
     return _line(message)
+
+
+def explain_trainer(error: Exception) -> str:
+    """One line for what Lightning's Trainer, or a class given to it, says of its arguments."""
+    text = str(error)
+    if match := re.search(r"(?s)Errors:\s+- (.*?)\n", text):  # of a class among the callbacks: what it says itself
+        text = match[1]
+    if match := re.search(r"invalid (strategy|accelerator) name: `\w+='(.*?)'`", text):
+        kind, given = match.groups()
+        names = StrategyRegistry if kind == "strategy" else AcceleratorRegistry
+        meant = nearest(given, ["auto", *names])
+        return f"trainer.{kind}: there is no {kind} {given}" + (f"; did you mean {meant}?" if meant else "")
+    if match := re.search(r"(?i)(?:no module|module not found|needs).*?\b(wandb|mlflow|trackio)\b", text):
+        return f'trainer.callbacks: {match[1]} is not installed: pip install "fc-lightning[{match[1]}]"'
+    if "No supported gpu backend" in text:
+        return "trainer.accelerator: torch finds no GPU here; to do without, lay configs/trainer/cpu.yaml over it"
+    return _line(f"`trainer`: {text}")
 
 
 def _unknown_key(key: str, known: Sequence[str], files: Sequence[str]) -> str:

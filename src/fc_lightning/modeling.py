@@ -83,6 +83,7 @@ def load_base(
             dtype=dtype,
             attn_implementation=attention,
             use_safetensors=True,  # never a pickle
+            trust_remote_code=False,  # not given, transformers asks at the terminal
             **extra,
         )
     except ImportError as error:
@@ -112,7 +113,8 @@ def load_config(base: str, revision: str | None) -> PretrainedConfig:
         BaseModelError: If there is none.
     """
     try:
-        return AutoConfig.from_pretrained(resolve_base(base), revision=revision).get_text_config()
+        folder = resolve_base(base)
+        return AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=False).get_text_config()
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n", 1)[0]
         raise BaseModelError(f"{base}: no model configuration could be loaded (`model.base`): {reason}") from error

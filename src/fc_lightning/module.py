@@ -54,7 +54,7 @@ class FunctionCallingModule(LightningModule):
         special_tokens: Tags that become one token each; an empty list keeps them plain text.
         supervise: What is learned: the model's turns (``assistant``) or every token (``all``).
         attn_implementation: One of transformers' attention implementations, or ``auto`` for the fastest that is right.
-        dtype: Of the base's weights: ``auto`` is bfloat16 under an adapter in bf16 training, else float32.
+        dtype: Precision of the base's weights: ``auto`` is bfloat16 under an adapter in bf16 training, else float32.
         quantization: Fields of transformers' ``BitsAndBytesConfig``, such as ``load_in_4bit: true``: the frozen base is
             kept in 4 or 8 bits (QLoRA). Needs the extra ``qlora``; exports merge into the unquantized base.
         compile: Compile each decoder layer with ``torch.compile``.
@@ -65,9 +65,9 @@ class FunctionCallingModule(LightningModule):
             ``do_sample: true`` and ``num_return_sequences: k`` each turn is generated k times and pass@k is logged.
         constrained: Whether what is generated can only be the grammar with calls to the tools on offer (xgrammar).
         learning_rate: Peak of the learning rate.
-        weight_decay: Of AdamW.
+        weight_decay: Weight decay of AdamW.
         warmup: Share of the optimizer steps in which the learning rate rises.
-        schedule: How it falls afterwards.
+        schedule: How the learning rate falls afterwards.
         non_finite: What becomes of an optimizer step whose loss or gradient is not finite: ``stop`` ends training
             before it, ``skip`` leaves it out and logs ``train/skipped_steps``. Either way its rows are named.
     """

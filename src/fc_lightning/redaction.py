@@ -8,9 +8,18 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 _SECRET_NAME = re.compile(
-    r"^(.*_)?(api_?key|access_key|secret|secret_key|password|passwd|(access|api|auth|bearer|hf|hub)_token|token)$", re.I
+    r"^(.*[_-])?(api[_-]?key|access[_-]key|secret|secret[_-]key|password|passwd|passphrase|authorization|cookie|"
+    r"(access|api|auth|bearer|hf|hub)[_-]token|token)$",
+    re.I,
 )
-_SECRET_VARIABLE = re.compile(r"(^|_)(API_?KEY|KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS)$", re.I)
+_SECRET_VARIABLE = re.compile(
+    r"(^|_)(API_?KEY|KEY|TOKEN|SECRET|PASSWD|CREDENTIALS|PAT|MYSQL_PWD)$|PASS(WORD|PHRASE)$", re.I
+)
+# Of the hub, OpenAI and its like, GitHub, GitLab, AWS, Slack; and what a header brings.
+_SHAPE = re.compile(
+    r"\b(hf_\w{20,}|sk-[\w-]{20,}|gh[pousr]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{20,}|AKIA[A-Z0-9]{16}|xox[abprs]-[\w-]{10,})"
+    r"|(?<=Bearer )[\w.~+/-]{8,}=*"
+)
 _USER_IN_URL = re.compile(r"(?<=://)[^/@\s]+@")
 _SECRET_IN_QUERY = re.compile(r"(?i)([?&](?:token|access_token|api_?key|key|sig|signature|password)=)[^&\s]+")
 _NAME = r"(?:api[_-]?key|access[_-]?key|token|secret|password|passwd|credentials?)"
@@ -24,11 +33,12 @@ _SHORTEST = 8  # characters; what is shorter would also be found where it means 
 def redact(text: str) -> str:
     """A text without the values of secret environment variables, and without those in its URLs.
 
-    A variable counts as secret by its name: one that ends in ``KEY``, ``TOKEN``, ``SECRET`` or ``PASSWORD``.
+    A variable counts as secret by its name: one that ends in ``KEY``, ``TOKEN``, ``SECRET`` or ``PASSWORD``. What looks
+    like a token of a well-known service is one, wherever it comes from.
     """
     for secret in _secrets_of_environment():
         text = text.replace(secret, _HIDDEN)
-    return _SECRET_IN_QUERY.sub(rf"\1{_HIDDEN}", _USER_IN_URL.sub("", text))
+    return _SHAPE.sub(_HIDDEN, _SECRET_IN_QUERY.sub(rf"\1{_HIDDEN}", _USER_IN_URL.sub("", text)))
 
 
 def redact_arguments(arguments: Sequence[str]) -> list[str]:

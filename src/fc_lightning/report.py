@@ -13,6 +13,7 @@ from typing import Any
 from markupsafe import Markup
 
 from fc_lightning import pages
+from fc_lightning.disk import write_text
 from fc_lightning.metrics import EvaluatedTurn, groups_of, tool_call_metrics
 from fc_lightning.toolcalls import ToolCall, call_from_value, dump_json, parse_turn
 
@@ -84,9 +85,8 @@ def read_curves(file: Path) -> dict[str, list[tuple[float, float]]]:
 
 def write_report(columns: Sequence[Measured], path: Path, title: str = "Evaluation", command: str = "") -> None:
     """Write ``path`` with the suffixes ``.html`` and ``.md``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".html").write_text(html_report(columns, title, command), encoding="utf-8")
-    path.with_suffix(".md").write_text(markdown_report(columns, title, command), encoding="utf-8")
+    write_text(path.with_suffix(".html"), html_report(columns, title, command))
+    write_text(path.with_suffix(".md"), markdown_report(columns, title, command))
 
 
 def html_report(columns: Sequence[Measured], title: str, command: str = "") -> str:

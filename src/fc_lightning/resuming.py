@@ -10,6 +10,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
+from fc_lightning import slurm
 from fc_lightning.callbacks import Resumable
 from fc_lightning.checkpoints import WholeCheckpointIO, last_checkpoint, read_checkpoint
 
@@ -26,19 +27,27 @@ def checkpoint_to_go_on_from(trainer: Trainer, ckpt_path: str | None) -> str | N
     """The checkpoint file that is meant, None to start afresh.
 
     For ``last`` that is the newest whole one of the newest run of this configuration, and the trainer's run goes on in
-    that run's folder; if there is none yet, training starts from the beginning.
+    that run's folder; if there is none yet, training starts from the beginning. Where SLURM has requeued the job, it is
+    that of the run that the job has begun, also where none is asked for.
 
     Raises:
         CheckpointError: If a file is named and it is damaged or not there.
     """
+    root = _root(trainer)
+    begun = slurm.noted(trainer) if slurm.requeues(trainer) else None
+    if begun is not None and last_checkpoint([begun]):
+        return _going_on_from(trainer, root, [begun])
     if ckpt_path is None or ckpt_path in ("best", "hpc") or ":" in ckpt_path:
         return ckpt_path
     if ckpt_path != "last":
         read_checkpoint(Path(ckpt_path), "meta")
         return ckpt_path
-    root = _root(trainer)
     given = [callback.dirpath for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
-    found = last_checkpoint([root, *(Path(folder) for folder in given if folder)])
+    return _going_on_from(trainer, root, [root, *(Path(folder) for folder in given if folder)])
+
+
+def _going_on_from(trainer: Trainer, root: Path, folders: list[Path]) -> str | None:
+    found = last_checkpoint(folders)
     if found is None:
         rank_zero_info(f"no checkpoint in {root} yet: the run starts from the beginning")
         return None
@@ -48,14 +57,11 @@ def checkpoint_to_go_on_from(trainer: Trainer, ckpt_path: str | None) -> str | N
 
 
 def _root(trainer: Trainer) -> Path:
-    """Where the checkpoints of this configuration's runs lie."""
+    """Where the checkpoints of this configuration's runs lie, or of the one that is named."""
     logger = trainer.logger
-    if logger is None:
-        return Path(trainer.default_root_dir) / "checkpoints"
     if getattr(logger, "_version", None) is not None and hasattr(logger, "log_dir"):
         return Path(logger.log_dir)
-    root = getattr(logger, "root_dir", None)
-    return Path(root) if root else Path(logger.save_dir or trainer.default_root_dir) / str(logger.name)
+    return slurm.runs_of(trainer)
 
 
 def _go_on_in_folder(trainer: Trainer, root: Path, checkpoint: Path) -> None:

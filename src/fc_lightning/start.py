@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import select
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import fc_lightning
@@ -20,6 +23,11 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: Arguments instead of those of the process.
     """
+    with _while_somebody_reads():
+        _answer(args)
+
+
+def _answer(args: Sequence[str] | None) -> None:
     arguments = sys.argv[1:] if args is None else list(args)
     program = Path(sys.argv[0]).name
     program = f"python {program}" if program.endswith(".py") else program
@@ -56,6 +64,23 @@ def init(arguments: Sequence[str]) -> None:
     for name in ("configs", "data/quickstart"):
         shutil.copytree(source / name, folder / name, ignore=shutil.ignore_patterns("debug", "__pycache__"))
     print(f"{folder}\nnext:    cd {folder} && fc-lightning fit --config configs/quickstart.yaml")
+
+
+@contextmanager
+def _while_somebody_reads() -> Iterator[None]:
+    """End as other programs do where nobody reads any further what is printed, as behind ``| head``: without a word."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        if not any(event & select.POLLERR for _, event in poll.poll(0)):
+            raise  # it was another pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
+        sys.exit(141)  # as a shell shows SIGPIPE
 
 
 def _without_all(arguments: Sequence[str]) -> list[str]:

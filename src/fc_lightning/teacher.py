@@ -23,6 +23,7 @@ from fc_lightning.chat_template import openai_message
 from fc_lightning.data import DataError, FunctionCallingDataModule
 from fc_lightning.data.prepare import read_conversations
 from fc_lightning.data.report import Report
+from fc_lightning.disk import telling, write_text
 from fc_lightning.toolcalls import CallSyntaxError, Conversation, call_from_value, dump_json
 
 _TAGS = re.compile(r"</?(?:think|tool_call|tool_response|tools|start_of_turn|end_of_turn)>")
@@ -77,7 +78,7 @@ class Answers:
     def add(self, key: str, text: str, finish: str) -> None:
         """Keep an answer; when this returns, it is on disk."""
         entry = {"key": key, "text": text, "finish": finish}
-        with self.file.open("ab") as stream:
+        with telling(self.file), self.file.open("ab") as stream:
             stream.write(json.dumps(entry).encode() + b"\n")
             stream.flush()
             os.fsync(stream.fileno())
@@ -135,9 +136,7 @@ def think(
             messages = list(conversation.messages)
             messages[question.turn] = replace(messages[question.turn], thought=outcome[1])
             thoughtful[question.conversation] = replace(conversation, messages=tuple(messages))
-    partial = output.with_name(f"{output.name}.partial")
-    partial.write_text("".join(f"{dump_json(to_row(one))}\n" for one in thoughtful), encoding="utf-8")
-    partial.replace(output)
+    write_text(output, "".join(f"{dump_json(to_row(one))}\n" for one in thoughtful))
     print(
         f"{output}: {len(thoughtful):,} conversations; answers: "
         + ", ".join(f"{n:,} {what}" for what, n in counts.items())

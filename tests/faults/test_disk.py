@@ -1,13 +1,18 @@
 """Disks that are full, read-only or gone: one line with the path and the bytes, and what was there stays."""
 
+import csv
+import errno
+import os
 import resource
 import shutil
 import subprocess
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from lightning import Callback
+from lightning.pytorch.cli import LightningArgumentParser
 
 from fc_lightning.checkpoints import CheckpointError, WholeCheckpointIO, is_whole, read_checkpoint
 from fc_lightning.cli import main
@@ -144,6 +149,99 @@ def test_a_run_ends_with_one_line_and_the_checkpoint_before(disk, tmp_path, caps
     assert "bytes are needed" in error
     if kind != "gone":
         assert [is_whole(path) for path in sorted((disk / "run").iterdir())] == [True, True]
+
+
+class Filler(Callback):
+    """Fills a disk when a step begins, and makes room again some steps later; writes down what is there then."""
+
+    def __init__(self, disk: str, step: int, until: int):
+        self.disk, self.step, self.until = Path(disk), step, until
+
+    def on_train_batch_start(self, trainer, *_):
+        other = self.disk / "other"
+        if self.step <= trainer.global_step < self.until and not other.exists():
+            trainer.logger.save()
+            self.before = (Path(trainer.log_dir) / "metrics.csv").read_text()
+            other.write_bytes(bytes(shutil.disk_usage(self.disk).free))
+            # More than fits into what is left of the files' last pages.
+            trainer.loggers[-1].log_metrics({f"many/{number}": 0.0 for number in range(500)}, trainer.global_step)
+        elif trainer.global_step >= self.until and other.exists():
+            rows = (Path(trainer.log_dir) / "metrics.csv").read_text()
+            (self.disk.parent / "kept").write_text(str(rows == self.before))
+            other.unlink()
+
+
+def fit_on(disk: Path, tmp_path: Path, *callbacks: str, checkpoints: str = "") -> list[str]:
+    saving = f"{{class_path: ModelCheckpoint, init_args: {{dirpath: {checkpoints or tmp_path}, save_last: true}}}}"
+    listed = ", ".join([*callbacks, saving])
+    return [
+        *(
+            "fit",
+            "--config=configs/debug/tiny.yaml",
+            "--data.packing=false",
+        ),
+        *("--data.train=[{path: data/quickstart/train.jsonl, limit: 16}]", "--trainer.val_check_interval=6"),
+        *("--data.validation=[{path: data/quickstart/validation.jsonl, limit: 1}]", "--trainer.max_steps=8"),
+        *(f"--trainer.logger.init_args.save_dir={disk}", "--trainer.logger.init_args.flush_logs_every_n_steps=1"),
+        *("--model.generation={max_new_tokens: 2, do_sample: false}", f"--trainer.callbacks=[{listed}]"),
+    ]
+
+
+# TensorBoard writes in a thread of its own, which ends with the error.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_loggers_without_room_are_told_of_once_and_the_run_goes_on(disk, tmp_path):
+    """The rows of metrics.csv come when there is room again, with a new column too; those before are never harmed."""
+    filler = f"{{class_path: tests.faults.test_disk.Filler, init_args: {{disk: {disk}, step: 1, until: 5}}}}"
+    writers = [f"{{class_path: fc_lightning.callbacks.{name}}}" for name in ("TensorBoard", "PredictionWriter")]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        main(fit_on(disk, tmp_path, *writers, filler))
+    said = [str(warning.message) for warning in caught if "No space left" in str(warning.message)]
+    assert len([text for text in said if "CSVLogger could not write there" in text]) == 1
+    assert len([text for text in said if "TensorBoardLogger could not write there" in text]) == 1
+    (predictions,) = {text for text in said if "predictions.jsonl: could not be written: " in text}
+    assert predictions.endswith(" bytes are needed, 0 bytes are free there; training goes on")
+    assert (tmp_path / "kept").read_text() == "True"
+    (folder,) = disk.glob("tiny/version_0")
+    with (folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows if row["train/loss"]] == list(range(8))
+    assert len([row for row in rows if row["val/loss"]]) == 2
+    assert (folder / "predictions.jsonl").read_text().count("\n") == 1
+    assert is_whole(tmp_path / "last.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("subcommand", "file"),
+    [("fit", "config.yaml"), ("test", "environment.json"), ("test", "predictions.jsonl"), ("test", "report.html")],
+)
+def test_a_file_of_a_run_without_room(tmp_path, capsys, monkeypatch, subcommand, file):
+    """One line, with the bytes; what was there before stays."""
+    write = Path.write_bytes
+
+    def full(path, data):
+        if path.name == f"{file}.partial":
+            write(path, data[:10]) if data else None
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    if file == "config.yaml":
+        monkeypatch.setattr(LightningArgumentParser, "save", lambda *_, **__: full(Path(f"{file}.partial"), b""))
+    arguments = fit_on(
+        tmp_path,
+        tmp_path,
+        "{class_path: fc_lightning.callbacks.PredictionWriter}",
+        "{class_path: fc_lightning.callbacks.EvaluationReport}",
+    )
+    arguments[0] = subcommand
+    with pytest.raises(SystemExit):
+        main([*arguments, "--data.test=[{path: data/quickstart/validation.jsonl, limit: 1}]"])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"error: {tmp_path / 'tiny' / 'version_0' / file}: could not be written: No space left")
+    assert (" bytes are needed, " in error) == (file != "config.yaml")
+    assert " bytes are free there" in error
+    assert not list(tmp_path.rglob("*.partial"))
 
 
 @pytest.mark.parametrize("left", [0, 5000])

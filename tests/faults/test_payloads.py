@@ -1,8 +1,11 @@
 """Files that would run code if they were unpickled: refused, and nothing is run."""
 
 import json
+import multiprocessing
+import os
 import pickle
 import shutil
+import signal
 from pathlib import Path
 
 import pyarrow as pa
@@ -102,6 +105,29 @@ def test_a_prepared_data_set(tmp_path, payload, sealed):
             data()
     else:
         assert data().prepared["train"].documents[:] == expected
+
+
+def test_preparing_that_was_killed_leaves_nothing_behind(tmp_path, monkeypatch):
+    """SIGKILL when all is written but the digests: the next run prepares anew, and removes what is left."""
+
+    def data():
+        rows = [Source("data/quickstart/train.jsonl", limit=4)]
+        data = FunctionCallingDataModule(TINY, rows, cache_dir=str(tmp_path / "cache"))
+        data.setup("fit")
+        return data.prepared["train"].documents[:]
+
+    def killed():
+        monkeypatch.setattr("fc_lightning.data.prepare.seal", lambda folder: os.kill(os.getpid(), signal.SIGKILL))
+        data()
+
+    child = multiprocessing.get_context("fork").Process(target=killed)
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    (left,) = (tmp_path / "cache" / "data").glob("*.partial")
+    assert (left / "documents.arrow").stat().st_size > 1000
+    assert len(data()["id"]) == 4
+    assert not list((tmp_path / "cache" / "data").glob("*.partial"))
 
 
 def test_arrow_types_that_are_pickles(tmp_path, payload):

@@ -38,7 +38,9 @@ def objections(tree: ast.AST) -> list[str]:
             keywords = {keyword.arg: keyword.value for keyword in node.keywords}
             if name in ("eval", "exec", "compile", "__import__", "yaml.load", "os.system"):
                 found.append(name)
-            if "trust_remote_code" in keywords or any(
+            # Left out, transformers asks at the terminal, and somebody says yes.
+            trusted = ast.unparse(keywords.get("trust_remote_code", ast.Constant(name.endswith(".from_pretrained"))))
+            if trusted != "False" or any(
                 isinstance(part, ast.Constant) and part.value == "trust_remote_code" for part in ast.walk(node)
             ):
                 found.append("trust_remote_code")
@@ -59,6 +61,7 @@ def objections(tree: ast.AST) -> list[str]:
         "torch.load(path)",
         "torch.load(path, weights_only=False)",
         "AutoModel.from_pretrained(base, trust_remote_code=True)",
+        "AutoModel.from_pretrained(base)",
         "AutoModel.from_pretrained(base, **{'trust_remote_code': True})",
         "subprocess.run(text, shell=True)",
     ],
@@ -79,6 +82,25 @@ def test_nothing_runs_what_it_reads():
     found = {path.name: names for path in SOURCES if (names := objections(ast.parse(path.read_text())))}
     assert found == HARMLESS
     assert not objections(ast.parse("torch.load(path, weights_only=True)\nast.literal_eval(text)\nmodel.eval()"))
+
+
+def test_code_of_a_base_is_not_run_even_if_somebody_says_yes(tmp_path, run, capsys, monkeypatch):
+    """transformers asks at the terminal where nothing is said about it."""
+    base, mark = tmp_path / "base", tmp_path / "run"
+    shutil.copytree("tests/models/tiny_gemma2", base)
+    config = json.loads((base / "config.json").read_text())
+    named = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
+    (base / "config.json").write_text(json.dumps({**config, "model_type": "unknown", "auto_map": named}))
+    (base / "evil.py").write_text(
+        f"open({str(mark)!r}, 'w')\nfrom transformers import Gemma2Config as Config, Gemma2ForCausalLM as Model\n"
+    )
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(SystemExit):
+        run("validate", f"--model.base={base}")
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"error: {base}: ")
+    assert "custom code" in error
+    assert not mark.exists()
 
 
 def test_values_in_rows_are_not_evaluated(tmp_path):
@@ -152,6 +174,16 @@ def test_redaction(monkeypatch):
         "logger": [{"init_args": {"api_key": "x", "experiment_key": "kept", "hub_token": None}}],
         "model": {"special_tokens": ["<think>"], "max_new_tokens": 3, "password": "y"},
     }
+    headers = {"headers": {"Authorization": "Basic eDp5", "X-Api-Key": "z", "note": "Bearer abcdefgh.ijkl-m", "n": 1}}
+    assert list(redact_config(headers)) == ["headers.Authorization", "headers.X-Api-Key", "headers.note"]
+    assert headers == {"headers": {"note": "Bearer ***", "n": 1}}
+    assert redact("given as hf_AbcdefghijklmnopqrstuvwxyZ, sk-proj-abcdefghijklmnopqrst") == "given as ***, ***"
+    assert redact("hf_home sk-learn skeleton-of-a-long-name task-abcdefghijklmnopqrstuv") == (
+        "hf_home sk-learn skeleton-of-a-long-name task-abcdefghijklmnopqrstuv"
+    )
+    monkeypatch.setenv("PGPASSWORD", "of-postgres")
+    monkeypatch.setenv("GITHUB_PAT", "of-the-forge")
+    assert redact("of-postgres of-the-forge") == "*** ***"
     assert list(redact_config(config)) == ["logger.0.init_args.api_key", "model.password"]
     assert config["logger"][0]["init_args"] == {"experiment_key": "kept", "hub_token": None}
     assert config["model"] == {"special_tokens": ["<think>"], "max_new_tokens": 3}

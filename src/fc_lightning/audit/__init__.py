@@ -11,6 +11,7 @@ from fc_lightning.audit.statistics import Statistics, measure
 from fc_lightning.data import FunctionCallingDataModule
 from fc_lightning.data.prepare import read_conversations
 from fc_lightning.data.report import Report
+from fc_lightning.disk import write_text
 
 __all__ = ["AuditError", "Finding", "Statistics", "audit", "find", "measure"]
 
@@ -53,13 +54,12 @@ def audit(data: FunctionCallingDataModule, folder: Path, examples: int = 2, stri
             if split != "train":
                 statistics[split].compare(statistics["train"])
     too_many = exceeded(findings, statistics, data.audit_limits)
-    folder.mkdir(parents=True, exist_ok=True)
     content = {
         "splits": {split: one.to_dict() for split, one in statistics.items()},
         "findings": [finding._asdict() for finding in findings],
         "exceeded": too_many,
     }
-    (folder / "audit.json").write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+    write_text(folder / "audit.json", json.dumps(content, indent=1, ensure_ascii=False))
     shown = {split: data.prepared[split].documents.select(range(_most(data, split, examples))) for split in splits}
     write_page(folder / "audit.html", statistics, findings, shown, data.template.tokenizer)
     print_audit(statistics, findings, shown, data.template.tokenizer)

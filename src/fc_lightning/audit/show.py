@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from fc_lightning import pages
 from fc_lightning.audit.findings import KINDS, Finding
 from fc_lightning.audit.statistics import Statistics
+from fc_lightning.disk import write_text
 
 _MAX_TOOLS = 25
 _MAX_FINDINGS = 5  # of a kind and split in the terminal
@@ -118,7 +119,7 @@ def write_page(
             summary = f"{split}: {document['id']}"
             block = Markup("<details open><summary>{}</summary><pre>{}</pre></details>")
             sections["Conversations"].append(block.format(summary, text))
-    file.write_text(pages.page("Audit", sections, "What the model is trained and measured on"), encoding="utf-8")
+    write_text(file, pages.page("Audit", sections, "What the model is trained and measured on"))
 
 
 def _findings(findings: Sequence[Finding]) -> list[str | Markup]:

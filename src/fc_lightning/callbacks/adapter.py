@@ -11,7 +11,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from peft import PeftModel
 
 from fc_lightning.bases import commit_of
-from fc_lightning.checkpoints import telling
+from fc_lightning.checkpoints import writing
 from fc_lightning.export import whole_folder, write_model
 from fc_lightning.modeling import trained_weights
 
@@ -94,7 +94,7 @@ def adapter_folder(checkpoint: Any) -> Path:
 def save_adapter(trainer: Trainer, folder: Path, weights: dict[str, Any]) -> None:
     """Write an adapter folder, or write it anew."""
     module = trainer.lightning_module
-    with telling(folder), whole_folder(folder, replace=True) as partial:
+    with writing(folder), whole_folder(folder, replace=True) as partial:
         write_model(
             module.model,
             trainer.datamodule.template,

@@ -7,7 +7,9 @@ import math
 from pathlib import Path
 
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 
+from fc_lightning.disk import DiskError, write_text
 from fc_lightning.metrics import EvaluatedTurn
 
 # Of prompts that came without an answer nothing can be said.
@@ -38,7 +40,11 @@ class PredictionWriter(Callback):
         path = Path(folder or ".") / self.filename
         if trainer.sanity_checking:
             path = path.with_stem(f"{path.stem}_before")
-        path.parent.mkdir(parents=True, exist_ok=True)
         turns = [{**turn.to_dict(), **({} if turn.labelled else _UNKNOWN)} for turn in evaluated]
         lines = [json.dumps(turn, ensure_ascii=False) for turn in turns]
-        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        try:
+            write_text(path, "".join(f"{line}\n" for line in lines))
+        except DiskError as error:
+            if trainer.state.fn != "fit":
+                raise
+            rank_zero_warn(f"{error}; training goes on")

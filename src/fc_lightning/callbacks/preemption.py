@@ -15,9 +15,11 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from torch.distributed.distributed_c10d import _get_default_store
 
+from fc_lightning import slurm
 from fc_lightning.ranks import STOPPED
 
 _REQUEUE = "requeue"
+_REASONS = (_REQUEUE, *STOPPED)  # to stop; the first counts
 _KEY = "fc_lightning/stop"
 
 
@@ -39,10 +41,6 @@ class Signals(_SignalConnector):
         super().register_signal_handlers()
         self._register_signal(signal.SIGINT, self._sigterm_notifier_fn)
 
-    def requeue(self) -> None:
-        """What Lightning does when SLURM sends its signal; on all ranks."""
-        super()._slurm_sigusr_handler_fn(self.noted.pop(_REQUEUE), None)
-
     def _sigterm_notifier_fn(self, signum: int, frame: FrameType | None) -> None:
         again = signum in self.noted
         self.noted[signum] = signum
@@ -62,12 +60,13 @@ class Preemption(Callback):
 
     The ranks hear of it at the end of the next optimizer step, with the tensor that they exchange in each anyway, or at
     the end of a batch of an evaluation, which is then given up and, when the run goes on, done from its beginning.
-    Where SLURM asks for it (``SLURMEnvironment(auto_requeue=True)``), Lightning's requeueing is done at the same place.
-    A second SIGINT ends at once, without saving. The command line always adds this callback.
+    Where SLURM sends its signal (``SLURMEnvironment(auto_requeue=True)``), the job is requeued before they leave, and
+    goes on from there when SLURM starts it again. A second SIGINT ends at once, without saving. The command line always
+    adds this callback.
     """
 
     def __init__(self) -> None:
-        self._stop: Any = None  # the signal that all ranks have heard of
+        self._stop: Any = None  # the reason that all ranks have heard of
         self._told = False
         self._evaluating = False
 
@@ -78,21 +77,24 @@ class Preemption(Callback):
         # It asks the device and all ranks before each micro-batch what is asked here once a step.
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A job of SLURM may be started again at any time."""
+        if slurm.requeues(trainer):
+            folder = checkpoints_of(trainer)  # asks all ranks
+            if trainer.is_global_zero:
+                slurm.note(trainer, folder)
+
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """Have the module tell the other ranks what this one has noted."""
         noted = trainer._signal_connector.noted
-        pl_module.notices = [float(signum in noted) for signum in (*STOPPED, _REQUEUE)]
+        pl_module.notices = [float(reason in noted) for reason in _REASONS]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Stop, if that was agreed on in this optimizer step; where an evaluation is due now, at its beginning."""
-        heard = [signum for signum, count in zip((*STOPPED, _REQUEUE), pl_module.noticed, strict=False) if count]
+        self._stop = next((reason for reason, count in zip(_REASONS, pl_module.noticed, strict=False) if count), None)
         pl_module.noticed = ()
-        if _REQUEUE in heard:
-            trainer._signal_connector.noted.setdefault(_REQUEUE, signal.SIGUSR1)
-            trainer._signal_connector.requeue()
-        self._stop = next((signum for signum in heard if signum in STOPPED), None)
         due = trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
         if self._stop is not None and not (due and sum(trainer.num_val_batches)):
             self._leave(trainer)
@@ -130,7 +132,7 @@ class Preemption(Callback):
 
     def _anyone(self, trainer: Trainer) -> bool:
         """Whether this rank or another has to stop; asks no device, and waits for nobody."""
-        noted = any(signum in trainer._signal_connector.noted for signum in STOPPED)
+        noted = any(reason in trainer._signal_connector.noted for reason in _REASONS)
         if trainer.world_size == 1:
             return noted
         store = _get_default_store()
@@ -140,32 +142,45 @@ class Preemption(Callback):
         return noted or store.check([_KEY])
 
     def _agree(self, trainer: Trainer) -> Any:
-        noted = torch.tensor([signum in trainer._signal_connector.noted for signum in STOPPED], dtype=torch.int)
+        noted = torch.tensor([reason in trainer._signal_connector.noted for reason in _REASONS], dtype=torch.int)
         noted = noted.to(trainer.strategy.root_device)
         if trainer.world_size > 1:
             torch.distributed.all_reduce(noted)
-        return next((signum for signum, count in zip(STOPPED, noted.tolist(), strict=True) if count), None)
+        return next((reason for reason, count in zip(_REASONS, noted.tolist(), strict=True) if count), None)
 
     def _leave(self, trainer: Trainer) -> NoReturn:
         """Save, if there is anything to save, and leave; all ranks do."""
-        name, step = signal.Signals(self._stop).name, trainer.global_step
+        requeue, step = self._stop == _REQUEUE, trainer.global_step
+        name = "requeue" if requeue else signal.Signals(self._stop).name
         message = f"{name}: stopped"
         if trainer.state.fn == "fit" and step:
             path = last_checkpoint(trainer)
             trainer.save_checkpoint(path)
             message = f"{name}: stopped after {step} optimizer steps; to go on, add --ckpt_path {path}"
+            if requeue and trainer.is_global_zero:
+                slurm.note(trainer, path.parent, requeued=True)
         if trainer.is_global_zero:
+            if requeue:
+                failed, job = slurm.requeue(), slurm.job_id()
+                message += f"; SLURM did not requeue job {job}: {failed}" if failed else f"; SLURM requeues job {job}"
             print(f"\n{message}", file=sys.stderr, flush=True)
-        sys.exit(STOPPED[self._stop])
+        if requeue:
+            trainer.strategy.barrier()  # SLURM may end a job whose other ranks have left, before it is requeued
+        sys.exit(STOPPED.get(self._stop, STOPPED[signal.SIGTERM]))
 
 
 def last_checkpoint(trainer: Trainer) -> Path:
     """Where the run's last checkpoint lies: beside the others, or in the run's folder. All ranks must call it."""
-    run = trainer.log_dir or trainer.default_root_dir
     callback = trainer.checkpoint_callback
-    path = Path(getattr(callback, "dirpath", None) or Path(run) / "checkpoints") / "last.ckpt"
+    path = checkpoints_of(trainer) / "last.ckpt"
     if trainer.is_global_zero and path.is_symlink():
         path.unlink()  # `save_last: link` points at another checkpoint, which is to stay as it is
     if callback is not None and hasattr(callback, "last_model_path"):
         callback.last_model_path = str(path)
     return path
+
+
+def checkpoints_of(trainer: Trainer) -> Path:
+    """The folder of the run's checkpoints. All ranks must call it."""
+    run = trainer.log_dir or trainer.default_root_dir
+    return Path(getattr(trainer.checkpoint_callback, "dirpath", None) or Path(run) / "checkpoints")

@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities import rank_zero_info
 
 from fc_lightning.checkpoints import CheckpointError
+from fc_lightning.disk import telling
 
 _KEY = "resumable"
 _METRICS = "metrics.csv"
@@ -81,10 +82,11 @@ class Resumable(Callback):
         """
         if self._lock is not None:
             return
-        folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(folder / ".lock")
         try:
-            self._lock.acquire(timeout=_PATIENCE)
+            with telling(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                self._lock.acquire(timeout=_PATIENCE)
         except Timeout as error:
             raise CheckpointError(
                 f"{folder}: another process is training there; wait for its end, or stop it"

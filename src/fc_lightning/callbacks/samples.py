@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import MLFlowLogger
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -20,7 +21,8 @@ _HEADER = ("id", "turn", "what", "expected", "predicted")
 class SampleTable(Callback):
     """Prints a table of wrong and right turns after each evaluation, what differs in red, and gives it to the loggers.
 
-    TensorBoard gets it as text, Weights & Biases as a table; a logger that takes neither gets nothing.
+    TensorBoard gets it as text, Weights & Biases and Trackio as a table, MLflow as the artifact ``samples.json`` with
+    the rows of all evaluations; a logger that takes none of these gets nothing.
 
     Args:
         wrong: How many turns that are not exactly right.
@@ -42,6 +44,10 @@ class SampleTable(Callback):
         for logger in trainer.loggers:
             if hasattr(logger, "log_table"):
                 logger.log_table("samples", columns=list(_HEADER), data=rows, step=trainer.global_step)
+            elif isinstance(logger, MLFlowLogger):
+                table = {"step": [trainer.global_step] * len(rows)}
+                table |= {name: [row[place] for row in rows] for place, name in enumerate(_HEADER)}
+                logger.experiment.log_table(logger.run_id, table, "samples.json")
             elif hasattr(logger.experiment, "add_text"):
                 logger.experiment.add_text("samples", markdown_table(_HEADER, rows), trainer.global_step)
 

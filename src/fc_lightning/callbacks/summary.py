@@ -14,8 +14,10 @@ from lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
+from fc_lightning.attention import BY_DOCUMENT
 from fc_lightning.data import FunctionCallingDataModule
-from fc_lightning.data.sampling import MicroBatchSampler
+from fc_lightning.data.batches import lengths_of, supervised_of
+from fc_lightning.data.sampling import MicroBatch, MicroBatchSampler
 from fc_lightning.memory import held_bytes, training_bytes
 from fc_lightning.metrics import EvaluatedTurn
 from fc_lightning.modeling import parameter_counts
@@ -112,7 +114,7 @@ def describe_run(trainer: Trainer, module: Any) -> Iterator[str]:
             yield f"{split}:".ljust(12) + prepared.report.lines(split)[0].partition(": ")[2] + _unused(prepared.report)
         if data.streaming:
             yield "train:      streamed"
-    sampler = getattr(loader, "sampler", None)
+    sampler, plan = getattr(loader, "sampler", None), list[MicroBatch]()
     if isinstance(sampler, MicroBatchSampler):
         plan = sampler.plan()
         packs = sum(map(len, plan))
@@ -125,7 +127,7 @@ def describe_run(trainer: Trainer, module: Any) -> Iterator[str]:
     micro = trainer.accumulate_grad_batches
     yield f"training:   {steps:,.0f} optimizer steps of {micro} micro-batch{'es' * (micro > 1)} a device{epochs}"
     if isinstance(data, FunctionCallingDataModule):
-        yield f"memory:     {_memory(trainer, module, data)}"
+        yield f"memory:     {_memory(trainer, module, data, plan)}"
     yield f"run:        {folder}"
 
 
@@ -144,21 +146,26 @@ def _unused(report: Any) -> str:
     return f"; skipped {len(report.skipped):,}, too long {len(report.too_long):,}"
 
 
-def _memory(trainer: Trainer, module: Any, data: FunctionCallingDataModule) -> str:
+def _memory(trainer: Trainer, module: Any, data: FunctionCallingDataModule, plan: list[MicroBatch]) -> str:
     device = trainer.strategy.root_device
-    report = data.prepared["train"].report if "train" in data.prepared else None
-    tokens = data.batch_size * data.max_length
-    longest = data.max_length
+    tokens, attended = data.batch_size * data.max_length, data.max_length
     supervised = min(module.head_chunk, tokens)
-    if report is not None and report.tokens:
-        longest = max(trainer.train_dataloader.sampler.lengths)
-        tokens = tokens if data.packing else data.batch_size * longest
-        supervised = min(module.head_chunk, round(tokens * report.supervised / report.tokens))
+    if plan:
+        lengths, counts = (of(data.prepared["train"].documents) for of in (lengths_of, supervised_of))
+        if not data.packing:
+            tokens, attended = data.batch_size * max(lengths), max(lengths)
+        elif module.model.config._attn_implementation == BY_DOCUMENT:
+            attended = sum(length * length for length in lengths) // sum(lengths)
+        most = max(sum(counts[document] for row in batch for document in row) for batch in plan)
+        supervised = min(module.head_chunk, most)
     half = str(trainer.precision).startswith(("bf16", "16"))
-    added = training_bytes(module.model, tokens, longest, supervised, module.gradient_checkpointing, half)
+    added = training_bytes(module.model, tokens, attended, supervised, module.gradient_checkpointing, half)
     held = held_bytes(device)
     where = "on each GPU" if device.type == "cuda" else "of the process"
-    return f"about {(held + added) / 1e9:.1f} GB expected {where}, {held / 1e9:.1f} GB are taken now"
+    return (
+        f"about {(held + added) / 1e9:.1f} GB expected {where} while training: {held / 1e9:.1f} GB are taken now, "
+        f"{added / 1e9:.1f} GB are gradients, optimizer, activations and logits"
+    )
 
 
 def _best(trainer: Trainer) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypedDict
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
@@ -78,3 +79,14 @@ def lengths_of(dataset: Dataset) -> list[int]:
     """Tokens of each row, without reading the tokens."""
     column = dataset.data.column("input_ids")
     return [length.as_py() for chunk in column.chunks for length in chunk.value_lengths()]
+
+
+def supervised_of(dataset: Dataset) -> list[int]:
+    """Supervised tokens of each row, without reading the tokens."""
+    counts: list[int] = []
+    for chunk in dataset.data.column("supervised").chunks:
+        places = chunk.flatten().to_numpy().astype("int64")  # first, one past the last, first, …
+        sums = np.concatenate([[0], np.cumsum(places * np.resize([-1, 1], len(places)))])
+        ends = np.cumsum(chunk.value_lengths().to_numpy())
+        counts += np.diff(sums[ends], prepend=0).tolist()
+    return counts

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
-from fc_lightning.data.sources import DataError
-
 _FILES = ("documents.arrow", "prompts.arrow", "report.json")
-_FULL_OR_FORBIDDEN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 _compared: set[tuple] = set()  # folders, with the state of their files, that this process has read
 
 
@@ -49,25 +43,6 @@ def digest_of_texts(texts: Iterable[str]) -> str:
     for text in texts:
         digest.update(text.encode())
     return digest.hexdigest()
-
-
-@contextmanager
-def telling(folder: Path) -> Iterator[None]:
-    """Tell in one sentence that a folder cannot be written.
-
-    Raises:
-        DataError: Instead of the system's error.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _FULL_OR_FORBIDDEN:
-            raise
-        existing = next(place for place in folder.parents if place.is_dir())
-        room = f"{shutil.disk_usage(existing).free:,} bytes are free there"
-        raise DataError(
-            f"{folder}: could not be written: {error.strerror or error}; {room} (`data.cache_dir`)"
-        ) from error
 
 
 def _file_digest(file: Path) -> str:

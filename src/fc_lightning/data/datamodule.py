@@ -39,8 +39,8 @@ class FunctionCallingDataModule(LightningDataModule):
         supervise: What is learned. Follows ``model.supervise``.
         render: ``canonical`` writes tools and calls anew as JSON; ``verbatim`` keeps the text of the rows.
         chat_template: A Jinja file to use instead of the template that fits the tokenizer.
-        thoughts: ``keep`` the thinking that rows have; ``none``: leave it out; ``template``: write a short rationale
-            for each turn of the model that has none.
+        thoughts: What becomes of thinking: ``keep`` leaves it as the rows have it, ``none`` leaves it out, ``template``
+            writes a short rationale for each turn of the model that has none.
         thoughts_share: Share of the conversations that are to have thoughts, chosen by their ids; the others have none.
         max_length: Tokens of a row: a longer conversation is not used whole, a pack holds so many.
         too_long: What becomes of a longer conversation: ``drop`` it, or ``cut`` it behind the last model turn that

@@ -6,7 +6,6 @@ A prepared folder is named by a fingerprint over all that went into it: rows, to
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -21,12 +20,13 @@ from filelock import FileLock
 from lightning.pytorch.utilities import rank_zero_info
 
 from fc_lightning.chat_template import ChatTemplate
-from fc_lightning.data.cache import digest_of_texts, is_sound, read_digests, seal, telling
+from fc_lightning.data.cache import digest_of_texts, is_sound, read_digests, seal
 from fc_lightning.data.documents import Preparation, documents_of, prompts_of
 from fc_lightning.data.report import Report
 from fc_lightning.data.sources import DataError, Row, Source, brief, default_id
 from fc_lightning.data.splitting import hold_out, question
 from fc_lightning.data.workers import in_order, processes_for
+from fc_lightning.disk import own_partial, telling
 from fc_lightning.formats import RowError
 from fc_lightning.thoughts import with_thoughts
 from fc_lightning.toolcalls import Conversation
@@ -91,7 +91,7 @@ def prepare(
     """
     if is_sound(folder):
         return
-    with telling(folder):
+    with telling(folder, error=DataError, more=" (`data.cache_dir`)"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if is_sound(folder):
@@ -99,8 +99,7 @@ def prepare(
             if folder.exists():
                 rank_zero_info(f"{folder}: damaged; the data is prepared anew")
                 shutil.rmtree(folder)
-            unfinished = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished = own_partial(folder)
             unfinished.mkdir()
             try:
                 report = _write(sources, template, how, unfinished, processes_for(sources, processes))

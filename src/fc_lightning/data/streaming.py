@@ -162,9 +162,11 @@ class StreamingPacks(IterableDataset):
             DataError: If there are more shards now, or fewer.
         """
         if state["shards"] != self.num_shards:
+            workers, rest = divmod(state["shards"], self.num_replicas)
+            how = f"a number of ranks that divides {state['shards']}" if rest else f"`--data.num_workers {workers}`"
             raise DataError(
                 f"the checkpoint's data was streamed by {state['shards']} processes (ranks × `data.num_workers`), this "
-                f"run has {self.num_shards}; resume with as many"
+                f"run has {self.num_shards}; resume with as many: {how}"
             )
         self.consumed, self.positions = state["consumed"], dict(state["positions"])
 

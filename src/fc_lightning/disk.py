@@ -1,0 +1,94 @@
+"""Writing to disk: a file is there whole or not at all, and where it cannot be written, one sentence says so."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+PARTIAL = ".partial"  # what is being written
+
+
+class DiskError(ValueError):
+    """Something cannot be written. The message says what, why, and how much room there is."""
+
+
+@contextmanager
+def telling(
+    path: Path,
+    size: Callable[[], int] | None = None,
+    error: type[ValueError] = DiskError,
+    more: str | Callable[[], str] = "",
+) -> Iterator[None]:
+    """Tell in one sentence that a file or a folder cannot be written: full, read-only or vanished disks.
+
+    Args:
+        path: What is being written. Errors about files elsewhere are left as they are.
+        size: Gives the bytes that it needs, if known.
+        error: What is raised.
+        more: What there is to say besides, or what gives it.
+
+    Raises:
+        ValueError: ``error``, instead of the system's.
+    """
+    try:
+        yield
+    except Exception as cause:
+        if not refused(cause, path):
+            raise
+        needed = f"{size():,} bytes are needed, " if size else ""
+        said = more() if callable(more) else more
+        raise error(f"{path}: could not be written: {reason(cause)}; {needed}{room(path)}{said}") from cause
+
+
+def reason(error: Exception) -> str:
+    """What the system says."""
+    return getattr(error, "strerror", None) or str(error)
+
+
+def room(path: Path) -> str:
+    """How much room there is for a file."""
+    existing = next((folder for folder in path.absolute().parents if folder.is_dir()), Path("/"))
+    return f"{shutil.disk_usage(existing).free:,} bytes are free there"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, or write it anew: the one before stays until the new one is whole.
+
+    Raises:
+        DiskError: If it cannot be written.
+    """
+    data = text.encode()
+    partial = path.with_name(path.name + PARTIAL)
+    with telling(path, lambda: len(data)):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(data)
+            partial.replace(path)
+        finally:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+
+
+def own_partial(path: Path) -> Path:
+    """Where this process may write what is to be at a path in the end; what killed processes have left is removed.
+
+    Who calls it holds the path's lock: nobody else is writing.
+    """
+    for left in path.parent.glob(f"{path.name}.*{PARTIAL}"):
+        shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink()
+    return path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+
+
+def refused(error: Exception, path: Path) -> bool:
+    """Whether the system has refused to write something; it names no file where it is an open one that does not fit."""
+    if not isinstance(error, OSError):
+        return "(os error" in str(error)  # as the tokenizers and safetensors libraries wrap it
+    if error.errno is None:  # of a network, or made up by a library
+        return False
+    if not isinstance(error.filename, str):
+        return True
+    named, path = Path(error.filename).absolute(), path.absolute()
+    return named.is_relative_to(path.parent) or path.is_relative_to(named)
