@@ -257,6 +257,38 @@ def curves() -> None:
     save("curves", "Gemma 3 270M, one epoch: training loss, and exact match before and after", 276, parts)
 
 
+def growth() -> None:
+    """What a token costs as rows get longer, and a run as they get more: benchmarks/results/growth.json."""
+    measured = json.loads((ROOT / "benchmarks" / "results" / "growth.json").read_text(encoding="utf-8"))
+
+    def of(name: str, scale: float) -> list[tuple[int, float]]:
+        return [(int(key), value * scale) for key, value in measured[name].items()]
+
+    parts, top, bottom, width = [], 34, 230, 260
+    lengths = [("curve", of("seconds_per_token", 1e3)), ("right", of("without_attention", 1e3))]
+    plots = (
+        (48, "milliseconds a token", "tokens in a row", lengths, 8192, 10),
+        (448, "seconds", "rows of 512 tokens", [("curve", of("seconds_by_rows", 1))], 32, 125),
+    )
+    for left, title, below, lines, most, highest in plots:
+        parts.append(text(left, 18, title, "bold"))
+        for fifth in range(6):
+            y = bottom - fifth * (bottom - top) / 5
+            parts.append(path([(left, y), (left + width, y)], "grid"))
+            parts.append(text(left - 6, y + 4, f"{highest * fifth / 5:g}", "small end"))
+        for x, _ in lines[0][1]:
+            if x != 2048:  # too close to the one before
+                parts.append(text(left + x / most * width, bottom + 18, f"{x:,}", "small middle"))
+        parts.append(text(left + width / 2, bottom + 36, below, "small middle"))
+        for kind, values in lines:
+            points = [(left + x / most * width, bottom - y / highest * (bottom - top)) for x, y in values]
+            parts.append(path(points, kind))
+            parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" class="{kind}"/>' for x, y in points]
+    parts += [path([(64, 212), (86, 212)], "curve"), text(92, 216, "all", "small")]
+    parts += [path([(130, 212), (152, 212)], "right"), text(158, 216, "without attention", "small")]
+    save("growth", "Time a token against the length of a row, and time against the number of rows", 276, parts)
+
+
 def main() -> None:
     """Draw them all."""
     FIGURES.mkdir(parents=True, exist_ok=True)
@@ -266,6 +298,7 @@ def main() -> None:
     packed_row(rows)
     normalisation()
     curves()
+    growth()
 
 
 if __name__ == "__main__":

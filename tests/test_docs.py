@@ -85,7 +85,7 @@ def test_the_rooms_of_the_design_are_there():
 def test_figures_are_small_and_plain():
     pages = "".join(page.read_text(encoding="utf-8") for page in PAGES)
     figures = sorted((ROOT / "docs" / "figures").glob("*.svg"))
-    assert len(figures) == 5
+    assert len(figures) == 6
     for figure in figures:
         text = figure.read_text(encoding="utf-8")
         assert ElementTree.fromstring(text).tag == "{http://www.w3.org/2000/svg}svg"
