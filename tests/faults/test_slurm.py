@@ -37,9 +37,9 @@ def begin(folder: Path, tmp_path: Path, ranks: int = 1, **more: str) -> list[Run
     stop = injected("Moment", folder=tmp_path / "moment", moment="step", step=2)
     runs = []
     for rank in range(ranks):
-        place = tmp_path / f"task{rank}"
         run = start(
-            *(place, f"--trainer.logger.init_args.save_dir={folder / 'runs'}", "--model.generation.max_new_tokens=2"),
+            folder,
+            "--model.generation.max_new_tokens=2",
             callbacks=stop,
             devices=ranks,
             **job(tmp_path, rank, ranks, **more),
