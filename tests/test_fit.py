@@ -131,6 +131,7 @@ def test_last_is_the_newest_checkpoint_of_the_configuration(run):
 def test_one_command_for_a_job_that_is_started_again_and_again(run, tmp_path):
     """As in `examples/slurm.sh`: a folder of the job's own, and what is in it is gone on from."""
     again = ("--trainer.logger.init_args.version=job_1", "--ckpt_path=last", "--data.validation=null")
+    again = (*again, "--trainer.max_epochs=2")  # a run that has all of its steps has ended its epoch too
     run("fit", *again, "--trainer.max_steps=1")
     folder = next((tmp_path / "runs").glob("*/job_1"))
     last = folder / "checkpoints" / "last.ckpt"
