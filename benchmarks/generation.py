@@ -15,10 +15,10 @@ from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import AutoModelForCausalLM
 
 from fc_lightning.adapters import make_lean
+from fc_lightning.allocator import keep_freed_memory
 from fc_lightning.attention import BY_DOCUMENT
 from fc_lightning.bases import load_tokenizer, resolve_base
 from fc_lightning.chat_template import ChatTemplate, SpecialToken
-from fc_lightning.cli import keep_freed_memory
 from fc_lightning.data import FunctionCallingDataModule, Source
 from fc_lightning.data.sampling import plan_generation
 from fc_lightning.generation import generate, shared_length

@@ -18,7 +18,7 @@ from lightning import Trainer
 from peft import LoraConfig
 
 import fc_lightning.attention as attention
-from fc_lightning.cli import keep_freed_memory
+from fc_lightning.allocator import keep_freed_memory
 from fc_lightning.modeling import token_loss_sum
 from fc_lightning.module import FunctionCallingModule
 from fc_lightning.packing import Batch, PackingCollator

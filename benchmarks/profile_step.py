@@ -22,7 +22,7 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from torch.profiler import ProfilerActivity, profile, record_function
 
 import fc_lightning.modeling as modeling
-from fc_lightning.cli import keep_freed_memory
+from fc_lightning.allocator import keep_freed_memory
 from fc_lightning.data import FunctionCallingDataModule
 from fc_lightning.data.sources import Source
 from fc_lightning.module import FunctionCallingModule

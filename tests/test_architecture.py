@@ -11,7 +11,7 @@ SOURCE = Path("src/fc_lightning")
 FILES = sorted(SOURCE.rglob("*.py"))
 # Lowest first. A room imports from floors below its own; rooms of one floor do not know each other.
 FLOORS = [
-    {"toolcalls", "grounding", "families", "help", "words", "disk"},
+    {"toolcalls", "grounding", "families", "help", "words", "disk", "allocator"},
     {
         "chat_template",
         "response_template",

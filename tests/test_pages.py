@@ -60,6 +60,15 @@ def test_a_page_nests_loads_nothing_and_escapes_everything():
     assert not re.search(r"""src=|href="[^#]|@import|url\(""", html)
 
 
+def test_columns_of_numbers_stand_right_with_their_heads():
+    rows = [["a/b", 3, "0.250", "12"], ["2", 1234, "–", "1 of 2"], ["c", 0.5, "1.000", ""]]
+    structure = Structure(pages.table(["group", "turns", "share", "what"], rows))
+    assert [head.get("class") for head in structure.all("th")] == [None, "number", "number", None]
+    assert [cell.get("class") for cell in structure.all("td")] == [None, "number", "number", None] * 3
+    assert "1,234" in structure.texts
+    assert Structure(pages.table(["group"], [])).all("th") == [{"scope": "col"}]
+
+
 def test_ticks_are_round_and_cover_the_values():
     assert pages.ticks(0, 1, 5) == [0, 0.2, 0.4, 0.6, 0.8, 1.0]
     assert pages.ticks(-3, 12, 4) == [-5, 0, 5, 10, 15]

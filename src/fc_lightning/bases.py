@@ -17,6 +17,7 @@ from filelock import FileLock
 from huggingface_hub import try_to_load_from_cache
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedTokenizerBase
 
+from fc_lightning.allocator import give_back_freed_memory
 from fc_lightning.chat_template import register_tokens
 from fc_lightning.disk import own_partial, telling
 
@@ -134,6 +135,7 @@ def _converted(gguf: Path) -> Path:
             partial = own_partial(folder)
             with telling(folder, error=BaseModelError):
                 _convert(gguf, partial)
+                give_back_freed_memory()
                 partial.rename(folder)
     return folder
 

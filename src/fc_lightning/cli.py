@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from transformers.utils.logging import disable_progress_bar
 
 from fc_lightning import ranks
+from fc_lightning.allocator import keep_freed_memory
 from fc_lightning.audit import AuditError, audit
 from fc_lightning.bases import BaseModelError
 from fc_lightning.callbacks import ExtraLogger
@@ -55,6 +56,8 @@ USER_ERRORS = (
     TeacherError,
     UnknownFormatError,
 )
+# What libraries tell each other of names that change; nobody who trains can do anything about it.
+_AMONG_LIBRARIES = (r".*is_gradient_checkpointing. is deprecated", r".*isinstance\(treespec, LeafSpec\). is deprecated")
 _LINKED = ("base", "revision", "special_tokens", "supervise")
 
 
@@ -310,21 +313,6 @@ class FunctionCallingCLI(LightningCLI):
             parser.link_arguments(f"model.{name}", f"data.{name}")
 
 
-def keep_freed_memory() -> None:
-    """Have glibc keep the memory of freed tensors instead of giving it back to the system and asking for it again.
-
-    Activations and logits are tens of megabytes each, and glibc maps such blocks anew every time: on a CPU the page
-    faults cost more than the arithmetic. Does nothing where there is no glibc.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4
-        for option, value in ((m_mmap_max, 0), (m_trim_threshold, 2**31 - 1), (m_top_pad, 2**28)):
-            libc.mallopt(option, value)
-
-
 def main(args: Any = None) -> None:
     """Run the command line; a mistake of the user's ends it with one line and exit code 1.
 
@@ -333,5 +321,7 @@ def main(args: Any = None) -> None:
     """
     sys.path.insert(0, os.getcwd())  # so that a YAML file can name classes of the user's own
     keep_freed_memory()
+    for message in _AMONG_LIBRARIES:
+        warnings.filterwarnings("ignore", message)
     with ranks.together(USER_ERRORS):
         FunctionCallingCLI(args)

@@ -7,6 +7,7 @@ functions here. All of them escape what they are given.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -45,9 +46,19 @@ def figures(values: Mapping[str, str]) -> Markup:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Markup:
-    """A table; a click on a column's name sorts by it. Numbers are written with thousands separators."""
-    head = Markup("").join(Markup('<th scope="col"><button>{}</button></th>').format(name) for name in header)
-    body = Markup("\n").join(Markup("<tr>{}</tr>").format(Markup("").join(map(_cell, row))) for row in rows)
+    """A table; a click on a column's name sorts by it. Numbers are written with thousands separators.
+
+    Args:
+        header: Names of the columns.
+        rows: Their cells: numbers, or text, which may be a number that is written already, or – for none.
+    """
+    numeric = [all(map(_is_number, column)) for column in zip(*rows, strict=True)] or [False] * len(header)
+    classes = [Markup(' class="number"') if one else "" for one in numeric]
+    head = Markup("").join(
+        Markup('<th scope="col"{}><button>{}</button></th>').format(*column)
+        for column in zip(classes, header, strict=True)
+    )
+    body = Markup("\n").join(Markup("<tr>{}</tr>").format(Markup("").join(map(_cell, classes, row))) for row in rows)
     return Markup('<div class="scroll"><table><thead><tr>{}</tr></thead><tbody>\n{}\n</tbody></table></div>').format(
         head, body
     )
@@ -178,7 +189,13 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.4g}"
 
 
-def _cell(value: Any) -> Markup:
+def _is_number(cell: Any) -> bool:
+    if isinstance(cell, bool):
+        return False
+    return isinstance(cell, int | float) or bool(re.fullmatch(r"–|-?[\d,.]*\d", str(cell)))
+
+
+def _cell(kind: str | Markup, value: Any) -> Markup:
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return Markup('<td class="number" data-value="{}">{}</td>').format(value, number(value))
-    return Markup("<td>{}</td>").format(value)
+        return Markup('<td{} data-value="{}">{}</td>').format(kind, value, number(value))
+    return Markup("<td{}>{}</td>").format(kind, value)

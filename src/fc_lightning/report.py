@@ -106,10 +106,13 @@ def html_report(columns: Sequence[Measured], title: str, command: str = "") -> s
             *(_html_example(kind, turn) for kind, turn in _examples(last.turns, 8)),
         ],
     }
+    curves = {
+        name: {column.name: column.curves[name] for column in columns if name in column.curves} for name in _CURVES
+    }
     drawn = [
         pages.lines(series, name, "optimizer step", name.split("/", 1)[1].replace("_", " "))
-        for name in _CURVES
-        if (series := {column.name: column.curves[name] for column in columns if name in column.curves})
+        for name, series in curves.items()
+        if any(len(points) > 1 for points in series.values())  # one point alone is in the tables
     ]
     if drawn:
         sections["Over training"] = [*drawn]

@@ -70,6 +70,8 @@ class RunSummary(Callback):
             self.after = evaluated
         elif math.isinf(trainer.num_sanity_val_steps):  # a part of the data would compare with the whole of it
             self.before = evaluated
+            if trainer.is_global_zero:
+                print(f"before:     exact match {exact_match(evaluated):.3f} on {len(evaluated):,} turns\n", flush=True)
             if trainer.logger:
                 trainer.logger.log_metrics({"val/exact_match": exact_match(evaluated)}, step=0)
 
