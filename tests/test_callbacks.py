@@ -67,11 +67,14 @@ def test_report_and_samples(run, capsys, tmp_path):
     before = [json.loads(line) for line in (folder / "predictions_before.jsonl").open()]
     after = [json.loads(line) for line in (folder / "predictions.jsonl").open()]
     assert [turn["id"] for turn in before] == [turn["id"] for turn in after]
+    share = sum(turn["exact_match"] for turn in before) / len(before)
+    assert out.index(f"before:     exact match {share:.3f} on {len(before)} turns\n") < out.index("  step 2")
     html, markdown = ((folder / f"report.{kind}").read_text() for kind in ("html", "md"))
     for text in (html, markdown):
         assert "before training" in text
         assert first["expected"][0]["name"] in text.replace("\\", "")
-    assert "train/loss" in html
+    assert ">train/loss</figcaption>" in html
+    assert ">val/loss</figcaption>" not in html  # one point is no curve
     # The same from what lies in the folder, by the subcommand.
     run("report", f"--runs=[{folder}]", f"--output={tmp_path / 'again'}")
     table = markdown[markdown.index("## Measures") : markdown.index("## Failures")]

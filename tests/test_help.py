@@ -48,6 +48,10 @@ MISTAKES = {
     "a mistyped strategy": (("--trainer.strategy=dpp",), ""),
     "a recipe for a GPU where there is none": (("--trainer.accelerator=gpu",), ""),
     "a mistyped accelerator": (("--trainer.accelerator=cpuu",), ""),
+    "a value that a callback refuses": (
+        (),
+        CALLBACK.format("lightning.pytorch.callbacks.ModelCheckpoint") + "      init_args: {mode: maxx}\n",
+    ),
 }
 
 

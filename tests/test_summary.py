@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning_utilities.core.imports import RequirementCache
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -17,6 +18,7 @@ from fc_lightning.adapters import make_lean
 from fc_lightning.attention import BY_DOCUMENT
 from fc_lightning.callbacks import ProgressBar
 from fc_lightning.callbacks.summary import trainable_line
+from fc_lightning.cli import main
 from fc_lightning.environment import git_state
 from fc_lightning.memory import training_bytes
 from fc_lightning.modeling import load_base, parameter_counts, token_loss_sum
@@ -46,6 +48,7 @@ def test_a_run_says_what_it_will_do_and_what_came_out(run, capsys, tmp_path):
     )
     assert f"run:        {folder}" in before
     assert "test:" not in before
+    assert "before:" not in before  # of a part of the validation
     assert re.search(r"tokens, [\d,]+ a second", after)
     assert "best:    val/exact_match 0.000" in after
     assert "last:    val/exact_match 0.000" in after
@@ -177,6 +180,19 @@ def logged_by(name, folder):
         cells = [cell for table in tables for row in database.execute(f'select * from "{table}"') for cell in row]
     texts = [cell.decode(errors="replace") if isinstance(cell, bytes) else str(cell) for cell in cells]
     return "".join([*texts, *(file.read_text() for file in folder.rglob("samples.json"))])
+
+
+@pytest.mark.parametrize("name", ["trackio", "mlflow", "wandb"])
+def test_a_logger_that_is_not_installed_is_named(monkeypatch, capsys, name):
+    if name == "trackio":
+        monkeypatch.setattr("fc_lightning.loggers.find_spec", lambda _: None)
+    else:
+        newer = RequirementCache(f"{name}>=9999")
+        monkeypatch.setattr(f"lightning.pytorch.loggers.{name}._{name.upper()}_AVAILABLE", newer)
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", "configs/debug/tiny.yaml", "--config", f"configs/logger/{name}.yaml"])
+    said = f'error: trainer.callbacks: {name} is not installed: pip install "fc-lightning[{name}]"\n'
+    assert capsys.readouterr().err.endswith(said)
 
 
 @pytest.mark.slow

@@ -104,14 +104,14 @@ def explain(message: str, known: Sequence[str], files: Sequence[str] = ()) -> st
 def explain_trainer(error: Exception) -> str:
     """One line for what Lightning's Trainer, or a class given to it, says of its arguments."""
     text = str(error)
-    if match := re.search(r"(?s)Errors:\s+- (.*?)\n", text):  # of a class among the callbacks: what it says itself
-        text = match[1]
+    if match := re.search(r"Errors:\s+- (?:Problem with given class_path '(.*)':\s+)?(.*)", text):
+        text = ": ".join(filter(None, match.groups()))  # of a class among the callbacks: what it says itself
     if match := re.search(r"invalid (strategy|accelerator) name: `\w+='(.*?)'`", text):
         kind, given = match.groups()
         names = StrategyRegistry if kind == "strategy" else AcceleratorRegistry
         meant = nearest(given, ["auto", *names])
         return f"trainer.{kind}: there is no {kind} {given}" + (f"; did you mean {meant}?" if meant else "")
-    if match := re.search(r"(?i)(?:no module|module not found|needs).*?\b(wandb|mlflow|trackio)\b", text):
+    if match := re.search(r"(?i)(?:no module|module not found|needs|requirement).*?\b(wandb|mlflow|trackio)\b", text):
         return f'trainer.callbacks: {match[1]} is not installed: pip install "fc-lightning[{match[1]}]"'
     if "No supported gpu backend" in text:
         return "trainer.accelerator: torch finds no GPU here; to do without, lay configs/trainer/cpu.yaml over it"

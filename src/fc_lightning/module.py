@@ -15,6 +15,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 from transformers import get_scheduler
 
+from fc_lightning.allocator import give_back_freed_memory
 from fc_lightning.bases import BaseModelError, load_tokenizer, vocabulary_digest
 from fc_lightning.chat_template import SpecialToken, Supervise
 from fc_lightning.evaluation import Placed, TurnGenerator, gather_objects, gather_turns, measure, tell_callbacks
@@ -226,6 +227,7 @@ class FunctionCallingModule(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the metrics and tell the callbacks."""
         self._finish_evaluation("val")
+        give_back_freed_memory()  # caches of generation leave holes in which no activation fits
 
     def on_test_epoch_end(self) -> None:
         """Log the metrics and tell the callbacks."""
