@@ -1,6 +1,8 @@
 """Callbacks from YAML: ours, the examples of the documentation, one that is missing and one that raises."""
 
+import csv
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -79,6 +81,25 @@ def test_report_and_samples(run, capsys, tmp_path):
     run("report", f"--runs=[{folder}]", f"--output={tmp_path / 'again'}")
     table = markdown[markdown.index("## Measures") : markdown.index("## Failures")]
     assert table.replace("after training", folder.name) in (tmp_path / "again.md").read_text()
+
+
+def test_what_was_measured_before_training_stays_so_when_a_run_goes_on(run, capsys):
+    """From a checkpoint at the end of an epoch, before which Lightning would validate again."""
+    quick = (*QUICK, "--trainer.num_sanity_val_steps=-1", "--model.learning_rate=0.05")
+    folder = run("fit", *quick)
+    first = (folder / "predictions_before.jsonl").read_text()
+    assert first != (folder / "predictions.jsonl").read_text()
+    capsys.readouterr()
+    assert run("fit", *quick, "--trainer.max_epochs=2", "--ckpt_path=last") == folder
+    out = capsys.readouterr().out
+    assert "before:" not in out
+    assert re.search(r"all +│ \d+ +│ 0.000 +│ 0.000", out)
+    assert (folder / "predictions_before.jsonl").read_text() == first
+    with (folder / "metrics.csv").open() as file:
+        steps = [row["step"] for row in csv.DictReader(file) if row["val/exact_match"]]
+    assert steps == sorted(set(steps), key=int)
+    assert len(steps) == 3
+    assert steps[0] == "0"
 
 
 def test_a_run_without_any_callback_of_ours(run, tmp_path):

@@ -257,6 +257,8 @@ class FunctionCallingModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint has exactly the weights that this configuration trains."""
+        if self._trainer is not None:
+            self.trainer.num_sanity_val_steps = 0  # what the base says was measured when the run began
         self.configure_model()
         mine, theirs = self._trained_names(), set(checkpoint["state_dict"])
         vocabulary = vocabulary_digest(self.tokenizer)

@@ -22,6 +22,7 @@ from fc_lightning.memory import held_bytes, training_bytes
 from fc_lightning.metrics import EvaluatedTurn
 from fc_lightning.modeling import parameter_counts
 from fc_lightning.packing import Batch
+from fc_lightning.report import read_predictions
 
 
 class RunSummary(Callback):
@@ -93,9 +94,11 @@ class RunSummary(Callback):
             highlight=False,
             soft_wrap=True,
         )
-        if self.after:
-            console.print(_table(self.before, self.after))
         run = Path(folder or ".")
+        earlier = run / "predictions_before.jsonl"  # of a run that went on
+        before = self.before or (read_predictions(earlier) if earlier.is_file() else [])
+        if self.after:
+            console.print(_table(before, self.after))
         lines = [*_best(trainer), f"run:     {run}"]
         lines += [f"adapter: {run / 'adapter'}"] if (run / "adapter").is_dir() else []
         console.print("\n".join([*lines, *_next(trainer, run)]), highlight=False, soft_wrap=True, markup=False)
