@@ -31,7 +31,6 @@ def run_ours(spec: dict[str, Any]) -> dict[str, Any]:
             "model": {
                 "base": spec["base"],
                 "special_tokens": [],
-                "head_chunk": 64,  # as configs/gemma3_270m.yaml has it
                 "peft": {
                     "class_path": "peft.LoraConfig",
                     "init_args": {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": PROJECTIONS},

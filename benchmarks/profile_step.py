@@ -137,7 +137,7 @@ def main() -> None:
     args = parser.parse_args()
     keep_freed_memory()
     peft = LoraConfig(r=16, lora_alpha=32, target_modules=PROJECTIONS)
-    module = FunctionCallingModule(args.base, peft=peft, learning_rate=4e-4, head_chunk=64)
+    module = FunctionCallingModule(args.base, peft=peft, learning_rate=4e-4)
     data = FunctionCallingDataModule(
         args.base, [Source(path=args.data)], max_length=args.max_length, packing=args.packing, seed=None
     )

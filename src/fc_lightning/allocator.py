@@ -9,13 +9,14 @@ import sys
 def keep_freed_memory() -> None:
     """Have freed tensors' memory kept in the process, instead of given back to the system and asked for again.
 
-    Activations and logits are tens of megabytes each, and glibc maps such blocks anew every time: on a CPU the page
-    faults cost more than the arithmetic.
+    Activations are tens of megabytes each, and glibc maps such blocks anew every time: on a CPU the page faults cost
+    more than the arithmetic. Blocks of more than 32 MB, which logits are, come and go all the same: they are of many
+    sizes, and would leave holes in which the next ones do not fit.
     """
     libc = _glibc()
     if libc is not None:
-        m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4
-        for option, value in ((m_mmap_max, 0), (m_trim_threshold, 2**31 - 1), (m_top_pad, 2**28)):
+        m_trim_threshold, m_top_pad, m_mmap_threshold = -1, -2, -3
+        for option, value in ((m_mmap_threshold, 2**25), (m_trim_threshold, 2**31 - 1), (m_top_pad, 2**28)):
             libc.mallopt(option, value)
 
 
