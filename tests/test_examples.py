@@ -27,6 +27,7 @@ def test_plain_python(capsys, monkeypatch, tmp_path):
         r"^trainable params: [\d,]+ \|\| all params: [\d,]+ \|\| trainable%: \d+\.\d{4}$", out, re.MULTILINE
     )
     assert out.rstrip().endswith("tensor(0.)")
+    assert "config.yaml" not in out  # there is none to name
     lines = [json.loads(line) for line in next(tmp_path.rglob("predictions.jsonl")).open()]
     assert len(lines) >= 2
     statements = re.findall(r"^    (?=[a-z])", body, re.MULTILINE)

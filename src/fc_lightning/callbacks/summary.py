@@ -101,7 +101,8 @@ class RunSummary(Callback):
             console.print(_table(before, self.after))
         lines = [*_best(trainer), f"run:     {run}"]
         lines += [f"adapter: {run / 'adapter'}"] if (run / "adapter").is_dir() else []
-        console.print("\n".join([*lines, *_next(trainer, run)]), highlight=False, soft_wrap=True, markup=False)
+        lines += _next(trainer, run) if (run / "config.yaml").is_file() else []  # the command line writes it
+        console.print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
 
 
 def describe_run(trainer: Trainer, module: Any) -> Iterator[str]:
