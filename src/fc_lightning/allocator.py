@@ -21,7 +21,7 @@ def keep_freed_memory() -> None:
 
 
 def give_back_freed_memory() -> None:
-    """Give back what is kept, after something large that will not be done again."""
+    """Give back what is kept, after something large, where what comes next is of other sizes."""
     libc = _glibc()
     if libc is not None:
         libc.malloc_trim(0)
