@@ -193,10 +193,8 @@ def _share(turns: Sequence[EvaluatedTurn], name: str) -> str:
 
 
 def _values(turns: Sequence[EvaluatedTurn], groups: Sequence[str]) -> dict[str, list[float]]:
-    """Each metric, overall and of each group. All ranks have all turns here: nothing is exchanged."""
-    metrics = tool_call_metrics(groups=groups)
-    for metric in metrics.values():
-        metric.sync_on_compute = False
+    """Each metric, overall and of each group. One rank writes the report, and it has the turns of all ranks."""
+    metrics = tool_call_metrics(groups=groups, sync=False)
     metrics.update(turns)
     return {name: value.reshape(-1).tolist() for name, value in metrics.compute().items()}
 

@@ -288,32 +288,36 @@ class PassAtK(TurnRatio):
         self._add(counted)
 
 
-def tool_call_metrics(prefix: str = "", groups: Sequence[str] = (), samples: int = 1) -> MetricCollection:
+def tool_call_metrics(
+    prefix: str = "", groups: Sequence[str] = (), samples: int = 1, sync: bool = True
+) -> MetricCollection:
     """All of them, under the names that they are logged by.
 
     Args:
         prefix: Of the names.
         groups: See :class:`TurnRatio`.
         samples: Generations from a prompt; with more than one there is ``pass_at_k`` too.
+        sync: Whether ``compute`` sums over all ranks. torchmetrics reads this in the constructor only.
     """
+    options: dict[str, Any] = {"groups": groups, "sync_on_compute": sync}
     metrics: dict[str, Metric | MetricCollection] = {
-        "exact_match": ToolCallExactMatch(groups=groups),
-        "alternatives_match": ToolCallAlternativesMatch(groups=groups),
-        "name_match": ToolCallNameMatch(groups=groups),
-        "parse_rate": ToolCallParseRate(groups=groups),
-        "grammar": TurnGrammar(groups=groups),
-        "unoffered": UnofferedCalls(groups=groups),
-        "arguments_valid": ArgumentsValid(groups=groups),
-        "argument_precision": ArgumentPrecision(groups=groups),
-        "argument_recall": ArgumentRecall(groups=groups),
-        "argument_f1": ArgumentF1(groups=groups),
-        "overcall": Overcall(groups=groups),
-        "missed_call": MissedCall(groups=groups),
-        "abstention": Abstention(groups=groups),
-        **{what: JsonAnswer(what, groups=groups) for what in ("json_valid", "json_schema_valid", "json_equal")},
+        "exact_match": ToolCallExactMatch(**options),
+        "alternatives_match": ToolCallAlternativesMatch(**options),
+        "name_match": ToolCallNameMatch(**options),
+        "parse_rate": ToolCallParseRate(**options),
+        "grammar": TurnGrammar(**options),
+        "unoffered": UnofferedCalls(**options),
+        "arguments_valid": ArgumentsValid(**options),
+        "argument_precision": ArgumentPrecision(**options),
+        "argument_recall": ArgumentRecall(**options),
+        "argument_f1": ArgumentF1(**options),
+        "overcall": Overcall(**options),
+        "missed_call": MissedCall(**options),
+        "abstention": Abstention(**options),
+        **{what: JsonAnswer(what, **options) for what in ("json_valid", "json_schema_valid", "json_equal")},
     }
     if samples > 1:
-        metrics[f"pass_at_{samples}"] = PassAtK(samples, groups=groups)
+        metrics[f"pass_at_{samples}"] = PassAtK(samples, **options)
     return MetricCollection(metrics, prefix=prefix, compute_groups=False)
 
 

@@ -1,0 +1,57 @@
+"""The callbacks of the shipped recipes do the same on one rank and on two, in every subcommand that runs them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent.parent
+RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
+TIMED = ("created", "seconds", "tokens_per_second")
+
+
+def overlay(folder: Path, devices: int) -> Path:
+    """A configuration with every callback that a shipped recipe has, each once, for the tiny model."""
+    callbacks = {
+        json.dumps(callback): callback
+        for recipe in RECIPES
+        for callback in yaml.safe_load(recipe.read_text())["trainer"]["callbacks"]
+    }
+    trainer = {"devices": devices, "accumulate_grad_batches": 2 // devices, "num_sanity_val_steps": -1}
+    trainer |= {"strategy": "ddp" if devices > 1 else "auto", "callbacks": list(callbacks.values())}
+    data = {name: [{"path": f"data/quickstart/{file}.jsonl", "limit": limit}] for name, file, limit in (
+        ("train", "train", 8), ("validation", "validation", 3), ("test", "validation", 3),
+    )}  # fmt: skip
+    file = folder / "overlay.yaml"
+    file.write_text(yaml.safe_dump({"trainer": trainer, "data": data}))
+    return file
+
+
+def run(folder: Path, devices: int, subcommand: str) -> dict[str, str]:
+    """The files of a run with their text, without what depends on time and place."""
+    folder.mkdir()
+    command = [sys.executable, "main.py", subcommand, "--config=configs/debug/tiny.yaml"]
+    command += [f"--config={overlay(folder, devices)}", f"--trainer.logger.init_args.save_dir={folder}"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "Traceback" not in result.stdout + result.stderr
+    (version,) = folder.glob("*/version_0")
+    names = {path.relative_to(version).as_posix() for path in version.rglob("*") if path.is_file()}
+    files = {name: "" for name in names if "tfevents" not in name}
+    for name in ("report.md", "predictions.jsonl", "predictions_before.jsonl"):
+        if name in files:
+            files[name] = (version / name).read_text().replace(str(folder), "")
+    return files
+
+
+@pytest.mark.parametrize(
+    "subcommand", ["fit", *(pytest.param(s, marks=pytest.mark.slow) for s in ("validate", "test", "predict"))]
+)
+def test_two_ranks_leave_the_files_of_one(tmp_path, subcommand):
+    one, two = run(tmp_path / "one", 1, subcommand), run(tmp_path / "two", 2, subcommand)
+    assert two == one
+    assert "predictions.jsonl" in one
+    assert ("report.md" in one) == (subcommand != "predict")
