@@ -23,7 +23,7 @@ PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 def run_ours(spec: dict[str, Any]) -> dict[str, Any]:
     """The command line, as a user starts it."""
     from clock import Clock
-    from fc_lightning import cli
+    from fc_lightning.cli.lightning_cli import lightning_cli as cli
 
     with tempfile.TemporaryDirectory() as folder:
         recipe = {
@@ -75,7 +75,7 @@ def run_trl(spec: dict[str, Any]) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    from fc_lightning.bases import resolve_base
+    from fc_lightning.utils.pretrained import resolve_base
 
     class Clock(TrainerCallback):
         def on_train_begin(self, *args: Any, **kwargs: Any) -> None:

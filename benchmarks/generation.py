@@ -14,15 +14,15 @@ import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import AutoModelForCausalLM
 
-from fc_lightning.adapters import make_lean
-from fc_lightning.allocator import keep_freed_memory
-from fc_lightning.attention import BY_DOCUMENT
-from fc_lightning.bases import load_tokenizer, resolve_base
-from fc_lightning.chat_template import ChatTemplate, SpecialToken
+from fc_lightning.chat_template.template import ChatTemplate, SpecialToken
 from fc_lightning.data import FunctionCallingDataModule, Source
-from fc_lightning.data.sampling import plan_generation
-from fc_lightning.generation import generate, shared_length
-from fc_lightning.modeling import add_token_rows, load_base
+from fc_lightning.data.samplers import plan_generation
+from fc_lightning.evaluation.generation import generate, shared_length
+from fc_lightning.models.attention import BY_DOCUMENT
+from fc_lightning.models.loading import add_token_rows, load_base
+from fc_lightning.models.lora import make_lean
+from fc_lightning.utils.malloc import keep_freed_memory
+from fc_lightning.utils.pretrained import load_tokenizer, resolve_base
 
 
 def arguments() -> argparse.Namespace:

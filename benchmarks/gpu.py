@@ -7,7 +7,7 @@ Rows of 2,048, 4,096 and 8,192 tokens, of conversations whose lengths are drawn 
 are spread (log-normal, median 540 tokens), a tenth, a third or all of their tokens supervised. Three contenders, each
 in a process of its own: this project; TRL with its defaults, unpacked; TRL tuned: packed, without gradient
 checkpointing, with flash attention where that is installed and flex attention otherwise. Utilisation is the operations
-that the training needs (`fc_lightning.modeling.training_flops`) over those of a large bf16 matrix product measured in
+that the training needs (`fc_lightning.models.loading.training_flops`) over those of a large bf16 matrix product measured in
 the same process.
 
 `--tiny` runs it all on a CPU with a small model, to see that it works.
@@ -84,8 +84,8 @@ def ours(folder: str, packs: list[list[dict[str, Any]]], length: int, device: st
     """Seconds of the measured steps."""
     from lightning import Callback, Trainer
 
-    from fc_lightning.module import FunctionCallingModule
-    from fc_lightning.packing import PackingCollator
+    from fc_lightning.data.packing import PackingCollator
+    from fc_lightning.training.module import FunctionCallingModule
 
     meter = Meter(device)
 
@@ -162,8 +162,8 @@ def matmul_flops(device: str) -> float:
 
 def contend(args: argparse.Namespace, folder: str) -> list[dict[str, Any]]:
     """All settings of one contender."""
-    from fc_lightning.modeling import training_flops
-    from fc_lightning.packing import PackingCollator, plan_packs
+    from fc_lightning.data.packing import PackingCollator, plan_packs
+    from fc_lightning.models.loading import training_flops
 
     device = "cpu" if args.tiny else "cuda"
     peak = matmul_flops(device)

@@ -17,11 +17,11 @@ import torch
 from lightning import Trainer
 from peft import LoraConfig
 
-import fc_lightning.attention as attention
-from fc_lightning.allocator import keep_freed_memory
-from fc_lightning.modeling import token_loss_sum
-from fc_lightning.module import FunctionCallingModule
-from fc_lightning.packing import Batch, PackingCollator
+import fc_lightning.models.attention as attention
+from fc_lightning.data.packing import Batch, PackingCollator
+from fc_lightning.models.loading import token_loss_sum
+from fc_lightning.training.module import FunctionCallingModule
+from fc_lightning.utils.malloc import keep_freed_memory
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 

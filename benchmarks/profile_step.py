@@ -21,11 +21,11 @@ from peft import LoraConfig
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch.profiler import ProfilerActivity, profile, record_function
 
-import fc_lightning.modeling as modeling
-from fc_lightning.allocator import keep_freed_memory
+import fc_lightning.models.loading as modeling
 from fc_lightning.data import FunctionCallingDataModule
 from fc_lightning.data.sources import Source
-from fc_lightning.module import FunctionCallingModule
+from fc_lightning.training.module import FunctionCallingModule
+from fc_lightning.utils.malloc import keep_freed_memory
 
 PART = "part: "
 BACKWARD = "autograd::engine::evaluate_function: "

@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from fc_lightning.cli import main
+from fc_lightning.cli.lightning_cli import main
 
 CITIES = ["Paris", "Oslo", "Lima", "Cairo", "Delhi", "Quito", "Accra", "Kyoto", "Turin", "Perth"]
 TOOL = {

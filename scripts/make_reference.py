@@ -16,9 +16,9 @@ from docstring_parser.google import parse
 from lightning import Callback
 
 import fc_lightning.callbacks
-from fc_lightning.cli import FunctionCallingCLI, FunctionCallingTrainer
+from fc_lightning.cli.lightning_cli import FunctionCallingCLI, FunctionCallingTrainer
 from fc_lightning.data import FunctionCallingDataModule, Source
-from fc_lightning.module import FunctionCallingModule
+from fc_lightning.training.module import FunctionCallingModule
 
 OUTPUT = Path(__file__).parents[1] / "docs" / "reference.md"
 HEAD = """# Configuration reference

@@ -15,8 +15,8 @@ from typing import Any
 from jsonargparse import _completions_jsonschema as completions
 
 import fc_lightning.callbacks
-import fc_lightning.loggers  # noqa: F401 - so that its classes are known
-from fc_lightning.cli import FunctionCallingCLI
+import fc_lightning.training.loggers  # noqa: F401 - so that its classes are known
+from fc_lightning.cli.lightning_cli import FunctionCallingCLI
 
 ROOT = Path(__file__).parent.parent
 # Of these all classes are listed. jsonargparse would list every module and every metric that is imported, too.

@@ -28,7 +28,7 @@ def _at_the_root(tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., Path]:
     """Runs a subcommand with the tiny recipe; returns the folder of its run."""
-    from fc_lightning.cli import main
+    from fc_lightning.cli.lightning_cli import main
 
     def run(subcommand: str, *arguments: str, config: Path = TINY) -> Path:
         folder = f"--trainer.logger.init_args.save_dir={tmp_path / 'runs'}"

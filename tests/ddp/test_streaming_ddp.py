@@ -20,7 +20,7 @@ def fit(folder: Path, name: str, *arguments: str) -> list[list[list[list[str]]]]
     ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     checkpoints = (
-        "[{class_path: tests.ddp.recording.IdRecorder}, {class_path: lightning.pytorch.callbacks.ModelCheckpoint, "
+        "[{class_path: tests.helpers.recording.IdRecorder}, {class_path: lightning.pytorch.callbacks.ModelCheckpoint, "
         f"init_args: {{dirpath: {folder / name}, every_n_train_steps: 1, save_top_k: -1, filename: '{{step}}'}}}}]"
     )
     command = [

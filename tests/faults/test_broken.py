@@ -5,7 +5,13 @@ import random
 import pytest
 import torch
 
-from fc_lightning.checkpoints import CheckpointError, WholeCheckpointIO, is_whole, last_checkpoint, read_checkpoint
+from fc_lightning.training.checkpoint_io import (
+    CheckpointError,
+    WholeCheckpointIO,
+    is_whole,
+    last_checkpoint,
+    read_checkpoint,
+)
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ import torch
 from lightning import Callback
 from lightning.pytorch.cli import LightningArgumentParser
 
-from fc_lightning.checkpoints import CheckpointError, WholeCheckpointIO, is_whole, read_checkpoint
-from fc_lightning.cli import main
+from fc_lightning.cli.lightning_cli import main
+from fc_lightning.training.checkpoint_io import CheckpointError, WholeCheckpointIO, is_whole, read_checkpoint
 
 MEGABYTE = 1_000_000
 

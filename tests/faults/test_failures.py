@@ -7,10 +7,10 @@ import sys
 
 import pytest
 import torch
-from tests.faults.processes import injected, sample, start
+from tests.helpers.processes import injected, sample, start
 
 from fc_lightning.callbacks.failures import Failures, describe
-from fc_lightning.packing import Document, PackingCollator
+from fc_lightning.data.packing import Document, PackingCollator
 
 WHERE = ("training", "validation", "collator", "callback", "killed")
 # In this order a sample of few has different places and different ranks.
@@ -39,7 +39,7 @@ def test_all_processes_end_and_the_first_error_is_shown(tmp_path, number, rank, 
         _, last = run.output.split(f"rank {rank} failed first:\n")
         assert last.startswith("Traceback"), run.output
         assert "\nValueError: planted\n" in last
-        assert "tests/faults/injection.py" in last
+        assert "tests/helpers/injection.py" in last
         assert not [line for line in last.splitlines() if "Error" in line and not re.search("planted|Caught", line)], (
             run.output
         )
@@ -48,7 +48,7 @@ def test_all_processes_end_and_the_first_error_is_shown(tmp_path, number, rank, 
 
 
 def test_out_of_memory_names_the_batch_and_what_to_lower(run, monkeypatch):
-    from fc_lightning import module
+    from fc_lightning.training import module
 
     def too_much(model, batch, chunk):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.faults.processes import injected, start
+from tests.helpers.processes import injected, start
 
 SMALL = (
     "--data.packing=false",

@@ -12,13 +12,13 @@ import pyarrow as pa
 import pytest
 import torch
 
-from fc_lightning import checkpoints
-from fc_lightning.checkpoints import CheckpointError, read_checkpoint
-from fc_lightning.cli import main
+from fc_lightning.cli.lightning_cli import main
 from fc_lightning.data import DataError, FunctionCallingDataModule
 from fc_lightning.data.cache import seal
 from fc_lightning.data.prepare import load_prepared
 from fc_lightning.data.sources import Source
+from fc_lightning.training import checkpoint_io as checkpoints
+from fc_lightning.training.checkpoint_io import CheckpointError, read_checkpoint
 
 TINY = "tests/models/tiny_gemma2"
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
-from tests.faults.checkpoints import FULL, events, same, state_of
+from tests.helpers.checkpoints import FULL, events, same, state_of
 
 from fc_lightning.callbacks import Resumable
-from fc_lightning.checkpoints import CheckpointError
-from fc_lightning.cli import main
+from fc_lightning.cli.lightning_cli import main
+from fc_lightning.training.checkpoint_io import CheckpointError
 
 TINY = "configs/debug/tiny.yaml"
 DROPOUT = "{class_path: peft.LoraConfig, init_args: {r: 4, lora_dropout: 0.2, target_modules: [q_proj, v_proj]}}"
@@ -34,7 +34,7 @@ SETTINGS = {
 
 def fit(folder: Path, name: str, *arguments: str, save: bool = False) -> Path:
     """Runs the tiny recipe with a recorder; the last checkpoint is ``NAME.ckpt``."""
-    recorder = {"class_path": "tests.faults.checkpoints.Recorder", "init_args": {"file": str(folder / name)}}
+    recorder = {"class_path": "tests.helpers.checkpoints.Recorder", "init_args": {"file": str(folder / name)}}
     if save:
         recorder["init_args"]["folder"] = str(folder / "saved")
     last = {"dirpath": str(folder / name), "save_last": True, "save_on_train_epoch_end": True}
@@ -87,7 +87,7 @@ def on_two_ranks(folder: Path, jobs: list) -> None:
     """Runs `fit` above with each list of arguments, on two ranks, in one go."""
     (folder / "jobs.json").write_text(json.dumps([[str(folder), *job] for job in jobs]))
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    command = [*launch, "-m", "tests.faults.two_ranks", str(folder / "jobs.json")]
+    command = [*launch, "-m", "tests.helpers.two_ranks", str(folder / "jobs.json")]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1500)
     assert result.returncode == 0, result.stdout + result.stderr
 
@@ -165,7 +165,7 @@ def test_the_same_command_again_and_again_ends_with_the_same_adapter(tmp_path):
     rng = random.Random(0)
     for _ in range(kills):
         killer = {"after": rng.randint(1, 40 // kills), "saving": rng.random() < 0.5}
-        killed = train(tmp_path / "again", {"class_path": "tests.faults.checkpoints.Killer", "init_args": killer})
+        killed = train(tmp_path / "again", {"class_path": "tests.helpers.checkpoints.Killer", "init_args": killer})
         assert killed == -signal.SIGKILL
     assert train(tmp_path / "again") == 0
     whole, again = (tmp_path / name / "tiny" / "version_0" for name in ("whole", "again"))

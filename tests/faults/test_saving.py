@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.faults.checkpoints import FULL
+from tests.helpers.checkpoints import FULL
 
-from fc_lightning.checkpoints import WholeCheckpointIO, last_checkpoint, read_checkpoint
+from fc_lightning.training.checkpoint_io import WholeCheckpointIO, last_checkpoint, read_checkpoint
 
 KILLS = 100 if FULL else 4  # for each of the two temporary folders
 PADDING = torch.arange(500_000)  # 4 MB

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tests.faults.injection import KeyedLogger
+from tests.helpers.injection import KeyedLogger
 
-from fc_lightning.bases import commit_of
-from fc_lightning.redaction import redact, redact_config
+from fc_lightning.utils.pretrained import commit_of
+from fc_lightning.utils.secrets import redact, redact_config
 
 SOURCES = [Path("main.py"), *sorted(Path("src").rglob("*.py"))]
 # One for each kind of variable that libraries take keys from.
@@ -104,7 +104,7 @@ def test_code_of_a_base_is_not_run_even_if_somebody_says_yes(tmp_path, run, caps
 
 
 def test_values_in_rows_are_not_evaluated(tmp_path):
-    from fc_lightning.toolcalls import CallSyntaxError, parse_literal
+    from fc_lightning.conversation.parsing import CallSyntaxError, parse_literal
 
     mark = tmp_path / "run"
     for text in (f"open({str(mark)!r}, 'w')", f"__import__('os').system('touch {mark}')", "[x for x in (1,)]"):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.faults.processes import injected, sample, start
+from tests.helpers.processes import injected, sample, start
 
 WHO = ((0,), (1,), (0, 1))
 MOMENTS = ("step", "validation", "generation", "saving")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.faults.checkpoints import same, state_of
-from tests.faults.processes import Run, injected, start
+from tests.helpers.checkpoints import same, state_of
+from tests.helpers.processes import Run, injected, start
 
 JOB = "4711"
 
@@ -104,7 +104,7 @@ def test_a_job_that_slurm_does_not_requeue(tmp_path):
 def test_only_the_same_command_of_the_same_job_goes_on(tmp_path, monkeypatch):
     from lightning import Trainer
 
-    from fc_lightning import slurm
+    from fc_lightning.training import slurm
 
     for name, value in job(tmp_path).items():
         monkeypatch.setenv(name, value)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.faults.processes import start
+from tests.helpers.processes import start
 
 
 def write(path: Path, rows: int, answer: str = "Yes.") -> Path:
@@ -53,8 +53,8 @@ def test_answers_of_one_token(run, tmp_path):
 @pytest.mark.parametrize("packing", ["true", "false"])
 def test_documents_of_one_token(packing):
     """They have a place in a batch, and no label: nothing comes before them."""
-    from fc_lightning.data.sampling import MicroBatchSampler
-    from fc_lightning.packing import Document, PackingCollator
+    from fc_lightning.data.packing import Document, PackingCollator
+    from fc_lightning.data.samplers import MicroBatchSampler
 
     capacity = 4 if packing == "true" else None
     sampler = MicroBatchSampler([1] * 6, capacity, batch_size=2, num_replicas=2, rank=0, seed=0)

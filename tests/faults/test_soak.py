@@ -4,7 +4,7 @@ import json
 import sys
 
 import pytest
-from tests.faults.processes import FULL, injected, start
+from tests.helpers.processes import FULL, injected, start
 
 STEPS = 2000 if FULL else 400
 SETTLED = 200  # optimizer steps, after which caches and pools have what they need

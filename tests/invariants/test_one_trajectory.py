@@ -20,12 +20,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer, Gemma3ForCausalLM, Gemma3TextConfig
 
-from fc_lightning.bases import load_tokenizer
-from fc_lightning.chat_template import ChatTemplate, SpecialToken
-from fc_lightning.cli import main
-from fc_lightning.formats import read_row
-from fc_lightning.module import FunctionCallingModule
-from fc_lightning.packing import plan_packs
+from fc_lightning.chat_template.template import ChatTemplate, SpecialToken
+from fc_lightning.cli.lightning_cli import main
+from fc_lightning.data.formats import read_row
+from fc_lightning.data.packing import plan_packs
+from fc_lightning.training.module import FunctionCallingModule
+from fc_lightning.utils.pretrained import load_tokenizer
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "tests" / "models" / "tiny_gemma2"
@@ -133,7 +133,7 @@ def trajectories(base, data, tmp_path_factory) -> Callable[[list[Spread]], dict[
             file = tmp_path_factory.mktemp("jobs") / "jobs.json"
             file.write_text(json.dumps(together))
             launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-            command = [*launch, str(Path(__file__).with_name("sweep.py")), str(file)]
+            command = [*launch, str(ROOT / "tests" / "helpers" / "sweep.py"), str(file)]
             result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=900)
             assert result.returncode == 0, result.stdout + result.stderr
         return {spread: read(folder) for spread, folder in folders.items()}

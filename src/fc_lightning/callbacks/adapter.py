@@ -10,10 +10,10 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.io import CheckpointIO
 from peft import PeftModel
 
-from fc_lightning.bases import commit_of
-from fc_lightning.checkpoints import writing
-from fc_lightning.export import whole_folder, write_model
-from fc_lightning.modeling import trained_weights
+from fc_lightning.commands.export.folder import whole_folder, write_model
+from fc_lightning.models.loading import trained_weights
+from fc_lightning.training.checkpoint_io import writing
+from fc_lightning.utils.pretrained import commit_of
 
 
 class SaveAdapter(Callback):

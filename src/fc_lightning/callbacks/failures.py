@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from fc_lightning import ranks
+from fc_lightning.training import distributed as ranks
 
 _LOWER = {
     "training": "`data.max_length`, `data.batch_size` or `model.head_chunk`, or set "
@@ -19,7 +19,7 @@ _LOWER = {
 
 
 class Failures(Callback):
-    """Puts an error down before anything else happens, see :mod:`fc_lightning.ranks`; the command line always adds it.
+    """Puts an error down before anything else happens, see :mod:`fc_lightning.training.distributed`; the command line always adds it.
 
     If a device runs out of memory, the error says with which batch, and which settings to lower.
     """
@@ -61,7 +61,7 @@ def describe(batch: Any, training: bool) -> str:
     """What a batch that did not fit holds, and what to lower.
 
     Args:
-        batch: A :class:`fc_lightning.packing.Batch` or a :class:`fc_lightning.data.batches.PromptBatch`.
+        batch: A :class:`fc_lightning.data.packing.Batch` or a :class:`fc_lightning.data.batches.PromptBatch`.
         training: Whether it was trained on.
     """
     if "order" in batch:

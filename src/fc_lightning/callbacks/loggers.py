@@ -20,7 +20,7 @@ class ExtraLogger(Callback):
     """Logs to another logger too, while the run's folder stays where the first logger puts it.
 
     Args:
-        logger: Any logger of Lightning, or :class:`fc_lightning.loggers.Trackio`.
+        logger: Any logger of Lightning, or :class:`fc_lightning.training.loggers.Trackio`.
     """
 
     def __init__(self, logger: Logger):

@@ -9,8 +9,8 @@ from pathlib import Path
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from fc_lightning.disk import DiskError, write_text
-from fc_lightning.metrics import EvaluatedTurn
+from fc_lightning.evaluation.metrics import EvaluatedTurn
+from fc_lightning.utils.atomic_files import DiskError, write_text
 
 # Of prompts that came without an answer nothing can be said.
 _UNKNOWN = dict.fromkeys(("expected", "exact_match", "name_match"))

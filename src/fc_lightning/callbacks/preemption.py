@@ -15,8 +15,8 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from torch.distributed.distributed_c10d import _get_default_store
 
-from fc_lightning import slurm
-from fc_lightning.ranks import STOPPED
+from fc_lightning.training import slurm
+from fc_lightning.training.distributed import STOPPED
 
 _REQUEUE = "requeue"
 _REASONS = (_REQUEUE, *STOPPED)  # to stop; the first counts

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from lightning import Callback, LightningModule, Trainer
 
-from fc_lightning.metrics import EvaluatedTurn
-from fc_lightning.report import Measured, read_curves, write_report
+from fc_lightning.evaluation.metrics import EvaluatedTurn
+from fc_lightning.evaluation.report import Measured, read_curves, write_report
 
 
 class EvaluationReport(Callback):

@@ -17,8 +17,8 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities import rank_zero_info
 
-from fc_lightning.checkpoints import CheckpointError
-from fc_lightning.disk import telling
+from fc_lightning.training.checkpoint_io import CheckpointError
+from fc_lightning.utils.atomic_files import telling
 
 _KEY = "resumable"
 _METRICS = "metrics.csv"

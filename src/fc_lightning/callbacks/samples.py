@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fc_lightning.metrics import EvaluatedTurn
-from fc_lightning.pages import markdown_table
-from fc_lightning.report import compare_calls, failure
+from fc_lightning.evaluation.metrics import EvaluatedTurn
+from fc_lightning.evaluation.report import compare_calls, failure
+from fc_lightning.utils.html import markdown_table
 
 _HEADER = ("id", "turn", "what", "expected", "predicted")
 

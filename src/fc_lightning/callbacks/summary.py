@@ -14,15 +14,15 @@ from lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
-from fc_lightning.attention import BY_DOCUMENT
 from fc_lightning.data import FunctionCallingDataModule
 from fc_lightning.data.batches import lengths_of, supervised_of
-from fc_lightning.data.sampling import MicroBatch, MicroBatchSampler
-from fc_lightning.memory import held_bytes, training_bytes
-from fc_lightning.metrics import EvaluatedTurn
-from fc_lightning.modeling import parameter_counts
-from fc_lightning.packing import Batch
-from fc_lightning.report import read_predictions
+from fc_lightning.data.packing import Batch
+from fc_lightning.data.samplers import MicroBatch, MicroBatchSampler
+from fc_lightning.evaluation.metrics import EvaluatedTurn
+from fc_lightning.evaluation.report import read_predictions
+from fc_lightning.models.attention import BY_DOCUMENT
+from fc_lightning.models.loading import parameter_counts
+from fc_lightning.models.memory import held_bytes, training_bytes
 
 
 class RunSummary(Callback):

@@ -10,8 +10,8 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.utilities.throughput import get_available_flops
 
-from fc_lightning.modeling import training_flops
-from fc_lightning.packing import Batch
+from fc_lightning.data.packing import Batch
+from fc_lightning.models.loading import training_flops
 
 
 class Throughput(Callback):
@@ -24,7 +24,7 @@ class Throughput(Callback):
     rank: ``train/data_seconds`` and ``train/step_seconds`` (of an optimizer step, on average), ``val/seconds`` (of an
     evaluation), ``train/peak_memory_gb`` (of the device since the run began; of the process where there is no GPU), and
     where the device's peak is known ``train/mfu``: the operations that the training needs, see
-    :func:`fc_lightning.modeling.training_flops`, over those that the devices could have done in bf16 (PaLM, appendix B,
+    :func:`fc_lightning.models.loading.training_flops`, over those that the devices could have done in bf16 (PaLM, appendix B,
     but that frozen weights need no gradients and unsupervised positions no logits).
 
     Args:

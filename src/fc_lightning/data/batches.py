@@ -10,7 +10,7 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from fc_lightning.data.sampling import MicroBatch
+from fc_lightning.data.samplers import MicroBatch
 
 
 class PromptBatch(TypedDict):

@@ -11,19 +11,19 @@ from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Sampler
 
-from fc_lightning.bases import cache_dir as default_cache_dir
-from fc_lightning.bases import load_tokenizer
-from fc_lightning.chat_template import ChatTemplate, Render, SpecialToken, Supervise
+from fc_lightning.chat_template.template import ChatTemplate, Render, SpecialToken, Supervise
+from fc_lightning.conversation.parsing import Conversation
 from fc_lightning.data.batches import Packs, lengths_of, prompt_loader
 from fc_lightning.data.order import check_order, order_of, place_of
+from fc_lightning.data.packing import PackingCollator
 from fc_lightning.data.prepare import Preparation, Prepared, fingerprint, load_prepared, prepare
 from fc_lightning.data.prompts import prompt_rows
-from fc_lightning.data.sampling import MicroBatch, MicroBatchSampler, deal, plan_generation
+from fc_lightning.data.reasoning import Thoughts
+from fc_lightning.data.samplers import MicroBatch, MicroBatchSampler, deal, plan_generation
 from fc_lightning.data.sources import DataError, Source, weights_of
 from fc_lightning.data.streaming import StreamCollator, StreamingPacks
-from fc_lightning.packing import PackingCollator
-from fc_lightning.thoughts import Thoughts
-from fc_lightning.toolcalls import Conversation
+from fc_lightning.utils.pretrained import cache_dir as default_cache_dir
+from fc_lightning.utils.pretrained import load_tokenizer
 
 
 class FunctionCallingDataModule(LightningDataModule):

@@ -19,17 +19,17 @@ from datasets import Dataset
 from filelock import FileLock
 from lightning.pytorch.utilities import rank_zero_info
 
-from fc_lightning.chat_template import ChatTemplate
+from fc_lightning.chat_template.template import ChatTemplate
+from fc_lightning.conversation.parsing import Conversation
 from fc_lightning.data.cache import digest_of_texts, is_sound, read_digests, seal
-from fc_lightning.data.documents import Preparation, documents_of, prompts_of
-from fc_lightning.data.report import Report
+from fc_lightning.data.encoding import Preparation, documents_of, prompts_of
+from fc_lightning.data.formats import RowError
+from fc_lightning.data.reasoning import with_thoughts
+from fc_lightning.data.row_report import Report
 from fc_lightning.data.sources import DataError, Row, Source, brief, default_id
 from fc_lightning.data.splitting import hold_out, question
 from fc_lightning.data.workers import in_order, processes_for
-from fc_lightning.disk import own_partial, telling
-from fc_lightning.formats import RowError
-from fc_lightning.thoughts import with_thoughts
-from fc_lightning.toolcalls import Conversation
+from fc_lightning.utils.atomic_files import own_partial, telling
 
 _VERSION = 6  # of the layout below; a change makes old prepared folders unknown
 _CHUNK = 512  # rows that are read, rendered and encoded together
@@ -50,7 +50,7 @@ class Prepared:
     """A prepared data set.
 
     Attributes:
-        documents: Rows ``id, source, category, input_ids, supervised``, see :class:`fc_lightning.packing.Document`.
+        documents: Rows ``id, source, category, input_ids, supervised``, see :class:`fc_lightning.data.packing.Document`.
         prompts: Rows ``id, turn, category, input_ids, expected, tools, gold, response_schema, answer``, see
             :class:`fc_lightning.data.batches.PromptBatch`.
         report: What became of the rows.

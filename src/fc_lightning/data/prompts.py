@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fc_lightning.chat_template import ChatTemplate, ChatTemplateError
+from fc_lightning.chat_template.template import ChatTemplate, ChatTemplateError
+from fc_lightning.conversation.parsing import Conversation, Message, Tool, dump_json, tool_from_value
+from fc_lightning.data.formats import RowError, read_row
 from fc_lightning.data.sources import DataError, Source
-from fc_lightning.formats import RowError, read_row
-from fc_lightning.toolcalls import Conversation, Message, Tool, dump_json, tool_from_value
 
 
 def read_prompts(path: str | None, question: str | None, tools: str | None) -> list[Conversation]:

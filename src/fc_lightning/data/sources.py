@@ -16,8 +16,8 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
-from fc_lightning.formats import RowError, read_row
-from fc_lightning.toolcalls import Conversation
+from fc_lightning.conversation.parsing import Conversation
+from fc_lightning.data.formats import RowError, read_row
 
 _SUFFIXES = (".json", ".jsonl", ".parquet")
 # A longer row is not even parsed; so many characters are some million tokens.
@@ -59,7 +59,7 @@ class Source:
     def rows(self, start: int = 0, step: int = 1, stream: bool = False, block: int = 1) -> Iterator[tuple[str, Row]]:
         """The rows number ``start``, ``start + step``, …, each with its place (``file:row``, counted from 1).
 
-        What is no row comes as the :class:`fc_lightning.formats.RowError` that says why. Rows between are passed over
+        What is no row comes as the :class:`fc_lightning.data.formats.RowError` that says why. Rows between are passed over
         without being parsed.
 
         Args:

@@ -18,12 +18,12 @@ from typing import Any, NamedTuple, TypedDict
 import torch.distributed
 from torch.utils.data import IterableDataset, get_worker_info
 
-from fc_lightning.chat_template import ChatTemplate
-from fc_lightning.data.documents import Preparation, documents_of
+from fc_lightning.chat_template.template import ChatTemplate
+from fc_lightning.data.encoding import Preparation, documents_of
+from fc_lightning.data.packing import Document, PackingCollator, plan_packs
 from fc_lightning.data.prepare import usable
-from fc_lightning.data.report import Report
+from fc_lightning.data.row_report import Report
 from fc_lightning.data.sources import DataError, Row, Source
-from fc_lightning.packing import Document, PackingCollator, plan_packs
 
 _ENOUGH = 200  # rows after which the share of unreadable ones says something
 _EXAMPLES = 5

@@ -1,0 +1,149 @@
+"""Findings: what is wrong, or may be, with single rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from jsonschema.exceptions import SchemaError, ValidationError
+from referencing.exceptions import Unresolvable
+
+from fc_lightning.conversation.json_schema import schema_validator
+from fc_lightning.conversation.parsing import Conversation, ToolCall, dump_json
+from fc_lightning.conversation.value_matching import Text, leaves, words
+from fc_lightning.data.row_report import Report
+from fc_lightning.data.splitting import near_copies, question
+
+# What a kind means, in the order in which kinds are shown.
+KINDS = {
+    "skipped": "rows that cannot be used",
+    "flawed": "rows used verbatim though not all of their calls can be read",
+    "too_long": "rows longer than data.max_length",
+    "cut": "rows cut behind a turn",
+    "unknown_tool": "calls to a tool that is not on offer",
+    "missing_argument": "calls without a required argument",
+    "bad_schema": "tools whose parameters are no valid JSON schema",
+    "invalid_argument": "arguments that fail their JSON schema",
+    "ungrounded_value": "values of which no word stands anywhere before the call, nor in its tool's schema",
+    "duplicate": "rows that say the same as an earlier one",
+    "near_duplicate": "rows with nearly the question of an earlier one, and the same calls",
+    "overlap": "rows of an evaluation split that are, or nearly are, in training",
+}
+_MAX_SHOWN = 120  # characters of a value in a message
+
+
+class Finding(NamedTuple):
+    """One thing that was found.
+
+    Attributes:
+        kind: A key of :data:`KINDS`.
+        split: In which split.
+        place: ``file:row``.
+        id: The row's id.
+        detail: One sentence about what was found.
+    """
+
+    kind: str
+    split: str
+    place: str
+    id: str
+    detail: str
+
+
+Placed = Sequence[tuple[str, Conversation]]
+
+
+def find(splits: Mapping[str, Placed], reports: Mapping[str, Report] | None = None) -> list[Finding]:
+    """All findings, ordered by split and kind.
+
+    Args:
+        splits: The conversations of each split, each with its place; what others overlap with is ``train``.
+        reports: What became of the rows of each split.
+    """
+    findings: list[Finding] = []
+    for split, read in splits.items():
+        if reports and split in reports:
+            for kind in ("skipped", "flawed", "too_long", "cut"):
+                findings += [Finding(kind, split, *case) for case in getattr(reports[split], kind)]
+        for place, conversation in read:
+            for kind, detail in [*_wrong_tools(conversation), *_wrong_calls(conversation)]:
+                findings.append(Finding(kind, split, place, conversation.id, detail))
+    findings += _repeated(splits)
+    order = list(KINDS)
+    names = list(splits)
+    return sorted(findings, key=lambda one: (names.index(one.split), order.index(one.kind)))
+
+
+def _wrong_tools(conversation: Conversation) -> Iterator[tuple[str, str]]:
+    for tool in conversation.tools:
+        try:
+            schema_validator(dump_json(tool.parameters))
+        except SchemaError as error:
+            yield "bad_schema", f"{tool.name}: {error.message[:_MAX_SHOWN]}"
+
+
+def _wrong_calls(conversation: Conversation) -> Iterator[tuple[str, str]]:
+    schemas = {tool.name: tool.parameters for tool in conversation.tools}
+    said = ""
+    for message in conversation.messages:
+        text = Text(said) if message.tool_calls else None
+        for call in message.tool_calls:
+            if call.name not in schemas:
+                yield "unknown_tool", f"{call.name} is none of {', '.join(schemas) or 'no tools'}"
+                continue
+            yield from _schema_errors(call, schemas[call.name])
+            if text is not None:
+                yield from _ungrounded(call, schemas[call.name], text)
+        said += "\n" + "\n".join([message.content, *(dump_json(call.arguments) for call in message.tool_calls)])
+
+
+def _schema_errors(call: ToolCall, schema: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    try:
+        errors = list(schema_validator(dump_json(schema)).iter_errors(call.arguments))
+    except SchemaError:
+        return  # told of the tool
+    except (RecursionError, Unresolvable) as error:
+        yield "bad_schema", f"{call.name}: a reference that leads nowhere ({type(error).__name__})"
+        return
+    for one in errors:
+        yield _kind_of(one), f"{call.name}{one.json_path[1:]}: {one.message[:_MAX_SHOWN]}"
+
+
+def _kind_of(error: ValidationError) -> str:
+    return "missing_argument" if error.validator == "required" else "invalid_argument"
+
+
+def _ungrounded(call: ToolCall, schema: dict[str, Any], text: Text) -> Iterator[tuple[str, str]]:
+    offered = Text(dump_json(schema))
+    for name, value in call.arguments.items():
+        for leaf in leaves(value):
+            is_said = isinstance(leaf, bool) or leaf is None or (isinstance(leaf, str) and not words(leaf))
+            if not is_said and not text.hints_at(leaf) and not offered.holds(leaf):
+                yield "ungrounded_value", f"{call.name}.{name}: {dump_json(leaf)[:_MAX_SHOWN]}"
+
+
+def _repeated(splits: Mapping[str, Placed]) -> Iterator[Finding]:
+    """Duplicates and near-duplicates within a split, and what an evaluation split has in common with training."""
+    rows = [(split, place, one) for split, read in splits.items() for place, one in read]
+    groups = near_copies([question(one) for _, _, one in rows])
+    exact: dict[tuple[str, object], str] = {}
+    near: dict[tuple[str, object], str] = {}
+    # Training first, so that the others are compared with all of it.
+    for index in sorted(range(len(rows)), key=lambda index: rows[index][0] != "train"):
+        split, place, one = rows[index]
+        same = (tuple((m.role, m.content, m.tool_calls) for m in one.messages), _tools(one))
+        similar = (groups[index], tuple(m.tool_calls for m in one.messages if m.role == "assistant"), _tools(one))
+        if split != "train" and (("train", same) in exact or ("train", similar) in near):
+            known = exact.get(("train", same))
+            what = f"the same as {known}" if known else f"nearly the same as {near['train', similar]}"
+            yield Finding("overlap", split, place, one.id, what)
+        if (split, same) in exact:
+            yield Finding("duplicate", split, place, one.id, f"the same as {exact[split, same]}")
+        elif (split, similar) in near:
+            yield Finding("near_duplicate", split, place, one.id, f"nearly the same as {near[split, similar]}")
+        exact.setdefault((split, same), place)
+        near.setdefault((split, similar), place)
+
+
+def _tools(conversation: Conversation) -> tuple[str, ...]:
+    return tuple(sorted(tool.name for tool in conversation.tools))

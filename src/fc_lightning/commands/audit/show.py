@@ -1,0 +1,139 @@
+"""Showing an audit: in the terminal, and as a page."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase
+
+from fc_lightning.commands.audit.findings import KINDS, Finding
+from fc_lightning.commands.audit.statistics import Statistics
+from fc_lightning.utils import html as pages
+from fc_lightning.utils.atomic_files import write_text
+
+_MAX_TOOLS = 25
+_MAX_FINDINGS = 5  # of a kind and split in the terminal
+_MAX_ROWS = 2000  # of the page's table; all of them are in the JSON file
+
+
+def figures_of(statistics: Statistics) -> dict[str, str]:
+    """The key figures of a split."""
+    one = statistics
+    figures = {
+        "rows": f"{one.rows:,}",
+        "used": f"{one.documents:,}",
+        "model turns": f"{one.turns:,}",
+        "with a thought": f"{one.thoughts:,}",
+        "no call": f"{one.calls['none']:,}",
+        "one call": f"{one.calls['one']:,}",
+        "several calls": f"{one.calls['several']:,}",
+        "tokens": f"{one.tokens:,}",
+        "supervised": f"{one.supervised / max(one.tokens, 1):.1%}",
+        "packs": f"{one.packs:,}",
+        "packs filled": f"{one.packing:.1%}",
+        "tools called": f"{len(one.tools):,}",
+        "tools on offer": f"{len(one.offered):,}",
+        "tool named in question": f"{one.spelled_out:.1%}",
+    }
+    if one.known_tools is not None and one.known_calls is not None:
+        figures["tools known from training"] = f"{one.known_tools:.1%}"
+        figures["calls of known tools"] = f"{one.known_calls:.1%}"
+    return figures
+
+
+def segments(document: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, bool]]:
+    """A document as texts, each with whether it is supervised."""
+    edges = [0, *document["supervised"], len(document["input_ids"])]
+    for number, (start, end) in enumerate(pairwise(edges)):
+        yield tokenizer.decode(document["input_ids"][start:end]), number % 2 == 1
+
+
+def print_audit(
+    statistics: Mapping[str, Statistics],
+    findings: Sequence[Finding],
+    shown: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """Print figures, findings and a few conversations; what is supervised is green."""
+    console = Console(file=sys.stdout, highlight=False)
+    table = Table("", *statistics, title="audit")
+    columns = [figures_of(one) for one in statistics.values()]
+    for name in dict.fromkeys(name for column in columns for name in column):
+        table.add_row(name, *(column.get(name, "–") for column in columns))
+    console.print(table)
+    counts = Counter((finding.split, finding.kind) for finding in findings)
+    for (split, kind), count in counts.items():
+        console.print(f"{split}: {count:,} {kind} ({KINDS[kind]})", markup=False)
+        cases = (one for one in findings if (one.split, one.kind) == (split, kind))
+        for one in islice(cases, _MAX_FINDINGS):
+            console.print(f"    {one.place} ({one.id}): {one.detail}", markup=False, soft_wrap=True)
+        if count > _MAX_FINDINGS:
+            console.print("    …")
+    console.print("no findings" if not findings else f"{len(findings):,} findings")
+    for split, documents in shown.items():
+        for document in documents:
+            console.rule(f"{split}: {document['id']}")
+            text = Text()
+            for part, supervised in segments(document, tokenizer):
+                text.append(part, style="green" if supervised else "dim")
+            console.print(text)
+
+
+def write_page(
+    file: Path,
+    statistics: Mapping[str, Statistics],
+    findings: Sequence[Finding],
+    shown: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """Write the page."""
+    sections: dict[str, list[str | Markup]] = {}
+    for split, one in statistics.items():
+        calls = {"no call": one.calls["none"], "one call": one.calls["one"], "several calls": one.calls["several"]}
+        tools = dict(islice(one.tools.items(), _MAX_TOOLS))
+        more = f", the {_MAX_TOOLS} most frequent of {len(one.tools):,}" if len(one.tools) > _MAX_TOOLS else ""
+        sections[split] = [
+            pages.figures(figures_of(one)),
+            pages.histogram(one.lengths, "Length of conversations", "tokens"),
+            pages.bars(calls, "Model turns by calls"),
+            pages.bars(tools, f"Calls by tool{more}") if tools else "No tool is called.",
+        ]
+    sections["Findings"] = _findings(findings)
+    sections["Conversations"] = ["As the model sees them. What it learns is highlighted."]
+    for split, documents in shown.items():
+        for document in documents:
+            marked = (
+                Markup("<mark>{}</mark>" if supervised else "{}").format(part)
+                for part, supervised in segments(document, tokenizer)
+            )
+            text = Markup("").join(marked)
+            summary = f"{split}: {document['id']}"
+            block = Markup("<details open><summary>{}</summary><pre>{}</pre></details>")
+            sections["Conversations"].append(block.format(summary, text))
+    write_text(file, pages.page("Audit", sections, "What the model is trained and measured on"))
+
+
+def _findings(findings: Sequence[Finding]) -> list[str | Markup]:
+    if not findings:
+        return ["Nothing was found."]
+    counts = Counter((finding.split, finding.kind) for finding in findings)
+    summary = [[split, kind, KINDS[kind], count] for (split, kind), count in counts.items()]
+    blocks: list[str | Markup] = [pages.table(["split", "kind", "what it is", "found"], summary)]
+    if len(findings) > _MAX_ROWS:
+        blocks.append(f"The first {_MAX_ROWS:,} of {len(findings):,}; audit.json has them all.")
+    blocks.append(
+        pages.table(
+            ["kind", "split", "row", "id", "what"],
+            [[one.kind, one.split, one.place, one.id, one.detail] for one in findings[:_MAX_ROWS]],
+        )
+    )
+    return blocks

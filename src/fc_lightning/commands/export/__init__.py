@@ -1,0 +1,1 @@
+"""Export of a checkpoint, one module per target."""

@@ -1,0 +1,163 @@
+"""The model card of an export: what the model was made of, how well it did, and how to serve it."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import ModelCard
+from lightning import Trainer
+
+from fc_lightning.data import FunctionCallingDataModule
+from fc_lightning.models.loading import load_config
+from fc_lightning.training.module import FunctionCallingModule
+from fc_lightning.utils.html import markdown_table
+from fc_lightning.utils.pretrained import commit_of, resolve_base
+
+# What Gemma's terms of use ask to stand beside every copy of a derivative.
+NOTICE = "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms\n"
+_GEMMA = {"gemma", "gemma2", "gemma3", "gemma3_text"}
+
+_SERVE_MERGED = """
+```bash
+transformers serve DIR --port 8000
+vllm serve DIR --enable-auto-tool-choice --tool-call-parser hermes
+```
+
+Ask with temperature 0: that is how the model was measured.
+"""
+_SERVE_ADAPTER = """
+This folder holds the adapter alone. It needs the base; servers take it more easily merged (`--merge true`).
+
+```python
+from peft import AutoPeftModelForCausalLM
+
+model = AutoPeftModelForCausalLM.from_pretrained("DIR")
+```
+"""
+
+
+def base_license(base: str, model_type: str) -> str | None:
+    """The licence of a base, as its card or its family has it; ``None`` if neither says.
+
+    Args:
+        base: See :func:`fc_lightning.utils.pretrained.resolve_base`.
+        model_type: Of its configuration.
+    """
+    card = Path(resolve_base(base)) / "README.md"
+    if card.is_file() and (stated := ModelCard.load(card).data.to_dict().get("license")):
+        return str(stated)
+    return "gemma" if model_type in _GEMMA else None
+
+
+def write_card(
+    folder: Path,
+    trainer: Trainer,
+    module: FunctionCallingModule,
+    data: FunctionCallingDataModule,
+    checkpoint: Path,
+    state: dict[str, Any],
+    dtype: torch.dtype | None,
+) -> None:
+    """Write ``README.md``, and the notice that the licence of the base asks for.
+
+    Args:
+        folder: An export.
+        trainer: Of the run's configuration.
+        module: Of the run's configuration.
+        data: Of the run's configuration.
+        checkpoint: The file that was exported.
+        state: What it holds.
+        dtype: Of the merged weights; ``None`` if the adapter was written alone.
+    """
+    license_id = base_license(module.base, load_config(module.base, module.revision).model_type)
+    if license_id == "gemma":
+        (folder / "NOTICE").write_text(NOTICE, encoding="utf-8")
+    commit = commit_of(module.base, module.revision)
+    revision = f" at revision `{commit}`" if commit else ""
+    terms = f"`{license_id}`; it holds for this model too" if license_id else "not known here: see its own card"
+    parts = [
+        _front_matter(module, data, license_id, merged=dtype is not None),
+        f"# {Path(module.base).name.removeprefix('pypi:')}, taught to call functions\n",
+        f"Fine-tuned with fc-lightning (transformers {version('transformers')}, PEFT {version('peft')}) from "
+        f"`{module.base}`{revision}. Licence of the base: {terms}.\n",
+        "The model thinks in `<think>`, calls in `<tool_call>`, and answers in plain text.\n",
+        "## Data\n",
+        markdown_table(("split", "source", "name", "revision", "rows"), _sources(data)) + "\n",
+        "## Recipe\n",
+        markdown_table(("setting", "value"), _recipe(trainer, module, data, state, dtype)) + "\n",
+        "## Metrics\n",
+        _metrics(checkpoint, state["global_step"]),
+        "## Serving",
+        _SERVE_ADAPTER if dtype is None else _SERVE_MERGED,
+    ]
+    (folder / "README.md").write_text("\n".join(parts), encoding="utf-8")
+
+
+def _front_matter(
+    module: FunctionCallingModule, data: FunctionCallingDataModule, license_id: str | None, merged: bool
+) -> str:
+    """The metadata that the hub reads."""
+    hub = module.base.count("/") == 1 and not Path(module.base).exists()
+    sets = [source.path for source in data.sources["train"] if source.path.count("/") == 1 and _on_hub(source.path)]
+    lines = [f"library_name: {'transformers' if merged else 'peft'}", "pipeline_tag: text-generation"]
+    lines += [f"base_model: {module.base}"] if hub else []
+    lines += [f"license: {license_id}"] if license_id else []
+    lines += ["datasets:", *(f"- {name}" for name in dict.fromkeys(sets))] if sets else []
+    lines += ["tags:", "- function-calling", "- tool-use", "- fc-lightning"]
+    return "\n".join(["---", *lines, "---", ""])
+
+
+def _on_hub(path: str) -> bool:
+    return not Path(path).exists() and not Path(path).suffix
+
+
+def _sources(data: FunctionCallingDataModule) -> Iterable[tuple[Any, ...]]:
+    for split in ("train", "validation"):
+        if split == "validation" and data.held_out:
+            yield split, f"{data.held_out:.1%} of train", "", "", ""
+            continue
+        for source in data.sources[split]:
+            yield split, source.path, source.name, source.revision, f"first {source.limit}" if source.limit else "all"
+
+
+def _recipe(
+    trainer: Trainer,
+    module: FunctionCallingModule,
+    data: FunctionCallingDataModule,
+    state: dict[str, Any],
+    dtype: torch.dtype | None,
+) -> Iterable[tuple[str, Any]]:
+    yield "adapter", type(module.peft).__name__ if module.peft else "none: every weight was trained"
+    for name in ("r", "lora_alpha", "lora_dropout", "target_modules"):
+        value = getattr(module.peft, name, None)
+        if value is not None:
+            yield name, ", ".join(sorted(value)) if isinstance(value, set | list) else value
+    yield "tags that are tokens", " ".join(f"`{token}`" for token in module.special_tokens) or "none"
+    yield "supervised", module.supervise
+    yield "learning rate", f"{module.learning_rate:g}, {module.schedule}, warm-up {module.warmup:g} of the steps"
+    yield "weight decay", f"{module.weight_decay:g}"
+    yield "rows a step", f"{data.batch_size} a batch × {trainer.accumulate_grad_batches} batches on each device"
+    yield "longest row", f"{data.max_length} tokens, {'packed' if data.packing else 'not packed'}"
+    yield "precision in training", trainer.precision
+    yield "checkpoint", f"epoch {state['epoch']}, after {state['global_step']} optimizer steps"
+    yield "weights of this export", str(dtype).removeprefix("torch.") if dtype else "the adapter's, float32"
+
+
+def _metrics(checkpoint: Path, step: int) -> str:
+    """The last values that the run had logged when the checkpoint was written."""
+    log = checkpoint.parent.parent / "metrics.csv"
+    values: dict[str, float] = {}
+    if log.is_file():
+        with log.open(encoding="utf-8", newline="") as lines:
+            for row in csv.DictReader(lines):
+                if int(row["step"] or 0) <= step:
+                    values |= {name: float(row[name]) for name in row if name.startswith("val/") and row[name]}
+    if not values:
+        return "None were logged beside the checkpoint.\n"
+    rows = [(name, f"{value:.4f}") for name, value in sorted(values.items())]
+    return markdown_table(("on held-out turns", "value"), rows) + "\n"

@@ -1,0 +1,1 @@
+"""Loading, adapting, sharding and saving models, and the loss."""

@@ -1,0 +1,1 @@
+"""The LightningModule, checkpoints, resuming, and the processes of a run."""

@@ -1,0 +1,231 @@
+"""The teacher: answers are judged, kept, and asked for once; what comes out trains like any other data."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from fc_lightning.commands.distill import Answers, TeacherError, judge, think
+from fc_lightning.conversation.parsing import Conversation, Message, Tool, ToolCall
+from fc_lightning.data import FunctionCallingDataModule, Source
+
+pytest.importorskip("openai")
+BASE = "tests/models/tiny_gemma2"
+TRAIN = "data/quickstart/train.jsonl"
+TINY = "configs/debug/tiny.yaml"
+
+
+class Teacher(ThreadingHTTPServer):
+    """An endpoint that answers every question alike and remembers what it was asked."""
+
+    def __init__(self, answer="The tool fits what is asked.", delay=0.0):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.answer, self.delay = answer, delay
+        self.asked, self.keys = Counter(), set()
+        self.at_once, self.most_at_once, self.lock = 0, 0, threading.Lock()
+        self.url = f"http://127.0.0.1:{self.server_port}/v1"
+
+    def __enter__(self):
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self.shutdown()
+        self.server_close()
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.server.lock:
+            self.server.asked[json.dumps(body["messages"])] += 1
+            self.server.keys.add(self.headers["Authorization"])
+            self.server.at_once += 1
+            self.server.most_at_once = max(self.server.most_at_once, self.server.at_once)
+        time.sleep(self.server.delay)
+        with self.server.lock:
+            self.server.at_once -= 1
+        message = {"role": "assistant", "content": self.server.answer}
+        reply = {"id": "1", "object": "chat.completion", "created": 0, "model": "m"}
+        reply["choices"] = [{"index": 0, "finish_reason": "stop", "message": message}]
+        content = json.dumps(reply).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+def data(tmp_path: Path, limit: int = 12, **settings) -> FunctionCallingDataModule:
+    return FunctionCallingDataModule(BASE, [Source(TRAIN, limit=limit)], cache_dir=str(tmp_path / "cache"), **settings)
+
+
+def test_thoughts_come_out_as_a_data_file_that_trains(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TEACHER_KEY", "sk-secret")
+    output = tmp_path / "thoughts.jsonl"
+    with Teacher(delay=0.1) as teacher:
+        counts = think(data(tmp_path), teacher.url, "m", output, concurrency=4, api_key_env="TEACHER_KEY")
+        assert teacher.keys == {"Bearer sk-secret"}
+        assert teacher.most_at_once > 1
+    assert counts["asked"] == counts["accepted"] > 8
+    assert all("sk-secret" not in path.read_text() for path in tmp_path.glob("*.jsonl"))
+    trained = FunctionCallingDataModule(BASE, [Source(str(output))], cache_dir=str(tmp_path / "cache"))
+    original = data(tmp_path)
+    for module in (trained, original):
+        module.setup("fit")
+    tokenizer = trained.template.tokenizer
+    pairs = list(zip(trained.prepared["train"].documents, original.prepared["train"].documents, strict=True))
+    assert len(pairs) == 12
+    said = "<think>\nThe tool fits what is asked.\n</think>\n"
+    texts = [(tokenizer.decode(new["input_ids"]), tokenizer.decode(old["input_ids"])) for new, old in pairs]
+    assert sum(said in new for new, _ in texts) > 8
+    assert [new.replace(said, "") for new, _ in texts] == [old for _, old in texts]
+
+
+def test_nothing_is_asked_twice(tmp_path, capsys):
+    output = tmp_path / "thoughts.jsonl"
+    with Teacher() as teacher:
+        first = think(data(tmp_path, 5), teacher.url, "m", output)
+        answers = tmp_path / "thoughts.jsonl.answers.jsonl"
+        answers.write_bytes(answers.read_bytes() + b'{"key": "half a li')  # as a killed run leaves it
+        second = think(data(tmp_path, 12), teacher.url, "m", output)
+        third = think(data(tmp_path, 12), teacher.url, "m", output)
+        assert set(teacher.asked.values()) == {1}
+        assert second["from file"] >= first["asked"] > 0
+        assert second["asked"] > 0
+        assert (third["asked"], third["from file"]) == (0, second["from file"] + second["asked"])
+        think(data(tmp_path, 5), teacher.url, "another", output)
+        assert max(teacher.asked.values()) == 2  # another teacher's answers are other answers
+
+
+CALL = ToolCall("weather", {"city": "Rome"})
+TURNS = (Message("user", "?"), Message("assistant", "", None, (CALL,)))
+ROME = Conversation("1", TURNS, (Tool("weather"), Tool("weather.list"), Tool("time")))
+
+
+@pytest.mark.parametrize(
+    ("text", "finish", "outcome"),
+    [
+        ("The user asks for Rome, so weather fits.", "stop", "accepted"),
+        ('So {"name": "weather", "arguments": {"city": "Rome"}}', "stop", "accepted"),
+        ("It is weather, not time.", "stop", "accepted"),
+        ('So {"name": "weather", "arguments": {"city": "Paris"}}', "stop", "rejected: another call"),
+        ('So {"arguments": {}, "name": "time"}', "stop", "rejected: another call"),
+        ("The right tool is time.", "stop", "rejected: another call"),
+        ("The right tool is weather.list.", "stop", "rejected: another call"),
+        ("<think>Rome</think>", "stop", "rejected: quotes tags"),
+        ("I write <tool_call> now", "stop", "rejected: quotes tags"),
+        ("  ", "stop", "rejected: empty"),
+        ("The user asks for", "length", "rejected: cut off"),
+    ],
+)
+def test_answers_are_judged(text, finish, outcome):
+    answer = {"key": "k", "text": text, "finish": finish}
+    assert judge(answer, ROME, 1) == (outcome, text if outcome == "accepted" else "")
+
+
+def test_rejected_answers_are_counted_and_leave_the_row_as_it_was(tmp_path, capsys):
+    output = tmp_path / "thoughts.jsonl"
+    with Teacher("<tool_call>{}</tool_call>") as teacher:
+        counts = think(data(tmp_path, 5), teacher.url, "m", output)
+    assert counts["rejected: quotes tags"] == counts["asked"] > 0
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert len(rows) == 5
+    assert f"{counts['asked']} rejected: quotes tags" in capsys.readouterr().out
+
+
+def test_an_endpoint_that_is_not_there(tmp_path, capsys):
+    with pytest.raises(TeacherError, match="no request succeeded"):
+        think(data(tmp_path, 1), "http://127.0.0.1:9/v1", "m", tmp_path / "thoughts.jsonl")
+
+
+def test_answers_are_on_disk_one_by_one(tmp_path):
+    answers = Answers(tmp_path / "answers.jsonl")
+    answers.add("a", "line\nbreak", "stop")
+    assert Answers(tmp_path / "answers.jsonl").known["a"]["text"] == "line\nbreak"
+
+
+def arguments(url: str, model: str, output: Path, limit: int) -> list[str]:
+    train = f"--data.train=[{{path: {TRAIN}, limit: {limit}}}]"
+    options = ["--base_url", url, "--teacher", model, "--output", str(output), "--concurrency=2", "--max_tokens=16"]
+    return [sys.executable, "main.py", "think", "--config", TINY, train, *options]
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_where_it_was(tmp_path):
+    output = tmp_path / "thoughts.jsonl"
+    answers = tmp_path / "thoughts.jsonl.answers.jsonl"
+    with Teacher(delay=0.3) as teacher:
+        process = subprocess.Popen(arguments(teacher.url, "m", output, 40), env={**os.environ, "PYTHONPATH": "src"})
+        while not answers.exists() or answers.read_bytes().count(b"\n") < 8:
+            assert process.poll() is None
+            time.sleep(0.05)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not output.exists()
+        kept = answers.read_bytes().count(b"\n")
+        before = Counter(teacher.asked)
+        assert (
+            subprocess.run(arguments(teacher.url, "m", output, 40), env={**os.environ, "PYTHONPATH": "src"}).returncode
+            == 0
+        )
+        # Only what was under way when it was killed, two at a time, may be asked again.
+        again = [prompt for prompt, times in teacher.asked.items() if times > 1]
+        assert len(again) <= sum(before.values()) - kept <= 2
+        assert max(teacher.asked.values()) <= 2
+    assert len(output.read_text().splitlines()) == 40
+
+
+@pytest.mark.slow
+def test_a_real_server(tmp_path):
+    pytest.importorskip("fastapi")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    for file in Path(BASE).iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    template = "{% for m in messages %}<start_of_turn>{{ m.role }}\n{{ m.content }}<end_of_turn>\n{% endfor %}"
+    (folder / "chat_template.jinja").write_text(template + "<start_of_turn>model\n")
+    command = [str(Path(sys.executable).with_name("transformers")), "serve", "--port", str(port), "--device", "cpu"]
+    log = (tmp_path / "log").open("wb")
+    server = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
+                break
+            except OSError:
+                assert server.poll() is None, (tmp_path / "log").read_text()
+                assert time.monotonic() < deadline
+                time.sleep(0.5)
+        output = tmp_path / "thoughts.jsonl"
+        url = f"http://127.0.0.1:{port}/v1"
+        run = arguments(url, str(folder), output, 4)
+        first = subprocess.run(run, env={**os.environ, "PYTHONPATH": "src"}, capture_output=True, text=True)
+        assert first.returncode == 0, first.stderr + (tmp_path / "log").read_text()
+        answers = tmp_path / "thoughts.jsonl.answers.jsonl"
+        asked = answers.read_bytes().count(b"\n")
+        assert asked > 0
+        assert len(output.read_text().splitlines()) == 4
+        assert subprocess.run(run, env={**os.environ, "PYTHONPATH": "src"}).returncode == 0
+        assert answers.read_bytes().count(b"\n") == asked
+    finally:
+        server.terminate()
+        server.wait(30)
+        log.close()

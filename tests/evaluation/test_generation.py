@@ -1,0 +1,122 @@
+"""Generation in legs from a shared cache, against plain forward passes without a cache, one prompt at a time."""
+
+import copy
+
+import pytest
+import torch
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3ForCausalLM, Gemma3TextConfig
+
+from fc_lightning.evaluation.generation import generate, shared_length
+from fc_lightning.models.attention import BY_DOCUMENT
+from fc_lightning.models.loading import add_adapter
+
+SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "head_dim": 16}
+SIZES |= {"num_attention_heads": 2, "num_key_value_heads": 1, "sliding_window": 8, "tie_word_embeddings": False}
+CONFIGS = {
+    "Gemma 3, sliding and full": Gemma3TextConfig(
+        **SIZES, layer_types=["sliding_attention", "sliding_attention", "full_attention"]
+    ),
+    "Gemma 2, with soft caps": Gemma2Config(**SIZES, query_pre_attn_scalar=16),
+}
+PAD, NEW = 0, 14
+ENDS = [*range(1, 64, 6)]  # one id in six ends a turn, so that rows end at different steps
+BEGINNING = [2, *range(10, 22)]  # longer than the sliding window
+PROMPTS = [[*BEGINNING, 30, 31], [2, 40], [*BEGINNING, 30, 35, 36, 37], [2, 41, 42, 43, 44], [*BEGINNING], [2, 40]]
+
+
+@pytest.fixture(scope="module", params=[(name, how) for name in CONFIGS for how in (BY_DOCUMENT, "eager")], ids=str)
+def model(request):
+    name, attention = request.param
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(CONFIGS[name], attn_implementation=attention)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    adapted = add_adapter(model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False), [])
+    return adapted.eval()
+
+
+def greedy(model, prompt, new=NEW):
+    """By forward passes over everything so far: the ids up to the end of the turn, and whether it ended."""
+    row = list(prompt)
+    for _ in range(new):
+        with torch.no_grad():
+            row.append(int(model(torch.tensor([row]), use_cache=False).logits[0, -1].argmax()))
+        if row[-1] in ENDS:
+            return row[len(prompt) : -1], True
+    return row[len(prompt) :], False
+
+
+def test_together_as_one_at_a_time(model):
+    expected = [greedy(model, prompt) for prompt in PROMPTS]
+    assert len({len(ids) for ids, _ in expected}) > 2
+    assert generate(model, PROMPTS, {"max_new_tokens": NEW}, ENDS, PAD) == expected
+
+
+def test_no_token_is_read_twice_and_no_row_goes_on_after_its_end(model):
+    shapes = []
+    decoder = model.get_base_model().get_decoder()
+    hook = decoder.register_forward_pre_hook(
+        lambda _, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    outputs = generate(model, PROMPTS, {"max_new_tokens": NEW}, ENDS, PAD)
+    hook.remove()
+    beginnings = {tuple(prompt[: n + 1]) for prompt in PROMPTS for n in range(len(prompt) - 1)}
+    steps = [shape for shape in shapes if shape[1] == 1 and shape[0] == len(PROMPTS)][:1]
+    first = shapes.index(steps[0])
+    assert sum(rows * length for rows, length in shapes[:first]) == len(beginnings)
+    # A row costs a step for each of its tokens and its end, and until the end of its leg.
+    needed = sum(len(ids) + ended for ids, ended in outputs)
+    spent = sum(rows for rows, _ in shapes[first:])
+    assert needed <= spent < len(PROMPTS) * len(shapes[first:])
+    assert [rows for rows, _ in shapes[first:]] == sorted((rows for rows, _ in shapes[first:]), reverse=True)
+
+
+def test_several_continuations_of_each_prompt(model):
+    settings = {"max_new_tokens": 6, "do_sample": True, "num_return_sequences": 3}
+    torch.manual_seed(0)
+    outputs = generate(model, PROMPTS[:2], settings, ENDS, PAD)
+    assert len(outputs) == 6
+    assert len({tuple(ids) for ids, _ in outputs[:3]}) > 1
+    nearly_greedy = generate(model, PROMPTS[:2], {**settings, "temperature": 1e-4}, ENDS, PAD)
+    assert nearly_greedy == [greedy(model, prompt, 6) for prompt in PROMPTS[:2] for _ in range(3)]
+
+
+def test_beams_are_those_of_transformers(model):
+    settings = {"max_new_tokens": 6, "num_beams": 3}
+    for prompt, (ids, _) in zip(PROMPTS, generate(model, PROMPTS, settings, ENDS, PAD), strict=True):
+        out = model.generate(input_ids=torch.tensor([prompt]), eos_token_id=ENDS, pad_token_id=PAD, **settings)
+        expected = [token for token in out[0, len(prompt) :].tolist() if token not in ENDS]
+        assert ids == expected
+
+
+def test_a_least_number_of_new_tokens_counts_over_all_legs(model):
+    outputs = generate(model, PROMPTS, {"max_new_tokens": NEW, "min_new_tokens": 9}, ENDS, PAD)
+    assert all(len(ids) >= 9 for ids, _ in outputs)
+
+
+def test_a_single_prompt_of_one_token(model):
+    assert generate(model, [[2]], {"max_new_tokens": 3}, ENDS, PAD) == [greedy(model, [2], 3)]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "length"), [([], [1], 0), ([1, 2], [1, 3], 1), ([1, 2], [1, 2, 3], 2), ([4], [5], 0)]
+)
+def test_shared_length(first, second, length):
+    assert shared_length(first, second) == shared_length(second, first) == length
+
+
+@pytest.mark.parametrize("change", [{"layer_types": ["linear_attention"]}, {"num_kv_shared_layers": 1}], ids=str)
+def test_a_model_that_remembers_otherwise_is_left_to_transformers(monkeypatch, change):
+    torch.manual_seed(1)
+    model = Gemma3ForCausalLM(CONFIGS["Gemma 3, sliding and full"]).eval()
+    expected = generate(model, PROMPTS, {"max_new_tokens": NEW}, ENDS, PAD)
+    calls = []
+    original = type(model).generate
+    monkeypatch.setattr(type(model), "generate", lambda *args, **kwargs: calls.append(1) or original(*args, **kwargs))
+    config = copy.copy(model.config)
+    for name, value in change.items():
+        object.__setattr__(config, name, value)
+    monkeypatch.setattr(type(model.config), "get_text_config", lambda self, **_: config if not calls else self)
+    assert generate(model, PROMPTS, {"max_new_tokens": NEW}, ENDS, PAD) == expected
+    assert len(calls) == 1
