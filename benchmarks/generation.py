@@ -14,15 +14,16 @@ import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import AutoModelForCausalLM
 
-from fc_lightning.chat_template.template import ChatTemplate, SpecialToken
+from fc_lightning.chat_template.template import ChatTemplate
+from fc_lightning.chat_template.tokens import SpecialToken, load_tokenizer
 from fc_lightning.data import FunctionCallingDataModule, Source
 from fc_lightning.data.samplers import plan_generation
 from fc_lightning.evaluation.generation import generate, shared_length
 from fc_lightning.models.attention import BY_DOCUMENT
-from fc_lightning.models.loading import add_token_rows, load_base
-from fc_lightning.models.lora import make_lean
+from fc_lightning.models.loading import load_base
+from fc_lightning.models.lora import add_token_rows, use_fast_forward
 from fc_lightning.utils.malloc import keep_freed_memory
-from fc_lightning.utils.pretrained import load_tokenizer, resolve_base
+from fc_lightning.utils.pretrained import resolve_base
 
 
 def arguments() -> argparse.Namespace:
@@ -50,7 +51,7 @@ def our_model(base: str, adapter: str | None) -> torch.nn.Module:
     add_token_rows(model, load_tokenizer(base, None, tuple(SpecialToken))[1])
     if adapter:
         model = PeftModel.from_pretrained(model, adapter)
-        make_lean(model)
+        use_fast_forward(model)
     return model.eval()
 
 

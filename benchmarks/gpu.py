@@ -57,7 +57,7 @@ def labelled(document: dict[str, Any]) -> dict[str, list[int]]:
     return {"input_ids": ids, "labels": [-100] * start + ids[start:end]}
 
 
-Measured = tuple[float, int]
+EvaluatedRun = tuple[float, int]
 
 
 class Meter:
@@ -84,7 +84,7 @@ def ours(folder: str, packs: list[list[dict[str, Any]]], length: int, device: st
     """Seconds of the measured steps."""
     from lightning import Callback, Trainer
 
-    from fc_lightning.data.packing import PackingCollator
+    from fc_lightning.data.collator import PackingCollator
     from fc_lightning.training.module import FunctionCallingModule
 
     meter = Meter(device)
@@ -104,7 +104,7 @@ def ours(folder: str, packs: list[list[dict[str, Any]]], length: int, device: st
     return meter.seconds
 
 
-def trl(folder: str, rows: list[dict[str, Any]], length: int, device: str, tuned: bool, tiny: bool) -> Measured:
+def trl(folder: str, rows: list[dict[str, Any]], length: int, device: str, tuned: bool, tiny: bool) -> EvaluatedRun:
     """Seconds and tokens of the measured steps."""
     import datasets
     from transformers import TrainerCallback
@@ -162,8 +162,9 @@ def matmul_flops(device: str) -> float:
 
 def contend(args: argparse.Namespace, folder: str) -> list[dict[str, Any]]:
     """All settings of one contender."""
-    from fc_lightning.data.packing import PackingCollator, plan_packs
-    from fc_lightning.models.loading import training_flops
+    from fc_lightning.data.collator import PackingCollator
+    from fc_lightning.data.packing import plan_packs
+    from fc_lightning.models.flops import training_flops
 
     device = "cpu" if args.tiny else "cuda"
     peak = matmul_flops(device)

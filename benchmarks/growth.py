@@ -18,8 +18,8 @@ from lightning import Trainer
 from peft import LoraConfig
 
 import fc_lightning.models.attention as attention
-from fc_lightning.data.packing import Batch, PackingCollator
-from fc_lightning.models.loading import token_loss_sum
+from fc_lightning.data.collator import Batch, PackingCollator
+from fc_lightning.models.loss import token_loss_sum
 from fc_lightning.training.module import FunctionCallingModule
 from fc_lightning.utils.malloc import keep_freed_memory
 

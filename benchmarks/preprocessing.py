@@ -31,7 +31,8 @@ from typing import Any
 import psutil
 
 from fc_lightning.data import FunctionCallingDataModule
-from fc_lightning.data.prepare import Report, read_conversations
+from fc_lightning.data.prepare import read_conversations
+from fc_lightning.data.row_report import RowReport
 from fc_lightning.data.sources import Source
 
 BATCH = 512
@@ -95,7 +96,9 @@ def tokenizer_alone(base: str, file: str, cache: str) -> dict[str, float]:
         tokens += sum(map(len, encoded))
         chunk.clear()
 
-    for _, _, conversation in read_conversations(data.sources["train"], template, data.preparation("train"), Report()):
+    for _, _, conversation in read_conversations(
+        data.sources["train"], template, data.preparation("train"), RowReport()
+    ):
         chunk.append(template.render(template.messages(conversation), conversation).text)
         if len(chunk) == BATCH:
             encode()

@@ -12,10 +12,11 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-from fc_lightning.chat_template.template import ChatTemplate, Encoded, SpecialToken
+from fc_lightning.chat_template.template import ChatTemplate, Encoded
+from fc_lightning.chat_template.tokens import SpecialToken, load_tokenizer
+from fc_lightning.data.collator import IGNORE, Document, PackingCollator
 from fc_lightning.data.formats import read_row
-from fc_lightning.data.packing import IGNORE, Document, PackingCollator, plan_packs
-from fc_lightning.utils.pretrained import load_tokenizer
+from fc_lightning.data.packing import plan_packs
 
 ROOT = Path(__file__).parents[1]
 FIGURES, WIDTH = ROOT / "docs" / "figures", 760

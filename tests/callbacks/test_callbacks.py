@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fc_lightning.conversation.parsing import ToolCall
+from fc_lightning.conversation.types import ToolCall
 from fc_lightning.evaluation.metrics import evaluate_turn
 
 QUICK = ("--data.train=[{path: data/quickstart/train.jsonl, limit: 4}]", "--data.packing=false")

@@ -17,11 +17,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from fc_lightning.callbacks import ProgressBar
 from fc_lightning.callbacks.summary import trainable_line
 from fc_lightning.cli.lightning_cli import main
-from fc_lightning.data.packing import PackingCollator
+from fc_lightning.data.collator import PackingCollator
 from fc_lightning.models.attention import BY_DOCUMENT
-from fc_lightning.models.loading import load_base, parameter_counts, token_loss_sum
-from fc_lightning.models.lora import make_lean
-from fc_lightning.models.memory import training_bytes
+from fc_lightning.models.flops import parameter_counts
+from fc_lightning.models.loading import load_base
+from fc_lightning.models.lora import use_fast_forward
+from fc_lightning.models.loss import token_loss_sum
+from fc_lightning.models.memory import estimate_training_bytes
 from fc_lightning.utils.environment import git_state
 from fc_lightning.utils.secrets import redact_arguments
 
@@ -103,7 +105,7 @@ def test_expected_memory_against_what_is_really_kept(checkpointing, attention, h
     model = base_for(attention, torch.bfloat16 if half else torch.float32)
     modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     adapted = get_peft_model(model, LoraConfig(r=1, lora_dropout=0.1, target_modules=modules))
-    make_lean(adapted)
+    use_fast_forward(adapted)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     adapted.train()
@@ -121,9 +123,9 @@ def test_expected_memory_against_what_is_really_kept(checkpointing, attention, h
         token_loss_sum(adapted, PackingCollator(0)([rows]), 512)
     measured = sum(size for size, _ in kept.values())
     trained = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
-    expected = training_bytes(adapted, 512, 512, 0, checkpointing, half) - (14 if half else 12) * trained
+    expected = estimate_training_bytes(adapted, 512, 512, 0, checkpointing, half) - (14 if half else 12) * trained
     if checkpointing:
-        whole = training_bytes(adapted, 512, 512, 0, False, half) - (14 if half else 12) * trained
+        whole = estimate_training_bytes(adapted, 512, 512, 0, False, half) - (14 if half else 12) * trained
         layers = model.config.num_hidden_layers
         assert measured < expected / 10
         assert expected - 2 * whole / layers == layers * 512 * model.config.hidden_size * (2 if half else 4)

@@ -6,8 +6,9 @@ import pytest
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
-from fc_lightning.data.packing import PackingCollator
-from fc_lightning.models.loading import token_loss_sum, training_flops
+from fc_lightning.data.collator import PackingCollator
+from fc_lightning.models.flops import training_flops
+from fc_lightning.models.loss import token_loss_sum
 
 
 def test_what_is_logged_fits_together(run):

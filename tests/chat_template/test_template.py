@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from fc_lightning.chat_template.template import ChatTemplate, ChatTemplateError, SpecialToken, register_tokens
-from fc_lightning.conversation.parsing import Conversation, Message, Tool, ToolCall, parse_turn
-from fc_lightning.utils.pretrained import load_tokenizer
+from fc_lightning.chat_template.template import ChatTemplate, ChatTemplateError
+from fc_lightning.chat_template.tokens import SpecialToken, load_tokenizer, register_tokens
+from fc_lightning.conversation.parsing import parse_turn
+from fc_lightning.conversation.types import Conversation, Message, Tool, ToolCall
 
 TINY = "tests/models/tiny_gemma2"
 TOKENIZER, _ = load_tokenizer(TINY, None, tuple(SpecialToken))

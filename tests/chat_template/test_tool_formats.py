@@ -23,10 +23,10 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from fc_lightning.chat_template.template import ChatTemplate, SpecialToken, register_tokens
-from fc_lightning.chat_template.tool_formats import FAMILIES
-from fc_lightning.conversation.parsing import Conversation, Message
-from fc_lightning.utils.pretrained import load_tokenizer
+from fc_lightning.chat_template.template import ChatTemplate
+from fc_lightning.chat_template.tokens import SpecialToken, load_tokenizer, register_tokens
+from fc_lightning.chat_template.tool_formats import CHAT_FORMATS
+from fc_lightning.conversation.types import Conversation, Message
 
 SIZES = {
     "hidden_size": 32,
@@ -38,7 +38,7 @@ SIZES = {
     "max_position_embeddings": 4096,
 }
 LAYERS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 64}
-# Family of the template, how the text begins and ends, the model's class and configuration.
+# ChatFormat of the template, how the text begins and ends, the model's class and configuration.
 BASES = {
     "qwen2": ("chatml", None, "<|im_end|>", Qwen2ForCausalLM, Qwen2Config, {}),
     "qwen3": ("chatml", None, "<|im_end|>", Qwen3ForCausalLM, Qwen3Config, {"tie_word_embeddings": True}),
@@ -89,7 +89,7 @@ EXPECTED = {
 
 def tokenizer_of(family: str, bos: str | None, eos: str, chat_template: str | None = None) -> PreTrainedTokenizerFast:
     """A byte-level tokenizer trained on the quickstart's questions, with the family's marks."""
-    marks = next(one.tokens for one in FAMILIES if one.name == family)
+    marks = next(one.tokens for one in CHAT_FORMATS if one.name == family)
     rows = map(json.loads, Path("data/quickstart/train.jsonl").read_text(encoding="utf-8").splitlines()[:60])
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -182,9 +182,10 @@ def test_a_run_of_another_model(base, run, tmp_path):
 def test_packed_documents_of_another_model_have_the_loss_of_separate_ones(base):
     from test_modeling import DOCUMENTS, loss_alone
 
-    from fc_lightning.data.packing import PackingCollator
+    from fc_lightning.data.collator import PackingCollator
     from fc_lightning.models.attention import BY_DOCUMENT
-    from fc_lightning.models.loading import load_base, token_loss_sum
+    from fc_lightning.models.loading import load_base
+    from fc_lightning.models.loss import token_loss_sum
 
     model = load_base(str(base), None, torch.float32, BY_DOCUMENT)
     plain = AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager")

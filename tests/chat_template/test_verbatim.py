@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from fc_lightning.chat_template.template import ChatTemplate, SpecialToken
+from fc_lightning.chat_template.template import ChatTemplate
+from fc_lightning.chat_template.tokens import SpecialToken, load_tokenizer
 from fc_lightning.data.formats import read_row
-from fc_lightning.utils.pretrained import load_tokenizer
 
 TOKENIZER, _ = load_tokenizer("tests/models/tiny_gemma2", None, tuple(SpecialToken))
 TEMPLATE = ChatTemplate(TOKENIZER, "verbatim")

@@ -14,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
-from fc_lightning.chat_template.template import ChatTemplate, Encoded, Rendered, SpecialToken, words
+from fc_lightning.chat_template.template import ChatTemplate, Encoded, Rendered
+from fc_lightning.chat_template.tokens import SpecialToken, load_tokenizer
 from fc_lightning.chat_template.words import Words, word_pattern
+from fc_lightning.conversation.value_matching import words
 from fc_lightning.data.formats import RowError
 from fc_lightning.data.sources import Source
-from fc_lightning.utils.pretrained import load_tokenizer
 
 BASE = os.environ.get("FC_LIGHTNING_BASE", "tests/models/tiny_gemma2")
 TOKENIZER, _ = load_tokenizer(BASE, None, tuple(SpecialToken))

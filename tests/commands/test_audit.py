@@ -10,7 +10,7 @@ import pytest
 
 from fc_lightning.cli.lightning_cli import main
 from fc_lightning.commands.audit import AuditError, audit, find
-from fc_lightning.conversation.parsing import Conversation, Message, Tool, ToolCall
+from fc_lightning.conversation.types import Conversation, Message, Tool, ToolCall
 from fc_lightning.data import FunctionCallingDataModule, Source
 
 BASE = "tests/models/tiny_gemma2"

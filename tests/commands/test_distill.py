@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from fc_lightning.commands.distill import Answers, TeacherError, judge, think
-from fc_lightning.conversation.parsing import Conversation, Message, Tool, ToolCall
+from fc_lightning.conversation.types import Conversation, Message, Tool, ToolCall
 from fc_lightning.data import FunctionCallingDataModule, Source
 
 pytest.importorskip("openai")

@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fc_lightning.callbacks.adapter import adapter_folder
 from fc_lightning.cli.lightning_cli import main
-from fc_lightning.commands.export.folder import whole_folder
-from fc_lightning.training.checkpoint_io import WholeCheckpointIO
+from fc_lightning.training.checkpoint_io import AtomicCheckpointIO
+from fc_lightning.utils.atomic_files import atomic_folder
 
 TINY = "configs/debug/tiny.yaml"
 BASE = "tests/models/tiny_gemma2"
@@ -142,7 +142,7 @@ def test_best_is_the_best_and_is_found_where_a_run_was_moved_to(trained, tmp_pat
     (name,) = [name for name in state["callbacks"] if name.startswith("ModelCheckpoint")]
     named = Path(state["callbacks"][name]["best_model_path"]).name
     state["callbacks"][name]["best_model_path"] = f"gone/{named}"
-    WholeCheckpointIO().save_checkpoint(state, last)
+    AtomicCheckpointIO().save_checkpoint(state, last)
     exported(moved, tmp_path / "one")
     (last.parent / named).unlink()
     with pytest.raises(SystemExit):
@@ -229,7 +229,7 @@ def test_an_interrupted_export_leaves_nothing_that_looks_whole(tmp_path):
         pass
 
     def begun() -> None:
-        with whole_folder(tmp_path / "model") as partial:
+        with atomic_folder(tmp_path / "model") as partial:
             (partial / "config.json").write_text("{}")
             raise Interrupt
 
@@ -238,12 +238,12 @@ def test_an_interrupted_export_leaves_nothing_that_looks_whole(tmp_path):
     assert not list(tmp_path.iterdir())
     child = os.fork()
     if not child:
-        with whole_folder(tmp_path / "model") as partial:
+        with atomic_folder(tmp_path / "model") as partial:
             (partial / "config.json").write_text("{}")
             os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
     assert [path.name for path in tmp_path.iterdir()] == ["model.partial"]
-    with whole_folder(tmp_path / "model") as partial:
+    with atomic_folder(tmp_path / "model") as partial:
         assert not list(partial.iterdir())  # what was left of the last time is gone
         (partial / "new").touch()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -21,10 +21,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.chat_parsing import ResponseParser
 
 from fc_lightning.chat_template.response_template import response_template
-from fc_lightning.chat_template.template import ChatTemplate, SpecialToken
+from fc_lightning.chat_template.template import ChatTemplate
+from fc_lightning.chat_template.tokens import SpecialToken
 from fc_lightning.cli.lightning_cli import main
 from fc_lightning.commands.export.folder import load_checkpoint
-from fc_lightning.conversation.parsing import Conversation, Message, Tool, ToolCall, parse_turn, render_turn
+from fc_lightning.conversation.parsing import parse_turn, render_turn
+from fc_lightning.conversation.types import Conversation, Message, Tool, ToolCall
 from fc_lightning.data.formats import RowError, read_row
 from fc_lightning.training.module import FunctionCallingModule
 

@@ -8,9 +8,6 @@ from hypothesis import strategies as st
 
 from fc_lightning.conversation.parsing import (
     CallSyntaxError,
-    Message,
-    Tool,
-    ToolCall,
     call_from_value,
     parse_call,
     parse_literal,
@@ -20,6 +17,7 @@ from fc_lightning.conversation.parsing import (
     same_names,
     tool_from_value,
 )
+from fc_lightning.conversation.types import Message, Tool, ToolCall
 
 ADD = ToolCall("add", {"a": 1, "b": [2, None, True]})
 

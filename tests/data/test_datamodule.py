@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
-from fc_lightning.conversation.parsing import Conversation, Message, Tool, ToolCall
+from fc_lightning.conversation.types import Conversation, Message, Tool, ToolCall
 from fc_lightning.data import DataError, FunctionCallingDataModule, Source
 
 BASE = "tests/models/tiny_gemma2"

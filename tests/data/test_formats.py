@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fc_lightning.conversation.parsing import Conversation, Message, Tool, ToolCall, parse_turn, render_turn
+from fc_lightning.conversation.parsing import parse_turn, render_turn
+from fc_lightning.conversation.types import Conversation, Message, Tool, ToolCall
 from fc_lightning.data import formats
 from fc_lightning.data.formats import (
     DEFAULT_SYSTEM_PROMPT,

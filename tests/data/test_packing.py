@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fc_lightning.data.packing import PackingCollator, plan_packs
+from fc_lightning.data.collator import PackingCollator
+from fc_lightning.data.packing import plan_packs
 
 PAD = 0
 _ = -100  # no label

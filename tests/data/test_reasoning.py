@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from fc_lightning.conversation.parsing import Conversation, Message, Tool, ToolCall, parse_turn, render_turn
+from fc_lightning.conversation.parsing import parse_turn, render_turn
+from fc_lightning.conversation.types import Conversation, Message, Tool, ToolCall
 from fc_lightning.conversation.value_matching import Text
 from fc_lightning.data import DataError, FunctionCallingDataModule, Source
 from fc_lightning.data.formats import read_row
-from fc_lightning.data.reasoning import rationale, with_thoughts
+from fc_lightning.data.reasoning import add_reasoning, rationale
 
 BASE = "tests/models/tiny_gemma2"
 TRAIN = "data/quickstart/train.jsonl"
@@ -62,7 +63,7 @@ def check_all(read: list[Conversation]) -> int:
     """Asserts that nothing contradicts; returns how many arguments the thoughts mention."""
     mentions = 0
     for conversation in read:
-        thinking = with_thoughts(with_thoughts(conversation, "none"), "template")
+        thinking = add_reasoning(add_reasoning(conversation, "none"), "template")
         for index, message in enumerate(thinking.messages):
             if message.role == "assistant":
                 assert not contradictions(thinking, index), (conversation.id, message)
@@ -138,7 +139,7 @@ def test_tags_in_questions_names_and_values_do_not_reach_the_thought():
     for answer in (Message("assistant", "", None, (call,)), Message("assistant", "No.")):
         for number in range(20):
             conversation = Conversation(str(number), (Message("user", f"Do {evil} it"), answer), (tool,))
-            turn = parse_turn(render_turn(with_thoughts(conversation, "template").messages[1]))
+            turn = parse_turn(render_turn(add_reasoning(conversation, "template").messages[1]))
             assert turn.grammatical
             assert turn.tool_calls == answer.tool_calls
             assert "<" not in turn.thought
@@ -147,10 +148,10 @@ def test_tags_in_questions_names_and_values_do_not_reach_the_thought():
 def test_keep_none_and_a_share():
     thought = Message("assistant", "Hi.", "A greeting.")
     some = [Conversation(str(number), (Message("user", "Hello"), thought)) for number in range(1000)]
-    assert [with_thoughts(one, "keep") for one in some] == some
-    assert not any(with_thoughts(one, "none").messages[1].thought for one in some)
-    assert with_thoughts(some[0], "template") == some[0]  # a row's own thought stays
-    thinking = sum(with_thoughts(one, "keep", 0.3).messages[1].thought is not None for one in some)
+    assert [add_reasoning(one, "keep") for one in some] == some
+    assert not any(add_reasoning(one, "none").messages[1].thought for one in some)
+    assert add_reasoning(some[0], "template") == some[0]  # a row's own thought stays
+    thinking = sum(add_reasoning(one, "keep", 0.3).messages[1].thought is not None for one in some)
     assert 250 < thinking < 350
     assert rationale(some[0], 1) is None  # nothing to decide without tools
 

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from fc_lightning.data.samplers import MicroBatchSampler, deal, draw_by_weight, plan_generation
+from fc_lightning.data.samplers import MicroBatchSampler, draw_by_weight, plan_generation, shard_batches
 
 LENGTHS = random.Random(0).choices(range(1, 61), k=101)
 CAPACITY = 100
@@ -73,10 +73,10 @@ def test_epochs_differ_and_seeds_repeat(capacity):
 
 
 def test_dealing_fills_up_with_empty_batches():
-    assert [deal("abcde", 3, rank) for rank in range(3)] == [["a", "d"], ["b", "e"], ["c", []]]
-    assert [deal("a", 3, rank) for rank in range(3)] == [["a"], [[]], [[]]]
-    assert deal("abcd", 2, 1) == ["b", "d"]
-    assert deal("", 2, 0) == []
+    assert [shard_batches("abcde", 3, rank) for rank in range(3)] == [["a", "d"], ["b", "e"], ["c", []]]
+    assert [shard_batches("a", 3, rank) for rank in range(3)] == [["a"], [[]], [[]]]
+    assert shard_batches("abcd", 2, 1) == ["b", "d"]
+    assert shard_batches("", 2, 0) == []
 
 
 @pytest.mark.parametrize(("tokens", "prompts"), [(120, 100), (10_000, 4), (200, 3), (1, 5)])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fc_lightning.data import DataError, FunctionCallingDataModule, Source
-from fc_lightning.data.packing import IGNORE
+from fc_lightning.data.collator import IGNORE
 from fc_lightning.data.streaming import StreamingPacks
 
 BASE = "tests/models/tiny_gemma2"

@@ -11,7 +11,7 @@ from collections import Counter
 
 import pytest
 
-from fc_lightning.conversation.parsing import Tool, ToolCall
+from fc_lightning.conversation.types import Tool, ToolCall
 from fc_lightning.evaluation.metrics import matches_alternatives
 
 WORDS = ["Paris", "New York", "next-day", "a.b/c", "x_1", "CEO's", "", "7"]

@@ -7,12 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fc_lightning.chat_template.template import SpecialToken
-from fc_lightning.conversation.parsing import Tool, parse_turn
+from fc_lightning.chat_template.tokens import SpecialToken, load_tokenizer
+from fc_lightning.conversation.parsing import parse_turn
+from fc_lightning.conversation.types import Tool
 from fc_lightning.evaluation.constrained import CallGrammars
 from fc_lightning.evaluation.evaluator import TurnGenerator
 from fc_lightning.evaluation.metrics import fits_schema
-from fc_lightning.utils.pretrained import load_tokenizer
 
 QUICK = ("--data.train=[{path: data/quickstart/train.jsonl, limit: 4}]", "--data.packing=false")
 SAMPLED = "--model.generation={do_sample: true, max_new_tokens: 6}"

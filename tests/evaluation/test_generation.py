@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3ForCausalLM, 
 
 from fc_lightning.evaluation.generation import generate, shared_length
 from fc_lightning.models.attention import BY_DOCUMENT
-from fc_lightning.models.loading import add_adapter
+from fc_lightning.models.lora import add_adapter
 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "head_dim": 16}
 SIZES |= {"num_attention_heads": 2, "num_key_value_heads": 1, "sliding_window": 8, "tie_word_embeddings": False}

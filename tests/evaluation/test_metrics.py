@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fc_lightning.conversation.parsing import Tool, ToolCall
+from fc_lightning.conversation.types import Tool, ToolCall
 from fc_lightning.evaluation.metrics import PassAtK, evaluate_turn, fits_schema, groups_of, tool_call_metrics
 
 TOOLS = [Tool("f", "", {"type": "object", "properties": {"a": {"type": "integer"}}}), Tool("g", "", {"type": 7})]

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from fc_lightning.training.checkpoint_io import (
+    AtomicCheckpointIO,
     CheckpointError,
-    WholeCheckpointIO,
-    is_whole,
+    is_intact,
     last_checkpoint,
     read_checkpoint,
 )
@@ -17,7 +17,7 @@ from fc_lightning.training.checkpoint_io import (
 @pytest.fixture
 def checkpoint(tmp_path):
     torch.manual_seed(0)
-    io = WholeCheckpointIO()
+    io = AtomicCheckpointIO()
     content = {"state_dict": {f"layer{n}": torch.randn(16, 16) for n in range(6)}, "optimizer_states": [{"step": 3}]}
     io.save_checkpoint({**content, "global_step": 1}, tmp_path / "step=1.ckpt")
     io.save_checkpoint({**content, "global_step": 2}, tmp_path / "step=2.ckpt")
@@ -25,7 +25,7 @@ def checkpoint(tmp_path):
 
 
 def check_recognised(path):
-    assert not is_whole(path)
+    assert not is_intact(path)
     with pytest.raises(CheckpointError) as caught:
         read_checkpoint(path)
     assert str(caught.value).startswith(f"{path}: cannot be read as a checkpoint: ")
@@ -35,7 +35,7 @@ def check_recognised(path):
 
 def test_truncated(checkpoint):
     data = checkpoint.read_bytes()
-    assert is_whole(checkpoint)
+    assert is_intact(checkpoint)
     rng = random.Random(0)
     # Anywhere, and all over the end, where an archive has its directory and the checksum is.
     lengths = [
@@ -71,10 +71,10 @@ def test_a_checkpoint_of_lightning_itself(tmp_path):
     data = bytearray(path.read_bytes())
     data[data.index(torch.arange(500, 510).numpy().tobytes())] ^= 1
     path.write_bytes(data)
-    assert not is_whole(path)
+    assert not is_intact(path)
 
 
 def test_nothing_that_could_not_be_loaded_again_is_kept(tmp_path):
     with pytest.raises(CheckpointError, match=r"bad.ckpt: was not kept.* more than tensors and plain data .*PosixPath"):
-        WholeCheckpointIO().save_checkpoint({"state": tmp_path}, tmp_path / "bad.ckpt")
+        AtomicCheckpointIO().save_checkpoint({"state": tmp_path}, tmp_path / "bad.ckpt")
     assert list(tmp_path.iterdir()) == []

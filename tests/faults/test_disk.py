@@ -15,7 +15,7 @@ from lightning import Callback
 from lightning.pytorch.cli import LightningArgumentParser
 
 from fc_lightning.cli.lightning_cli import main
-from fc_lightning.training.checkpoint_io import CheckpointError, WholeCheckpointIO, is_whole, read_checkpoint
+from fc_lightning.training.checkpoint_io import AtomicCheckpointIO, CheckpointError, is_intact, read_checkpoint
 
 MEGABYTE = 1_000_000
 
@@ -51,7 +51,7 @@ def check_refused(folder: Path, content: dict, old: Path) -> str:
     assert "\n" not in message
     assert (sorted(folder.iterdir()) if folder.is_dir() else []) == before
     if folder.is_dir():
-        assert is_whole(old)
+        assert is_intact(old)
         assert str(old) in message
     return message
 
@@ -59,7 +59,7 @@ def check_refused(folder: Path, content: dict, old: Path) -> str:
 @pytest.fixture
 def saved(disk):
     """A folder on the disk with a checkpoint of 3 MB in it."""
-    check_refused.io = io = WholeCheckpointIO()
+    check_refused.io = io = AtomicCheckpointIO()
     folder = disk / "run" / "checkpoints"
     io.save_checkpoint(checkpoint(1, 3), folder / "last.ckpt")
     return folder
@@ -87,7 +87,7 @@ def test_a_disk_that_others_fill_up(saved, left):
 @pytest.mark.parametrize("known", [True, False])
 def test_a_read_only_folder(disk, saved, known):
     if not known:
-        check_refused.io = WholeCheckpointIO()
+        check_refused.io = AtomicCheckpointIO()
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
     assert "Read-only file system" in check_refused(saved, checkpoint(2, 1), saved / "last.ckpt")
 
@@ -105,7 +105,7 @@ def test_a_folder_that_vanishes(disk, saved, gone):
 
 def test_a_limit_on_the_size_of_files(tmp_path):
     """Where nothing can be mounted: the system refuses a write in the middle of the file, all the same."""
-    check_refused.io = WholeCheckpointIO()
+    check_refused.io = AtomicCheckpointIO()
     check_refused.io.save_checkpoint(checkpoint(1, 1), tmp_path / "last.ckpt")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2 * MEGABYTE, limits[1]))
@@ -148,7 +148,7 @@ def test_a_run_ends_with_one_line_and_the_checkpoint_before(disk, tmp_path, caps
     assert error.startswith(f"error: {disk / 'run' / 'epoch=0-step=3.ckpt'}: could not be written: ")
     assert "bytes are needed" in error
     if kind != "gone":
-        assert [is_whole(path) for path in sorted((disk / "run").iterdir())] == [True, True]
+        assert [is_intact(path) for path in sorted((disk / "run").iterdir())] == [True, True]
 
 
 class Filler(Callback):
@@ -208,7 +208,7 @@ def test_loggers_without_room_are_told_of_once_and_the_run_goes_on(disk, tmp_pat
     assert [int(row["step"]) for row in rows if row["train/loss"]] == list(range(8))
     assert len([row for row in rows if row["val/loss"]]) == 2
     assert (folder / "predictions.jsonl").read_text().count("\n") == 1
-    assert is_whole(tmp_path / "last.ckpt")
+    assert is_intact(tmp_path / "last.ckpt")
 
 
 @pytest.mark.parametrize(

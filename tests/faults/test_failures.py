@@ -10,7 +10,7 @@ import torch
 from tests.helpers.processes import injected, sample, start
 
 from fc_lightning.callbacks.failures import Failures, describe
-from fc_lightning.data.packing import Document, PackingCollator
+from fc_lightning.data.collator import Document, PackingCollator
 
 WHERE = ("training", "validation", "collator", "callback", "killed")
 # In this order a sample of few has different places and different ranks.

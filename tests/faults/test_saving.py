@@ -14,13 +14,13 @@ import pytest
 import torch
 from tests.helpers.checkpoints import FULL
 
-from fc_lightning.training.checkpoint_io import WholeCheckpointIO, last_checkpoint, read_checkpoint
+from fc_lightning.training.checkpoint_io import AtomicCheckpointIO, last_checkpoint, read_checkpoint
 
 KILLS = 100 if FULL else 4  # for each of the two temporary folders
 PADDING = torch.arange(500_000)  # 4 MB
 
 
-class InPlace(WholeCheckpointIO):
+class InPlace(AtomicCheckpointIO):
     """What a checkpoint must not be: written where the one before is."""
 
     def save_checkpoint(self, checkpoint, path, storage_options=None):
@@ -74,10 +74,10 @@ def test_a_kill_while_saving_costs_at_most_one_interval(tmp_path, place):
         tmp = Path(tempfile.mkdtemp(dir=other))
     newest, orphans = 0, 0
     for _ in range(KILLS):
-        done, newest = kill_one(WholeCheckpointIO(), folder, str(tmp), newest, rng)
+        done, newest = kill_one(AtomicCheckpointIO(), folder, str(tmp), newest, rng)
         assert newest in (done, done + 1)
         orphans += sum(1 for _ in folder.glob("*.partial"))
-    WholeCheckpointIO().save_checkpoint({"global_step": 1}, folder / "one.ckpt")
+    AtomicCheckpointIO().save_checkpoint({"global_step": 1}, folder / "one.ckpt")
     assert orphans  # kills did hit a file that was being written,
     assert not list(folder.glob("*.partial"))  # and what they left is swept by the next run
     if place == "other":

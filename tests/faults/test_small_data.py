@@ -53,7 +53,7 @@ def test_answers_of_one_token(run, tmp_path):
 @pytest.mark.parametrize("packing", ["true", "false"])
 def test_documents_of_one_token(packing):
     """They have a place in a batch, and no label: nothing comes before them."""
-    from fc_lightning.data.packing import Document, PackingCollator
+    from fc_lightning.data.collator import Document, PackingCollator
     from fc_lightning.data.samplers import MicroBatchSampler
 
     capacity = 4 if packing == "true" else None

@@ -20,12 +20,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer, Gemma3ForCausalLM, Gemma3TextConfig
 
-from fc_lightning.chat_template.template import ChatTemplate, SpecialToken
+from fc_lightning.chat_template.template import ChatTemplate
+from fc_lightning.chat_template.tokens import SpecialToken, load_tokenizer
 from fc_lightning.cli.lightning_cli import main
 from fc_lightning.data.formats import read_row
 from fc_lightning.data.packing import plan_packs
 from fc_lightning.training.module import FunctionCallingModule
-from fc_lightning.utils.pretrained import load_tokenizer
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "tests" / "models" / "tiny_gemma2"

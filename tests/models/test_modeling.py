@@ -18,10 +18,11 @@ from transformers import (
 )
 from transformers.masking_utils import flash_attention_mask
 
-from fc_lightning.data.packing import PackingCollator
-from fc_lightning.models.attention import BY_DOCUMENT
-from fc_lightning.models.loading import add_adapter, add_token_rows, choose_attention, load_base, token_loss_sum
-from fc_lightning.models.lora import make_lean
+from fc_lightning.data.collator import PackingCollator
+from fc_lightning.models.attention import BY_DOCUMENT, choose_attention
+from fc_lightning.models.loading import load_base
+from fc_lightning.models.lora import add_adapter, add_token_rows, use_fast_forward
+from fc_lightning.models.loss import token_loss_sum
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 SIZES = {
@@ -253,6 +254,6 @@ def test_only_adapter_and_new_rows_train(base):
 def test_make_lean_leaves_other_adapters_alone(base):
     model = load_base(str(base), None, torch.float32, BY_DOCUMENT)
     model = add_adapter(model, LoraConfig(r=2, use_dora=True, target_modules=["q_proj"]), [])
-    make_lean(model)
+    use_fast_forward(model)
     assert not any("forward" in module.__dict__ for module in model.modules() if "q_proj" in type(module).__name__)
     assert model(torch.tensor([[2, 3]])).logits.isfinite().all()

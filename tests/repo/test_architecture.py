@@ -1,4 +1,4 @@
-"""The rooms of the package: imports go downward only, files stay short, the templates are packaged."""
+"""The packages of the project: there are ten, imports go one way, and files stay short."""
 
 import ast
 from importlib.resources import files
@@ -9,83 +9,64 @@ import pytest
 
 SOURCE = Path("src/fc_lightning")
 FILES = sorted(SOURCE.rglob("*.py"))
-# Lowest first. A room imports from floors below its own; rooms of one floor do not know each other.
-FLOORS = [
-    {"toolcalls", "grounding", "families", "help", "words", "disk", "allocator"},
-    {
-        "chat_template",
-        "response_template",
-        "formats",
-        "thoughts",
-        "packing",
-        "metrics",
-        "attention",
-        "adapters",
-        "generation",
-        "pages",
-        "checkpoints",
-        "redaction",
-    },
-    {"bases", "environment", "ranks", "memory", "loggers", "slurm"},
-    {"constrained"},
-    {"data", "modeling", "evaluation", "report"},
-    {"module"},
-    {"model_card"},
-    {"export", "audit", "teacher"},
-    {"callbacks", "chat"},
-    {"mistakes"},
-    {"resuming"},
-    {"cli"},
-    {"start"},
+# A module imports from its own package and from packages before it in this list.
+PACKAGES = [
+    "utils",
+    "conversation",
+    "chat_template",
+    "data",
+    "evaluation",
+    "models",
+    "training",
+    "callbacks",
+    "commands",
+    "cli",
 ]
-FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 
-def parts(path):
-    """``("data", "sources")`` for ``data/sources.py``, ``("data",)`` for ``data/__init__.py``."""
-    return tuple(part for part in path.relative_to(SOURCE).with_suffix("").parts if part != "__init__")
+def package_of(path):
+    """``data`` for ``data/formats/hermes.py``; empty for a file at the root."""
+    return path.relative_to(SOURCE).parts[0] if len(path.relative_to(SOURCE).parts) > 1 else ""
 
 
-def imported_rooms(text, package):
-    """The rooms that a file of a package imports, wherever in the file it does."""
-    rooms = set()
+def imported_packages(text, folder):
+    """The packages that a file in a folder (``("data", "formats")``) imports, wherever in the file it does."""
+    packages = set()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = ["fc_lightning", *package][: len(package) + 2 - node.level] if node.level else []
+            base = ["fc_lightning", *folder][: len(folder) + 2 - node.level] if node.level else []
             module = ".".join([*base, *([node.module] if node.module else [])])
             names = [f"{module}.{alias.name}" for alias in node.names]
         else:
             continue
-        rooms |= {name.split(".")[1] for name in names if name.startswith("fc_lightning.")}
-    return rooms
+        packages |= {name.split(".")[1] for name in names if name.startswith("fc_lightning.")}
+    return packages
 
 
 def test_imports_are_found():
     text = (
-        "import fc_lightning.cli.lightning_cli as cli, os\nfrom fc_lightning import audit\nfrom . import sources\n"
-        "def f():\n    from ..module import M\n    from fc_lightning.data.prepare import x\nfrom datasets import D\n"
+        "import fc_lightning.cli as cli, os\nfrom fc_lightning import commands\nfrom . import sources\n"
+        "def f():\n    from ..training import M\n    from fc_lightning.data.prepare import x\nfrom datasets import D\n"
     )
-    assert imported_rooms(text, ("data",)) == {"cli", "audit", "data", "module"}
-    assert imported_rooms("from .packing import x", ()) == {"packing"}
+    assert imported_packages(text, ("data",)) == {"cli", "commands", "data", "training"}
+    assert imported_packages("from ..packing import x", ("data", "formats")) == {"data"}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: "/".join(parts(path)) or "__init__")
-def test_imports_go_downward(path):
-    own = parts(path)
-    rooms = imported_rooms(path.read_text(encoding="utf-8"), own if path.name == "__init__.py" else own[:-1])
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(SOURCE).with_suffix("").as_posix())
+def test_imports_go_one_way(path):
+    own = package_of(path)
     if not own:
-        assert not rooms
-        return
-    assert own[0] in FLOOR, f"{own[0]} has no floor yet"
-    upward = {room for room in rooms - {own[0]} if FLOOR.get(room, len(FLOORS)) >= FLOOR[own[0]]}
-    assert not upward
+        return  # the root loads its names from anywhere, when they are asked for
+    packages = imported_packages(path.read_text(encoding="utf-8"), path.relative_to(SOURCE).parts[:-1])
+    allowed = PACKAGES[: PACKAGES.index(own) + 1]
+    assert packages <= {*allowed, "__version__"}
 
 
-def test_every_room_is_there():
-    assert {parts(path)[0] for path in FILES if parts(path)} <= FLOOR.keys()
-    assert sum(bool(imported_rooms(path.read_text(encoding="utf-8"), parts(path)[:-1])) for path in FILES) > 10
+def test_there_are_ten_packages_and_nothing_else():
+    there = {path.name for path in SOURCE.iterdir() if path.name != "__pycache__"}
+    assert there == {*PACKAGES, "__init__.py", "__main__.py", "py.typed"}
 
 
 def test_files_are_short():
@@ -96,12 +77,9 @@ def test_files_are_short():
 def test_templates_are_packaged():
     from fc_lightning.chat_template.template import Render
 
-    folder = files("fc_lightning") / "templates"
+    folder = files("fc_lightning.chat_template") / "templates"
     chat = [folder / f"gemma_{render}.jinja" for render in get_args(Render)]
     chat.append(folder / "turns_canonical.jinja")
-    assert {path.name for path in folder.iterdir()} == {
-        "page.html.jinja",
-        "macros.jinja",
-        *(path.name for path in chat),
-    }
+    assert {path.name for path in folder.iterdir()} >= {"macros.jinja", *(path.name for path in chat)}
     assert all("endgeneration" in path.read_text(encoding="utf-8") for path in chat)
+    assert (files("fc_lightning.utils") / "page.html.jinja").is_file()

@@ -11,7 +11,7 @@ import pytest
 
 from fc_lightning.cli.lightning_cli import FunctionCallingCLI, main
 from fc_lightning.cli.main import main as start
-from fc_lightning.conversation.parsing import ToolCall
+from fc_lightning.conversation.types import ToolCall
 from fc_lightning.data.formats import read_row
 
 ROOT = Path(__file__).parents[2]

@@ -10,9 +10,10 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.io import CheckpointIO
 from peft import PeftModel
 
-from fc_lightning.commands.export.folder import whole_folder, write_model
-from fc_lightning.models.loading import trained_weights
+from fc_lightning.models.fsdp import trained_weights
+from fc_lightning.models.saving import write_model
 from fc_lightning.training.checkpoint_io import writing
+from fc_lightning.utils.atomic_files import atomic_folder
 from fc_lightning.utils.pretrained import commit_of
 
 
@@ -34,8 +35,8 @@ class SaveAdapter(Callback):
         """See to it that checkpoints are written with their adapters."""
         strategy = trainer.strategy
         self._fits = stage == "fit"
-        if stage == "fit" and not isinstance(strategy.checkpoint_io, AdapterBeside):
-            strategy.checkpoint_io = AdapterBeside(strategy.checkpoint_io, trainer)
+        if stage == "fit" and not isinstance(strategy.checkpoint_io, AdapterCheckpointIO):
+            strategy.checkpoint_io = AdapterCheckpointIO(strategy.checkpoint_io, trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the one in the run's folder."""
@@ -53,7 +54,7 @@ class SaveAdapter(Callback):
             self.on_train_end(trainer, pl_module)
 
 
-class AdapterBeside(CheckpointIO):
+class AdapterCheckpointIO(CheckpointIO):
     """Writes and removes checkpoints as another does, and the adapters beside them.
 
     Args:
@@ -94,7 +95,7 @@ def adapter_folder(checkpoint: Any) -> Path:
 def save_adapter(trainer: Trainer, folder: Path, weights: dict[str, Any]) -> None:
     """Write an adapter folder, or write it anew."""
     module = trainer.lightning_module
-    with writing(folder), whole_folder(folder, replace=True) as partial:
+    with writing(folder), atomic_folder(folder, replace=True) as partial:
         write_model(
             module.model,
             trainer.datamodule.template,

@@ -8,7 +8,7 @@ from pathlib import Path
 from lightning import Callback, LightningModule, Trainer
 
 from fc_lightning.evaluation.metrics import EvaluatedTurn
-from fc_lightning.evaluation.report import Measured, read_curves, write_report
+from fc_lightning.evaluation.report import EvaluatedRun, read_curves, write_report
 
 
 class EvaluationReport(Callback):
@@ -55,6 +55,6 @@ class EvaluationReport(Callback):
         for logger in trainer.loggers:
             logger.save()
         path = Path(folder or ".") / self.filename
-        columns = [Measured("before training", self.before)] if self.before else []
+        columns = [EvaluatedRun("before training", self.before)] if self.before else []
         curves = read_curves(path.with_name("metrics.csv"))
-        write_report([*columns, Measured(name, self.last, curves)], path, f"Evaluation: {path.parent}")
+        write_report([*columns, EvaluatedRun(name, self.last, curves)], path, f"Evaluation: {path.parent}")

@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities import rank_zero_info
 
 from fc_lightning.training.checkpoint_io import CheckpointError
-from fc_lightning.utils.atomic_files import telling
+from fc_lightning.utils.atomic_files import wrap_os_errors
 
 _KEY = "resumable"
 _METRICS = "metrics.csv"
@@ -84,7 +84,7 @@ class Resumable(Callback):
             return
         self._lock = FileLock(folder / ".lock")
         try:
-            with telling(folder):
+            with wrap_os_errors(folder):
                 folder.mkdir(parents=True, exist_ok=True)
                 self._lock.acquire(timeout=_PATIENCE)
         except Timeout as error:

@@ -16,13 +16,13 @@ from rich.table import Table
 
 from fc_lightning.data import FunctionCallingDataModule
 from fc_lightning.data.batches import lengths_of, supervised_of
-from fc_lightning.data.packing import Batch
+from fc_lightning.data.collator import Batch
 from fc_lightning.data.samplers import MicroBatch, MicroBatchSampler
 from fc_lightning.evaluation.metrics import EvaluatedTurn
 from fc_lightning.evaluation.report import read_predictions
 from fc_lightning.models.attention import BY_DOCUMENT
-from fc_lightning.models.loading import parameter_counts
-from fc_lightning.models.memory import held_bytes, training_bytes
+from fc_lightning.models.flops import parameter_counts
+from fc_lightning.models.memory import estimate_training_bytes, memory_in_use
 
 
 class RunSummary(Callback):
@@ -165,8 +165,8 @@ def _memory(trainer: Trainer, module: Any, data: FunctionCallingDataModule, plan
         most = max(sum(counts[document] for row in batch for document in row) for batch in plan)
         supervised = min(module.head_chunk, most)
     half = str(trainer.precision).startswith(("bf16", "16"))
-    added = training_bytes(module.model, tokens, attended, supervised, module.gradient_checkpointing, half)
-    held = held_bytes(device)
+    added = estimate_training_bytes(module.model, tokens, attended, supervised, module.gradient_checkpointing, half)
+    held = memory_in_use(device)
     where = "on each GPU" if device.type == "cuda" else "of the process"
     return (
         f"about {(held + added) / 1e9:.1f} GB expected {where} while training: {held / 1e9:.1f} GB are taken now, "

@@ -10,8 +10,8 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.utilities.throughput import get_available_flops
 
-from fc_lightning.data.packing import Batch
-from fc_lightning.models.loading import training_flops
+from fc_lightning.data.collator import Batch
+from fc_lightning.models.flops import training_flops
 
 
 class Throughput(Callback):

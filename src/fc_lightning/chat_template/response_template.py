@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from fc_lightning.chat_template.tool_formats import FAMILIES, Family
+from fc_lightning.chat_template.tool_formats import CHAT_FORMATS, ChatFormat
 
 # JSON (RFC 8259) in the dialect of the module `regex`: named groups that call each other.
 _JSON = (
@@ -27,7 +27,7 @@ _ARGUMENTS = r'"arguments"\s*+:\s*+(?P<arguments>(?&object))'
 _CALL = rf"\{{\s*+(?:{_NAME}\s*+,\s*+{_ARGUMENTS}|{_ARGUMENTS}\s*+,\s*+{_NAME})\s*+\}}"
 
 
-def response_template(family: Family = FAMILIES[0], eos_token: str = "<eos>") -> dict[str, Any]:
+def response_template(family: ChatFormat = CHAT_FORMATS[0], eos_token: str = "<eos>") -> dict[str, Any]:
     """The template that reads what the canonical chat template writes, for ``tokenizer.response_template``.
 
     ``reasoning_content`` is a think block that opens the turn; ``tool_calls`` are its calls in OpenAI's shape, with the

@@ -11,19 +11,20 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from importlib.resources import files
 from itertools import chain, pairwise
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
-from transformers import AddedToken, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from fc_lightning.chat_template.tool_formats import Family, family_of
+from fc_lightning.chat_template.tokens import SpecialToken
+from fc_lightning.chat_template.tool_formats import ChatFormat, chat_format_of
 from fc_lightning.chat_template.words import Words, word_pattern
-from fc_lightning.conversation.parsing import Conversation, Message, Tool, dump_json
+from fc_lightning.conversation.parsing import dump_json
+from fc_lightning.conversation.types import Conversation, Message, Tool
 
 Render = Literal["canonical", "verbatim"]
 Supervise = Literal["assistant", "all"]
@@ -31,19 +32,6 @@ Supervise = Literal["assistant", "all"]
 # Stands inside a tag that is ordinary text, so that the tag is not read as a token: U+FDD0 is no character, it may
 # never be in a text that is exchanged. It is taken out again before anything is encoded.
 _BREAK = "\ufdd0"
-
-
-class SpecialToken(StrEnum):
-    """The tags of the grammar. Registered, each is one token id."""
-
-    THINK = "<think>"
-    THINK_END = "</think>"
-    TOOL_CALL = "<tool_call>"
-    TOOL_CALL_END = "</tool_call>"
-    TOOL_RESPONSE = "<tool_response>"
-    TOOL_RESPONSE_END = "</tool_response>"
-    TOOLS = "<tools>"
-    TOOLS_END = "</tools>"
 
 
 class ChatTemplateError(ValueError):
@@ -86,27 +74,6 @@ class Encoded:
         return mask
 
 
-def register_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[str]) -> dict[int, list[int]]:
-    """Make each text one token of the tokenizer.
-
-    They are added as ordinary tokens, not as special ones: ``decode(skip_special_tokens=True)``, which servers use,
-    would drop special ones, and the calls could not be parsed any more.
-
-    Args:
-        tokenizer: Changed in place.
-        tokens: The texts. Those that are one token already are left alone.
-
-    Returns:
-        For each new id, the ids of the pieces that its text was made of before.
-    """
-    # A tag that is in the vocabulary as a piece only is not found where a space stands before it: it is added too.
-    new = [str(token) for token in tokens if str(token) not in tokenizer.get_added_vocab()]
-    pieces = [tokenizer(token, add_special_tokens=False).input_ids for token in new]
-    tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in new])
-    ids = tokenizer.convert_tokens_to_ids(new)
-    return {id: old for id, old in zip(ids, pieces, strict=True) if old != [id]}
-
-
 class ChatTemplate:
     """Renders and encodes conversations for one tokenizer.
 
@@ -126,7 +93,7 @@ class ChatTemplate:
         self.tokenizer = tokenizer
         self.render_mode = render
         vocabulary = tokenizer.get_vocab()
-        self.family = family_of(vocabulary)
+        self.family = chat_format_of(vocabulary)
         self.source = _template_source(tokenizer, self.family, render, file)
         self.longest_token = max(map(len, vocabulary))  # in characters
         self._variables = {
@@ -145,7 +112,7 @@ class ChatTemplate:
     def end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """Ids that end a model turn: that of its family, and the end of the text."""
         vocabulary = tokenizer.get_vocab()
-        family = family_of(vocabulary)
+        family = chat_format_of(vocabulary)
         ends = {vocabulary[family.close] if family else None, tokenizer.eos_token_id}
         return sorted(token for token in ends if token is not None)
 
@@ -241,7 +208,7 @@ class ChatTemplate:
 
 
 def _template_source(
-    tokenizer: PreTrainedTokenizerBase, family: Family | None, render: Render, file: str | Path | None
+    tokenizer: PreTrainedTokenizerBase, family: ChatFormat | None, render: Render, file: str | Path | None
 ) -> str:
     """The Jinja text to use for a tokenizer: the file, its own where that marks the model's turns, its family's."""
     name, own = tokenizer.name_or_path, tokenizer.chat_template

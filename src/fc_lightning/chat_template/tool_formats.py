@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 
 
 @dataclass(frozen=True)
-class Family:
+class ChatFormat:
     """How a family of models marks turns: ``{open}{role}{head}…{close}{gap}``.
 
     Attributes:
@@ -47,12 +47,12 @@ class Family:
         return f"{{%- set family = {json.dumps(asdict(self))} -%}}\n"
 
 
-FAMILIES = (
+CHAT_FORMATS = (
     # Gemma 1 to 3 have a template of their own: no system role, see templates/gemma_canonical.jinja.
-    Family("gemma", ("<start_of_turn>", "<end_of_turn>"), "<start_of_turn>", "\n", "<end_of_turn>", "\n", "model"),
-    Family("gemma4", ("<|turn>", "<turn|>"), "<|turn>", "\n", "<turn|>", "\n", "model"),
-    Family("chatml", ("<|im_start|>", "<|im_end|>"), "<|im_start|>", "\n", "<|im_end|>", "\n", bos=False),
-    Family(
+    ChatFormat("gemma", ("<start_of_turn>", "<end_of_turn>"), "<start_of_turn>", "\n", "<end_of_turn>", "\n", "model"),
+    ChatFormat("gemma4", ("<|turn>", "<turn|>"), "<|turn>", "\n", "<turn|>", "\n", "model"),
+    ChatFormat("chatml", ("<|im_start|>", "<|im_end|>"), "<|im_start|>", "\n", "<|im_end|>", "\n", bos=False),
+    ChatFormat(
         "llama3",
         ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
         open="<|start_header_id|>",
@@ -64,6 +64,6 @@ FAMILIES = (
 )
 
 
-def family_of(vocabulary: Container[str]) -> Family | None:
+def chat_format_of(vocabulary: Container[str]) -> ChatFormat | None:
     """The family whose marks are in a vocabulary; None if it is none of those that are known here."""
-    return next((one for one in FAMILIES if all(token in vocabulary for token in one.tokens)), None)
+    return next((one for one in CHAT_FORMATS if all(token in vocabulary for token in one.tokens)), None)

@@ -32,10 +32,10 @@ from fc_lightning.data.prompts import read_prompts
 from fc_lightning.evaluation.report import ReportError, read_run, write_report
 from fc_lightning.training import distributed as ranks
 from fc_lightning.training.checkpoint_io import CheckpointError
-from fc_lightning.training.loggers import spare_the_run
+from fc_lightning.training.loggers import ignore_write_errors
 from fc_lightning.training.module import FunctionCallingModule, NonFiniteError
-from fc_lightning.training.resume import checkpoint_to_go_on_from, make_resumable
-from fc_lightning.utils.atomic_files import DiskError, telling, write_text
+from fc_lightning.training.resume import checkpoint_to_resume_from, make_resumable
+from fc_lightning.utils.atomic_files import DiskError, wrap_os_errors, write_text
 from fc_lightning.utils.environment import describe_environment
 from fc_lightning.utils.malloc import keep_freed_memory
 from fc_lightning.utils.pretrained import BaseModelError
@@ -73,7 +73,7 @@ class FunctionCallingTrainer(Trainer):
     def loggers(self, loggers: list[Logger] | None) -> None:
         self._loggers = loggers or []
         for logger in self._loggers:
-            spare_the_run(logger)
+            ignore_write_errors(logger)
 
     def fit(self, model: LightningModule, datamodule: LightningDataModule, ckpt_path: str | None = None) -> None:
         """Train.
@@ -84,7 +84,7 @@ class FunctionCallingTrainer(Trainer):
             ckpt_path: A checkpoint file to go on from, or ``last``: the newest whole one of the newest run of this
                 configuration, in whose folder the run goes on; if there is none yet, it starts from the beginning.
         """
-        super().fit(model, datamodule=datamodule, ckpt_path=checkpoint_to_go_on_from(self, ckpt_path))
+        super().fit(model, datamodule=datamodule, ckpt_path=checkpoint_to_resume_from(self, ckpt_path))
 
     def export(
         self,
@@ -228,7 +228,7 @@ class SaveConfig(SaveConfigCallback):
         """Save it, and what the run runs on; a run that goes on or starts again in its folder replaces its own."""
         self.overwrite = self._again or any(getattr(callback, "goes_on", False) for callback in trainer.callbacks)
         folder = trainer.log_dir  # asks all ranks
-        with telling(Path(folder or ".") / self.config_filename):
+        with wrap_os_errors(Path(folder or ".") / self.config_filename):
             super().setup(trainer, pl_module, stage)
         if folder and trainer.is_global_zero:
             text = json.dumps(describe_environment() | {"ranks": trainer.world_size}, indent=2, ensure_ascii=False)

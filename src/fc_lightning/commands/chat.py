@@ -8,7 +8,8 @@ from lightning import Trainer
 from rich.console import Console
 
 from fc_lightning.commands.export.folder import find_checkpoint, load_checkpoint
-from fc_lightning.conversation.parsing import Conversation, Message, dump_json, parse_turn
+from fc_lightning.conversation.parsing import dump_json, parse_turn
+from fc_lightning.conversation.types import Conversation, Message
 from fc_lightning.data import FunctionCallingDataModule
 from fc_lightning.data.prompts import read_tools
 from fc_lightning.training.module import FunctionCallingModule

@@ -20,11 +20,12 @@ from typing import Any
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fc_lightning.chat_template.template import openai_message
-from fc_lightning.conversation.parsing import CallSyntaxError, Conversation, call_from_value, dump_json
+from fc_lightning.conversation.parsing import CallSyntaxError, call_from_value, dump_json
+from fc_lightning.conversation.types import Conversation
 from fc_lightning.data import DataError, FunctionCallingDataModule
 from fc_lightning.data.prepare import read_conversations
-from fc_lightning.data.row_report import Report
-from fc_lightning.utils.atomic_files import telling, write_text
+from fc_lightning.data.row_report import RowReport
+from fc_lightning.utils.atomic_files import wrap_os_errors, write_text
 
 _TAGS = re.compile(r"</?(?:think|tool_call|tool_response|tools|start_of_turn|end_of_turn)>")
 _INSTRUCTION = """\
@@ -78,7 +79,7 @@ class Answers:
     def add(self, key: str, text: str, finish: str) -> None:
         """Keep an answer; when this returns, it is on disk."""
         entry = {"key": key, "text": text, "finish": finish}
-        with telling(self.file), self.file.open("ab") as stream:
+        with wrap_os_errors(self.file), self.file.open("ab") as stream:
             stream.write(json.dumps(entry).encode() + b"\n")
             stream.flush()
             os.fsync(stream.fileno())
@@ -118,7 +119,7 @@ def think(
     if split not in data.sources or not data.sources[split]:
         raise DataError(f"nothing to read: `data.{split}` has no sources")
     how = replace(data.preparation(split), thoughts="keep", thoughts_share=1.0)
-    conversations = [one for _, _, one in read_conversations(data.sources[split], data.template, how, Report())]
+    conversations = [one for _, _, one in read_conversations(data.sources[split], data.template, how, RowReport())]
     questions = list(ask_for(conversations, teacher))
     output.parent.mkdir(parents=True, exist_ok=True)
     answers = Answers(output.with_name(f"{output.name}.answers.jsonl"))

@@ -11,19 +11,20 @@ from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Sampler
 
-from fc_lightning.chat_template.template import ChatTemplate, Render, SpecialToken, Supervise
-from fc_lightning.conversation.parsing import Conversation
+from fc_lightning.chat_template.template import ChatTemplate, Render, Supervise
+from fc_lightning.chat_template.tokens import SpecialToken, load_tokenizer
+from fc_lightning.conversation.types import Conversation
 from fc_lightning.data.batches import Packs, lengths_of, prompt_loader
+from fc_lightning.data.collator import PackingCollator
+from fc_lightning.data.encoding import Preparation
 from fc_lightning.data.order import check_order, order_of, place_of
-from fc_lightning.data.packing import PackingCollator
-from fc_lightning.data.prepare import Preparation, Prepared, fingerprint, load_prepared, prepare
+from fc_lightning.data.prepare import Prepared, fingerprint, load_prepared, prepare
 from fc_lightning.data.prompts import prompt_rows
 from fc_lightning.data.reasoning import Thoughts
-from fc_lightning.data.samplers import MicroBatch, MicroBatchSampler, deal, plan_generation
+from fc_lightning.data.samplers import MicroBatch, MicroBatchSampler, plan_generation, shard_batches
 from fc_lightning.data.sources import DataError, Source, weights_of
 from fc_lightning.data.streaming import StreamCollator, StreamingPacks
 from fc_lightning.utils.pretrained import cache_dir as default_cache_dir
-from fc_lightning.utils.pretrained import load_tokenizer
 
 
 class FunctionCallingDataModule(LightningDataModule):
@@ -293,7 +294,7 @@ class FunctionCallingDataModule(LightningDataModule):
     def _prompt_loader(self, prompts: Any) -> DataLoader:
         ids = [row["input_ids"] for row in prompts]
         batches = plan_generation(ids, self.generation_batch_tokens, self.generation_batch_size)
-        return prompt_loader(prompts, deal(batches, self._world_size, self._rank))
+        return prompt_loader(prompts, shard_batches(batches, self._world_size, self._rank))
 
     def _loader(self, documents: Dataset, sampler: Sampler[MicroBatch]) -> DataLoader:
         return DataLoader(

@@ -9,10 +9,11 @@ from itertools import chain
 from typing import Any, Literal
 
 from fc_lightning.chat_template.template import ChatTemplate, ChatTemplateError, Encoded, Rendered, Supervise
-from fc_lightning.conversation.parsing import Conversation, ToolCall, dump_json, parse_turn
-from fc_lightning.data.packing import Document
+from fc_lightning.conversation.parsing import dump_json, parse_turn
+from fc_lightning.conversation.types import Conversation, ToolCall
+from fc_lightning.data.collator import Document
 from fc_lightning.data.reasoning import Thoughts
-from fc_lightning.data.row_report import Report
+from fc_lightning.data.row_report import RowReport
 
 _CHUNK_TEXT = 4_000_000  # characters that are encoded in one call of the tokenizer
 
@@ -44,7 +45,7 @@ class Preparation:
 
 
 def documents_of(
-    chunk: Sequence[tuple[int, str, Conversation]], template: ChatTemplate, how: Preparation, report: Report
+    chunk: Sequence[tuple[int, str, Conversation]], template: ChatTemplate, how: Preparation, report: RowReport
 ) -> Iterator[dict[str, Any]]:
     """Encode conversations, all in one go; long ones are cut or left out."""
     rendered, entries = [], []
@@ -107,7 +108,7 @@ def _encode(rendered: Sequence[Rendered], template: ChatTemplate, how: Preparati
 
 
 def prompts_of(
-    chunk: Sequence[tuple[int, str, Conversation]], template: ChatTemplate, how: Preparation, report: Report
+    chunk: Sequence[tuple[int, str, Conversation]], template: ChatTemplate, how: Preparation, report: RowReport
 ) -> Iterator[dict[str, Any]]:
     """A prompt for each model turn, with the true history before it. `max_length` is for training, not for these."""
     rendered: list[Rendered] = []

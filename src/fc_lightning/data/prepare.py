@@ -20,16 +20,16 @@ from filelock import FileLock
 from lightning.pytorch.utilities import rank_zero_info
 
 from fc_lightning.chat_template.template import ChatTemplate
-from fc_lightning.conversation.parsing import Conversation
+from fc_lightning.conversation.types import Conversation
 from fc_lightning.data.cache import digest_of_texts, is_sound, read_digests, seal
 from fc_lightning.data.encoding import Preparation, documents_of, prompts_of
 from fc_lightning.data.formats import RowError
-from fc_lightning.data.reasoning import with_thoughts
-from fc_lightning.data.row_report import Report
+from fc_lightning.data.reasoning import add_reasoning
+from fc_lightning.data.row_report import RowReport
 from fc_lightning.data.sources import DataError, Row, Source, brief, default_id
 from fc_lightning.data.splitting import hold_out, question
 from fc_lightning.data.workers import in_order, processes_for
-from fc_lightning.utils.atomic_files import own_partial, telling
+from fc_lightning.utils.atomic_files import partial_path, wrap_os_errors
 
 _VERSION = 6  # of the layout below; a change makes old prepared folders unknown
 _CHUNK = 512  # rows that are read, rendered and encoded together
@@ -59,7 +59,7 @@ class Prepared:
 
     documents: Dataset
     prompts: Dataset
-    report: Report
+    report: RowReport
     digest: str
 
 
@@ -91,7 +91,7 @@ def prepare(
     """
     if is_sound(folder):
         return
-    with telling(folder, error=DataError, more=" (`data.cache_dir`)"):
+    with wrap_os_errors(folder, error=DataError, more=" (`data.cache_dir`)"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if is_sound(folder):
@@ -99,7 +99,7 @@ def prepare(
             if folder.exists():
                 rank_zero_info(f"{folder}: damaged; the data is prepared anew")
                 shutil.rmtree(folder)
-            unfinished = own_partial(folder)
+            unfinished = partial_path(folder)
             unfinished.mkdir()
             try:
                 report = _write(sources, template, how, unfinished, processes_for(sources, processes))
@@ -117,7 +117,7 @@ def load_prepared(folder: Path) -> Prepared:
         DataError: If somebody has put something else there.
     """
     try:
-        report = Report(**json.loads((folder / "report.json").read_text(encoding="utf-8")))
+        report = RowReport(**json.loads((folder / "report.json").read_text(encoding="utf-8")))
         parts = []
         for name, schema in (("documents", _DOCUMENTS), ("prompts", _PROMPTS)):
             with pa.memory_map(str(folder / f"{name}.arrow")) as file:
@@ -130,7 +130,7 @@ def load_prepared(folder: Path) -> Prepared:
 
 
 def read_conversations(
-    sources: Sequence[Source], template: ChatTemplate, how: Preparation, report: Report
+    sources: Sequence[Source], template: ChatTemplate, how: Preparation, report: RowReport
 ) -> Iterator[tuple[int, str, Conversation]]:
     """The usable conversations, each with the number of its source and its place; the others go into the report."""
     held_out = _held_out(sources, how, 1)
@@ -144,7 +144,7 @@ def usable(
     sources: Sequence[Source],
     template: ChatTemplate,
     how: Preparation,
-    report: Report,
+    report: RowReport,
     held_out: Iterator[bool] | None = None,
 ) -> Iterator[tuple[int, str, Conversation]]:
     """Those of the rows that can be used; the others go into the report.
@@ -174,11 +174,13 @@ def usable(
                 report.skipped.append(flaw)
                 continue
             report.flawed.append(flaw)
-        yield number, place, with_thoughts(conversation, how.thoughts, how.thoughts_share)
+        yield number, place, add_reasoning(conversation, how.thoughts, how.thoughts_share)
 
 
-def _write(sources: Sequence[Source], template: ChatTemplate, how: Preparation, folder: Path, processes: int) -> Report:
-    report = Report()
+def _write(
+    sources: Sequence[Source], template: ChatTemplate, how: Preparation, folder: Path, processes: int
+) -> RowReport:
+    report = RowReport()
     work = partial(_blocks, sources, template, how, _held_out(sources, how, processes))
     with (
         pa.ipc.new_stream(str(folder / "documents.arrow"), _DOCUMENTS) as documents,
@@ -204,10 +206,10 @@ def _blocks(
     held_out: Sequence[Sequence[bool]] | None,
     number: int,
     processes: int,
-) -> Iterator[tuple[tuple[int, int], tuple[Report, bytes, bytes]]]:
+) -> Iterator[tuple[tuple[int, int], tuple[RowReport, bytes, bytes]]]:
     """One process's share of the work: a report, documents and prompts for each of its blocks of rows."""
     for place, rows in _shares(sources, number, processes):
-        report = Report()
+        report = RowReport()
         source, first = place[0], place[1] * _CHUNK
         sides = None if held_out is None else iter(held_out[source][first : first + _CHUNK])
         chunk = list(usable(rows, sources, template, how, report, sides))

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fc_lightning.chat_template.template import ChatTemplate, ChatTemplateError
-from fc_lightning.conversation.parsing import Conversation, Message, Tool, dump_json, tool_from_value
+from fc_lightning.conversation.parsing import dump_json, tool_from_value
+from fc_lightning.conversation.types import Conversation, Message, Tool
 from fc_lightning.data.formats import RowError, read_row
 from fc_lightning.data.sources import DataError, Source
 

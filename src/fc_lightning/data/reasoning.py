@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from fc_lightning.conversation.parsing import Conversation, Message, Tool, ToolCall, dump_json
+from fc_lightning.conversation.parsing import dump_json
+from fc_lightning.conversation.types import Conversation, Message, Tool, ToolCall
 from fc_lightning.conversation.value_matching import Text
 
 Thoughts = Literal["keep", "none", "template"]
@@ -66,7 +67,7 @@ _ORIGINS = (
 )
 
 
-def with_thoughts(conversation: Conversation, thoughts: Thoughts, share: float = 1.0) -> Conversation:
+def add_reasoning(conversation: Conversation, thoughts: Thoughts, share: float = 1.0) -> Conversation:
     """The conversation with its thoughts kept, taken away or added.
 
     Args:

@@ -9,7 +9,7 @@ from fc_lightning.data.sources import DataError
 
 
 @dataclass
-class Report:
+class RowReport:
     """What became of the rows; each list has ``[place, id, reason]``.
 
     Attributes:
@@ -34,7 +34,7 @@ class Report:
     too_long: list[tuple[str, str, str]] = field(default_factory=list)
     cut: list[tuple[str, str, str]] = field(default_factory=list)
 
-    def add(self, other: Report) -> None:
+    def add(self, other: RowReport) -> None:
         """Add what became of other rows."""
         for name, value in vars(other).items():
             setattr(self, name, operator.iadd(getattr(self, name), value))

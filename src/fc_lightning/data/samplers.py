@@ -104,7 +104,7 @@ class MicroBatchSampler(Sampler[MicroBatch]):
     def __iter__(self) -> Iterator[MicroBatch]:
         epoch, done = self._done
         start = -(-done // self.num_replicas) if epoch == self.epoch else 0
-        return iter(deal(self.plan(), self.num_replicas, self.rank)[start:])
+        return iter(shard_batches(self.plan(), self.num_replicas, self.rank)[start:])
 
     def __len__(self) -> int:
         # The number of packs does not depend on the shuffle: equally long documents are interchangeable.
@@ -113,7 +113,7 @@ class MicroBatchSampler(Sampler[MicroBatch]):
         return self._length
 
 
-def deal(batches: Sequence[Any], num_replicas: int, rank: int) -> list[Any]:
+def shard_batches(batches: Sequence[Any], num_replicas: int, rank: int) -> list[Any]:
     """This rank's share, one in turn; filled up with empty batches so that all ranks have equally many."""
     filled = [*batches, *[[]] * (-len(batches) % num_replicas)]
     return filled[rank::num_replicas]

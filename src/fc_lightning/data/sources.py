@@ -16,7 +16,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
-from fc_lightning.conversation.parsing import Conversation
+from fc_lightning.conversation.types import Conversation
 from fc_lightning.data.formats import RowError, read_row
 
 _SUFFIXES = (".json", ".jsonl", ".parquet")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fc_lightning.conversation.parsing import Conversation
+from fc_lightning.conversation.types import Conversation
 
 _PERMUTATIONS, _BANDS = 128, 32
 _SHINGLE = 5  # bytes

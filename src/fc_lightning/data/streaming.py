@@ -19,10 +19,11 @@ import torch.distributed
 from torch.utils.data import IterableDataset, get_worker_info
 
 from fc_lightning.chat_template.template import ChatTemplate
+from fc_lightning.data.collator import Document, PackingCollator
 from fc_lightning.data.encoding import Preparation, documents_of
-from fc_lightning.data.packing import Document, PackingCollator, plan_packs
+from fc_lightning.data.packing import plan_packs
 from fc_lightning.data.prepare import usable
-from fc_lightning.data.row_report import Report
+from fc_lightning.data.row_report import RowReport
 from fc_lightning.data.sources import DataError, Row, Source
 
 _ENOUGH = 200  # rows after which the share of unreadable ones says something
@@ -206,7 +207,7 @@ class StreamingPacks(IterableDataset):
     def _plan(self, rows: list[Entry], position: Position, rng: random.Random) -> list[list[list[Document]]]:
         """The micro-batches of a block, in random order."""
         rng.shuffle(rows)
-        report = Report()
+        report = RowReport()
         chunk = list(usable(rows, self.sources, self.template, self.how, report))
         documents: list[Any] = list(documents_of(chunk, self.template, self.how, report))
         self._count(report, position)
@@ -218,7 +219,7 @@ class StreamingPacks(IterableDataset):
         rng.shuffle(packs)
         return [packs[start : start + self.batch_size] for start in range(0, len(packs), self.batch_size)]
 
-    def _count(self, report: Report, position: Position) -> None:
+    def _count(self, report: RowReport, position: Position) -> None:
         """Add a block's report to the counts, and stop where there is no sense in going on."""
         counts = position["counts"]
         if position["index"]:  # this block was counted before the stream was interrupted

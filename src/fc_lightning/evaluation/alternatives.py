@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fc_lightning.conversation.parsing import Tool, ToolCall
+from fc_lightning.conversation.types import Tool, ToolCall
 
 _TYPES: dict[str, type] = {
     **{"string": str, "integer": int, "number": float, "float": float, "boolean": bool},

@@ -16,7 +16,8 @@ import numpy as np
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from fc_lightning.conversation.parsing import CALL_CLOSE, CALL_OPEN, THINK_CLOSE, THINK_OPEN, Tool, dump_json
+from fc_lightning.conversation.parsing import CALL_CLOSE, CALL_OPEN, THINK_CLOSE, THINK_OPEN, dump_json
+from fc_lightning.conversation.types import Tool
 from fc_lightning.evaluation.metrics import standard_schema
 from fc_lightning.utils.pretrained import BaseModelError
 

@@ -19,7 +19,7 @@ from fc_lightning.evaluation.generation import generate
 from fc_lightning.evaluation.metrics import EvaluatedTurn, evaluate_turn, groups_of, tool_call_metrics
 
 T = TypeVar("T")
-Placed = tuple[int, EvaluatedTurn]  # with the turn's place in the data
+IndexedTurn = tuple[int, EvaluatedTurn]  # with the turn's place in the data
 
 
 class TurnGenerator:
@@ -45,7 +45,12 @@ class TurnGenerator:
         return int(self.settings.get("num_return_sequences") or 1)
 
     def texts(
-        self, model: nn.Module, prompts: Sequence[Sequence[int]], tools: Sequence[str], seed: int, in_step: bool = False
+        self,
+        model: nn.Module,
+        prompts: Sequence[Sequence[int]],
+        tools: Sequence[str],
+        seed: int,
+        synced_gpus: bool = False,
     ) -> list[tuple[str, bool]]:
         """Generate from prompts: the texts, several in a row for a prompt, and whether each turn ended.
 
@@ -56,27 +61,27 @@ class TurnGenerator:
             prompts: Their ids.
             tools: The JSON of the tools on offer to each.
             seed: Of sampling, added to the generator's own.
-            in_step: See :func:`fc_lightning.evaluation.generation.generate`.
+            synced_gpus: See :func:`fc_lightning.evaluation.generation.generate`.
         """
         device = next(model.parameters()).device
         constraint = self._constraint(model, tools) if self.constrained else None
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(self.seed + seed)
             outputs = generate(
-                model, prompts, self.settings, self.end_ids, self.tokenizer.pad_token_id, constraint, in_step
+                model, prompts, self.settings, self.end_ids, self.tokenizer.pad_token_id, constraint, synced_gpus
             )
         return [(self.tokenizer.decode(ids), finished) for ids, finished in outputs]
 
-    def turns(self, model: nn.Module, batch: Mapping[str, Any], in_step: bool = False) -> list[Placed]:
+    def turns(self, model: nn.Module, batch: Mapping[str, Any], synced_gpus: bool = False) -> list[IndexedTurn]:
         """Generate from a batch and compare with what was expected.
 
-        With ``in_step`` a rank without prompts goes along where its shards are needed.
+        With ``synced_gpus`` a rank without prompts goes along where its shards are needed.
         """
         orders = [order for order in batch["order"] for _ in range(self.samples)]
         if orders:
-            texts = self.texts(model, batch["input_ids"], batch["tools"], batch["order"][0], in_step)
-        elif in_step:
-            self.texts(model, [[self.tokenizer.bos_token_id or 0]], ["[]"], 0, in_step)
+            texts = self.texts(model, batch["input_ids"], batch["tools"], batch["order"][0], synced_gpus)
+        elif synced_gpus:
+            self.texts(model, [[self.tokenizer.bos_token_id or 0]], ["[]"], 0, synced_gpus)
         return [
             (order, self._compare(batch, number // self.samples, number % self.samples, *texts[number]))
             for number, order in enumerate(orders)
@@ -109,7 +114,7 @@ class TurnGenerator:
         )
 
 
-def gather_turns(mine: list[Placed]) -> list[EvaluatedTurn]:
+def gather_turns(mine: list[IndexedTurn]) -> list[EvaluatedTurn]:
     """The turns of all ranks, in the order of the data."""
     return [
         turn for _, turn in sorted((pair for rank in gather_objects(mine) for pair in rank), key=lambda pair: pair[0])
@@ -148,7 +153,7 @@ def measure(
     return {name: value for name, value in values.items() if not value.isnan()}
 
 
-def tell_callbacks(trainer: Trainer, module: LightningModule, evaluated: list[EvaluatedTurn]) -> None:
+def notify_callbacks(trainer: Trainer, module: LightningModule, evaluated: list[EvaluatedTurn]) -> None:
     """Call ``on_tool_calls_evaluated`` of every callback that defines it."""
     for callback in trainer.callbacks:
         if hook := getattr(callback, "on_tool_calls_evaluated", None):

@@ -40,7 +40,7 @@ def generate(
     end_ids: Sequence[int],
     pad_id: int,
     constraint: Constraint | None = None,
-    in_step: bool = False,
+    synced_gpus: bool = False,
 ) -> list[Output]:
     """Generate a continuation of each prompt.
 
@@ -52,15 +52,15 @@ def generate(
         end_ids: Ids that end a turn.
         pad_id: What fills up shorter rows, on the left.
         constraint: Keeps each row to a grammar; not with beams.
-        in_step: Whether all ranks take equally many steps, as a sharded model asks for.
+        synced_gpus: Whether all ranks take equally many steps, as a sharded model asks for.
 
     Returns:
         For each prompt (n times in a row) the new ids without the one that ends the turn, and whether there was one.
     """
     causal = cast(Any, model.get_base_model() if isinstance(model, PeftModel) else model)
     settings = {**settings, "eos_token_id": list(end_ids), "pad_token_id": pad_id, "use_cache": True}
-    if in_step or settings.get("num_beams", 1) > 1 or not _keeps_plain_cache(causal):
-        return _generate_padded(causal, prompts, settings, constraint, in_step)
+    if synced_gpus or settings.get("num_beams", 1) > 1 or not _keeps_plain_cache(causal):
+        return _generate_padded(causal, prompts, settings, constraint, synced_gpus)
     copies = settings.pop("num_return_sequences", 1)
     cache = _read_in(causal, prompts)
     for layer in cache.layers if copies > 1 else []:
@@ -184,7 +184,7 @@ def _generate_padded(
     prompts: Sequence[Sequence[int]],
     settings: dict[str, Any],
     constraint: Constraint | None,
-    in_step: bool,
+    synced_gpus: bool,
 ) -> list[Output]:
     """Everything by transformers, in one call: for beams, for models that remember more, and for sharded ones."""
     ids, mask = _left_padded(prompts, settings["pad_token_id"], next(causal.parameters()).device)
@@ -193,7 +193,7 @@ def _generate_padded(
         attention_mask=mask,
         generation_config=GenerationConfig(**settings),
         logits_processor=LogitsProcessorList([] if constraint is None else [constraint]),
-        synced_gpus=in_step,
+        synced_gpus=synced_gpus,
     )
     return [_until_end(row, settings["eos_token_id"]) for row in out[:, ids.shape[1] :].tolist()]
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from fc_lightning.conversation.parsing import ToolCall, call_from_value, dump_json, parse_turn
+from fc_lightning.conversation.parsing import call_from_value, dump_json, parse_turn
+from fc_lightning.conversation.types import ToolCall
 from fc_lightning.evaluation.metrics import EvaluatedTurn, groups_of, tool_call_metrics
 from fc_lightning.utils import html as pages
 from fc_lightning.utils.atomic_files import write_text
@@ -29,7 +30,7 @@ class ReportError(ValueError):
 
 
 @dataclass
-class Measured:
+class EvaluatedRun:
     """One column of a report.
 
     Attributes:
@@ -43,7 +44,7 @@ class Measured:
     curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
 
 
-def read_run(folder: Path) -> list[Measured]:
+def read_run(folder: Path) -> list[EvaluatedRun]:
     """What a run has measured: the base before training, if it was measured, and the model.
 
     Raises:
@@ -55,8 +56,8 @@ def read_run(folder: Path) -> list[Measured]:
             f"{folder}: no predictions.jsonl there; add the callback PredictionWriter to the run (`--runs`)"
         )
     before = folder / "predictions_before.jsonl"
-    base = [Measured("before training", read_predictions(before))] if before.is_file() else []
-    return [*base, Measured(folder.name, read_predictions(file), read_curves(folder / "metrics.csv"))]
+    base = [EvaluatedRun("before training", read_predictions(before))] if before.is_file() else []
+    return [*base, EvaluatedRun(folder.name, read_predictions(file), read_curves(folder / "metrics.csv"))]
 
 
 def read_predictions(file: Path) -> list[EvaluatedTurn]:
@@ -83,13 +84,13 @@ def read_curves(file: Path) -> dict[str, list[tuple[float, float]]]:
     return curves
 
 
-def write_report(columns: Sequence[Measured], path: Path, title: str = "Evaluation", command: str = "") -> None:
+def write_report(columns: Sequence[EvaluatedRun], path: Path, title: str = "Evaluation", command: str = "") -> None:
     """Write ``path`` with the suffixes ``.html`` and ``.md``."""
     write_text(path.with_suffix(".html"), html_report(columns, title, command))
     write_text(path.with_suffix(".md"), markdown_report(columns, title, command))
 
 
-def html_report(columns: Sequence[Measured], title: str, command: str = "") -> str:
+def html_report(columns: Sequence[EvaluatedRun], title: str, command: str = "") -> str:
     """The page. The last column is the one whose failures are shown."""
     last = columns[-1]
     figures = {f"exact match, {column.name}": _share(column.turns, "exact_match") for column in columns}
@@ -119,7 +120,7 @@ def html_report(columns: Sequence[Measured], title: str, command: str = "") -> s
     return pages.page(title, sections, command)
 
 
-def markdown_report(columns: Sequence[Measured], title: str, command: str = "") -> str:
+def markdown_report(columns: Sequence[EvaluatedRun], title: str, command: str = "") -> str:
     """The summary: the same tables, and fewer examples."""
     last = columns[-1]
     parts = [f"# {title}", *([f"```bash\n{command}\n```"] if command else [])]
@@ -203,13 +204,13 @@ def _shown(value: float) -> str:
     return "–" if value != value else f"{value:.3f}"
 
 
-def _measures(columns: Sequence[Measured]) -> tuple[list[str], list[list[str]]]:
+def _measures(columns: Sequence[EvaluatedRun]) -> tuple[list[str], list[list[str]]]:
     values = [_values(column.turns, []) for column in columns]
     rows = [[name.replace("_", " "), *(_shown(column[name][0]) for column in values)] for name in values[0]]
     return ["measure", *(column.name for column in columns)], [row for row in rows if set(row[1:]) != {"–"}]
 
 
-def _by_group(columns: Sequence[Measured]) -> tuple[list[str], list[list[Any]]]:
+def _by_group(columns: Sequence[EvaluatedRun]) -> tuple[list[str], list[list[Any]]]:
     groups = groups_of([turn for column in columns for turn in column.turns])
     values = [_values(column.turns, groups) for column in columns]
     counts = Counter(group for turn in columns[-1].turns for group in turn.groups)
@@ -221,7 +222,7 @@ def _by_group(columns: Sequence[Measured]) -> tuple[list[str], list[list[Any]]]:
     return ["group", "turns", *header], rows
 
 
-def _failures(columns: Sequence[Measured]) -> tuple[list[str], list[list[Any]]]:
+def _failures(columns: Sequence[EvaluatedRun]) -> tuple[list[str], list[list[Any]]]:
     counts = [Counter(failure(turn) or "right" for turn in column.turns) for column in columns]
     kinds = sorted(set().union(*counts), key=lambda kind: (kind != "right", -counts[-1][kind], kind))
     return ["kind", *(column.name for column in columns)], [

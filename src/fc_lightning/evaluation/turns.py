@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fc_lightning.conversation.json_schema import fits_schema
-from fc_lightning.conversation.parsing import Tool, ToolCall, Turn, parse_turn, same_calls, same_names
+from fc_lightning.conversation.parsing import Turn, parse_turn, same_calls, same_names
+from fc_lightning.conversation.types import Tool, ToolCall
 from fc_lightning.evaluation.alternatives import matches_alternatives
 
 _LAST_TURN = 4  # turns from here on are one group

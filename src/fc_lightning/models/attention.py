@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
 from transformers.masking_utils import sdpa_mask
+from transformers.utils import is_flash_attn_2_available
 
 BY_DOCUMENT = "by_document"
 
@@ -99,3 +100,22 @@ def _bias(seen: Tensor, dtype: torch.dtype) -> Tensor:
 
 AttentionInterface.register(BY_DOCUMENT, attention_by_document)
 AttentionMaskInterface.register(BY_DOCUMENT, sdpa_mask)
+
+
+def choose_attention(config: PretrainedConfig, device: torch.device, mixed: bool) -> tuple[str, str]:
+    """The attention implementation for a model on a device, and why.
+
+    Each of them keeps packed documents apart; the tests show it for those that run on a CPU.
+
+    Args:
+        config: Of the model.
+        device: Where it runs.
+        mixed: Whether it runs in half precision, as flash kernels must.
+    """
+    if device.type != "cuda":
+        return BY_DOCUMENT, "without a GPU, each document by itself costs least"
+    if mixed and is_flash_attn_2_available():
+        return "flash_attention_2", "flash-attn is installed, and computes nothing between documents"
+    if getattr(config, "attn_logit_softcapping", None):
+        return "flex_attention", "the model caps its attention logits, which flex does on a GPU"
+    return "sdpa", "the model caps no attention logits"

@@ -18,7 +18,7 @@ from fc_lightning.models.attention import BY_DOCUMENT
 _FUSED = ("sdpa", "flex_attention", "flash")  # attention that keeps no scores
 
 
-def held_bytes(device: torch.device) -> int:
+def memory_in_use(device: torch.device) -> int:
     """What is taken now: by tensors on a GPU; or by this process, its libraries and all of its weights with it.
 
     Weights are mapped from their files, and of these only what has been read is in memory yet.
@@ -31,7 +31,7 @@ def held_bytes(device: torch.device) -> int:
     return process.memory_info().rss + unread
 
 
-def training_bytes(
+def estimate_training_bytes(
     model: nn.Module, tokens: int, attended: int, supervised: int, checkpointing: bool, half: bool
 ) -> int:
     """What training adds to the weights.

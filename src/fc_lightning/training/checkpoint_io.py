@@ -21,9 +21,8 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 
-from fc_lightning.utils.atomic_files import PARTIAL, telling
+from fc_lightning.utils.atomic_files import OLD, PARTIAL, sync_folder, wrap_os_errors
 
-OLD = ".old"  # what is being replaced
 _MARK = b"\nfc-lightning sha256 "
 _TRAILER = len(_MARK) + 64 + 1
 _OURS = "fc_lightning"  # a key of checkpoints that must end with a checksum
@@ -34,7 +33,7 @@ class CheckpointError(ValueError):
     """A checkpoint cannot be written, read or continued. The message says which, why and what to do."""
 
 
-class WholeCheckpointIO(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Reads and writes checkpoints as Lightning asks, so that a kill or a full disk never costs the one before."""
 
     def __init__(self) -> None:
@@ -88,12 +87,12 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     try:
         return _read(path, map_location)
     except CheckpointError as error:
-        before = next((one for one in newest_first([path.parent]) if one != path and is_whole(one)), None)
+        before = next((one for one in newest_first([path.parent]) if one != path and is_intact(one)), None)
         offer = f"the newest whole one beside it: --ckpt_path {before}" if before else "there is no other beside it"
         raise CheckpointError(f"{error}; {offer}") from error
 
 
-def is_whole(path: Path) -> bool:
+def is_intact(path: Path) -> bool:
     """Whether a file is a checkpoint that can be loaded."""
     try:
         _read(path, "meta")
@@ -128,27 +127,18 @@ def sweep(folder: Path) -> None:
         shutil.rmtree(old) if old.with_suffix("").exists() else old.rename(old.with_suffix(""))
 
 
-def sync_folder(folder: Path) -> None:
-    """Have a folder's names on disk, too."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def writing(path: Path, size: Callable[[], int] | None = None) -> AbstractContextManager[None]:
-    """Tell in one sentence that what belongs to a checkpoint cannot be written, see :func:`fc_lightning.utils.atomic_files.telling`.
+    """Tell in one sentence that what belongs to a checkpoint cannot be written, see :func:`fc_lightning.utils.atomic_files.wrap_os_errors`.
 
     Raises:
         CheckpointError: Instead of the system's error; it names the newest whole checkpoint.
     """
 
     def before() -> str:
-        whole = next((one for one in newest_first([path.parent]) if is_whole(one)), None)
+        whole = next((one for one in newest_first([path.parent]) if is_intact(one)), None)
         return f"; the newest whole checkpoint is {whole}" if whole else ""
 
-    return telling(path, size, CheckpointError, before)
+    return wrap_os_errors(path, size, CheckpointError, before)
 
 
 class _Hashing:

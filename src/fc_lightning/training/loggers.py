@@ -23,7 +23,7 @@ from fc_lightning.utils.atomic_files import PARTIAL, reason, refused, room
 _WRITES = ("log_metrics", "log_hyperparams", "log_graph", "save", "finalize")
 
 
-def spare_the_run(logger: Logger) -> None:
+def ignore_write_errors(logger: Logger) -> None:
     """Have a run go on where a logger's disk is full or gone: it is told once, and the logger goes without.
 
     The rows of ``metrics.csv`` are kept meanwhile, and written when there is room again.
@@ -38,7 +38,7 @@ def _sparing(logger: Logger, write: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(write)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         if isinstance(logger, CSVLogger) and type(logger._experiment) is ExperimentWriter:
-            logger._experiment.__class__ = WholeRows
+            logger._experiment.__class__ = AtomicMetricsWriter
         try:
             return write(*args, **kwargs)
         except Exception as raised:
@@ -57,7 +57,7 @@ def _sparing(logger: Logger, write: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-class WholeRows(ExperimentWriter):
+class AtomicMetricsWriter(ExperimentWriter):
     """Writes ``metrics.csv`` so that a full disk or a kill costs no row that is there."""
 
     metrics_keys: list[str]

@@ -15,30 +15,24 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 from transformers import get_scheduler
 
-from fc_lightning.chat_template.template import SpecialToken, Supervise
-from fc_lightning.data.packing import Batch
+from fc_lightning.chat_template.template import Supervise
+from fc_lightning.chat_template.tokens import SpecialToken, load_tokenizer, vocabulary_digest
+from fc_lightning.data.collator import Batch
 from fc_lightning.evaluation.evaluator import (
-    Placed,
+    IndexedTurn,
     TurnGenerator,
     gather_objects,
     gather_turns,
     measure,
-    tell_callbacks,
+    notify_callbacks,
 )
-from fc_lightning.models.loading import (
-    HEAD_CHUNK,
-    add_adapter,
-    add_token_rows,
-    are_finite,
-    base_digest,
-    choose_attention,
-    load_base,
-    load_config,
-    shard,
-    token_loss_sum,
-)
-from fc_lightning.utils.malloc import give_back_freed_memory
-from fc_lightning.utils.pretrained import BaseModelError, load_tokenizer, vocabulary_digest
+from fc_lightning.models.attention import choose_attention
+from fc_lightning.models.fsdp import are_finite, shard
+from fc_lightning.models.loading import base_digest, load_base, load_config
+from fc_lightning.models.lora import add_adapter, add_token_rows
+from fc_lightning.models.loss import HEAD_CHUNK, token_loss_sum
+from fc_lightning.utils.malloc import release_freed_memory
+from fc_lightning.utils.pretrained import BaseModelError
 
 _GENERATION = {"max_new_tokens": 256, "do_sample": False}
 
@@ -122,7 +116,7 @@ class FunctionCallingModule(LightningModule):
         self.strict_loading = False  # checkpoints hold trained weights only; on_load_checkpoint checks them
         self.token_loss = MeanMetric()
         self._turn_generator: TurnGenerator | None = None
-        self._evaluated: list[Placed] = []
+        self._evaluated: list[IndexedTurn] = []
         self.non_finite, self.skipped_steps = non_finite, 0
         # What ranks want to tell each other with the next optimizer step, and what they then heard: sums over ranks.
         self.notices: Sequence[float] = ()
@@ -227,14 +221,14 @@ class FunctionCallingModule(LightningModule):
 
     def predict_step(self, batch: Any, batch_idx: int) -> list[dict[str, Any]]:
         """Generate from prompts; returns the evaluated turns in JSON's types."""
-        turns = self.turn_generator.turns(self.model, batch, in_step=self._sharded)
+        turns = self.turn_generator.turns(self.model, batch, synced_gpus=self._sharded)
         self._evaluated += turns
         return [turn.to_dict() for _, turn in turns]
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics and tell the callbacks."""
         self._finish_evaluation("val")
-        give_back_freed_memory()  # caches of generation leave holes in which no activation fits
+        release_freed_memory()  # caches of generation leave holes in which no activation fits
 
     def on_test_epoch_end(self) -> None:
         """Log the metrics and tell the callbacks."""
@@ -243,7 +237,7 @@ class FunctionCallingModule(LightningModule):
     def on_predict_epoch_end(self) -> None:
         """Tell the callbacks."""
         evaluated, self._evaluated = gather_turns(self._evaluated), []
-        tell_callbacks(self.trainer, self, evaluated)
+        notify_callbacks(self.trainer, self, evaluated)
 
     def configure_optimizers(self) -> Any:
         """AdamW over what is trained, with warm-up and a schedule over the whole run."""
@@ -326,7 +320,7 @@ class FunctionCallingModule(LightningModule):
             if count or self._sharded:
                 self.token_loss.update(token_loss_sum(self.model, batch, self.head_chunk) / max(count, 1), weight=count)
             return
-        self._evaluated += self.turn_generator.turns(self.model, batch, in_step=self._sharded)
+        self._evaluated += self.turn_generator.turns(self.model, batch, synced_gpus=self._sharded)
 
     def _finish_evaluation(self, stage: str) -> None:
         mine, self._evaluated = self._evaluated, []
@@ -336,7 +330,7 @@ class FunctionCallingModule(LightningModule):
         # What has no value, such as over-calling where every turn has a call, is not logged.
         values |= {} if loss.isnan() else {"loss": loss}
         self.log_dict({f"{stage}/{name}": value for name, value in values.items()}, rank_zero_only=False)
-        tell_callbacks(self.trainer, self, evaluated)
+        notify_callbacks(self.trainer, self, evaluated)
 
 
 def _computed(metric: Any) -> Any:

@@ -12,18 +12,18 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from fc_lightning.callbacks import Resumable
 from fc_lightning.training import slurm
-from fc_lightning.training.checkpoint_io import WholeCheckpointIO, last_checkpoint, read_checkpoint
+from fc_lightning.training.checkpoint_io import AtomicCheckpointIO, last_checkpoint, read_checkpoint
 
 
 def make_resumable(trainer: Trainer) -> None:
     """Have a trainer write checkpoints that survive, and that a run can go on from without a difference."""
     if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-        trainer.strategy.checkpoint_io = WholeCheckpointIO()
+        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
     if not any(isinstance(callback, Resumable) for callback in trainer.callbacks):
         trainer.callbacks.insert(0, Resumable())  # before those that save
 
 
-def checkpoint_to_go_on_from(trainer: Trainer, ckpt_path: str | None) -> str | None:
+def checkpoint_to_resume_from(trainer: Trainer, ckpt_path: str | None) -> str | None:
     """The checkpoint file that is meant, None to start afresh.
 
     For ``last`` that is the newest whole one of the newest run of this configuration, and the trainer's run goes on in

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PARTIAL = ".partial"  # what is being written
+OLD = ".old"  # what is being replaced
 
 
 class DiskError(ValueError):
@@ -16,7 +17,7 @@ class DiskError(ValueError):
 
 
 @contextmanager
-def telling(
+def wrap_os_errors(
     path: Path,
     size: Callable[[], int] | None = None,
     error: type[ValueError] = DiskError,
@@ -62,7 +63,7 @@ def write_text(path: Path, text: str) -> None:
     """
     data = text.encode()
     partial = path.with_name(path.name + PARTIAL)
-    with telling(path, lambda: len(data)):
+    with wrap_os_errors(path, lambda: len(data)):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             partial.write_bytes(data)
@@ -72,7 +73,7 @@ def write_text(path: Path, text: str) -> None:
                 partial.unlink(missing_ok=True)
 
 
-def own_partial(path: Path) -> Path:
+def partial_path(path: Path) -> Path:
     """Where this process may write what is to be at a path in the end; what killed processes have left is removed.
 
     Who calls it holds the path's lock: nobody else is writing.
@@ -92,3 +93,41 @@ def refused(error: Exception, path: Path) -> bool:
         return True
     named, path = Path(error.filename).absolute(), path.absolute()
     return named.is_relative_to(path.parent) or path.is_relative_to(named)
+
+
+@contextmanager
+def atomic_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
+    """A folder to write into that gets its name once everything is on disk; what was begun is removed on any error.
+
+    Args:
+        folder: Its name in the end.
+        replace: Whether an older folder of that name gives way to it.
+    """
+    partial, old = folder.with_name(folder.name + PARTIAL), folder.with_name(folder.name + OLD)
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        umask = os.umask(0)
+        os.umask(umask)
+        for file in partial.iterdir():
+            file.chmod(0o666 & ~umask)  # safetensors makes files that only their owner may read
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+        if replace and folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
+        partial.rename(folder)
+        sync_folder(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have a folder's names on disk, too."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -20,7 +20,7 @@ def keep_freed_memory() -> None:
             libc.mallopt(option, value)
 
 
-def give_back_freed_memory() -> None:
+def release_freed_memory() -> None:
     """Give back what is kept, after something large, where what comes next is of other sizes."""
     libc = _glibc()
     if libc is not None:

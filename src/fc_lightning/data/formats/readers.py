@@ -8,17 +8,18 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
-from fc_lightning.conversation.parsing import (
-    CALL_CLOSE,
-    CALL_OPEN,
-    THINK_CLOSE,
-    THINK_OPEN,
-    CallSyntaxError,
-    Conversation,
-    Role,
-    Tool,
+from fc_lightning.conversation.parsing import CALL_CLOSE, CALL_OPEN, THINK_CLOSE, THINK_OPEN, CallSyntaxError
+from fc_lightning.conversation.types import Conversation, Role, Tool
+from fc_lightning.data.formats.builder import (
+    ROLES,
+    ConversationBuilder,
+    Row,
+    RowError,
+    column_text,
+    read_tools,
+    turn_text,
+    turns_of,
 )
-from fc_lightning.data.formats.builder import ROLES, Draft, Row, RowError, column_text, read_tools, turn_text, turns_of
 
 DEFAULT_SYSTEM_PROMPT = """\
 You are a helpful assistant with access to the following tools.
@@ -66,7 +67,7 @@ def read_hermes(row: Row) -> Conversation:
 
     JSON-mode rows offer no tools: their answer is JSON of a ``schema``, a column or a block in the system text.
     """
-    draft = Draft()
+    draft = ConversationBuilder()
     tools, schema = draft.read_tools(row.get("tools")), row.get("schema")
     raw_turns: list[tuple[str, str]] = []
     # `messages` with such texts are taken for OpenAI's unless this format is named.
@@ -98,7 +99,7 @@ def read_columns(row: Row) -> Conversation:
     query = column_text(row, "query", needed=True)
     tools, thoughts = column_text(row, "tools"), column_text(row, "thoughts")
     call, prompt = column_text(row, "tool_call"), column_text(row, "system_prompt")
-    draft = Draft()
+    draft = ConversationBuilder()
     draft.add(1, "system", prompt)
     draft.add(1, "user", query)
     raw_call = f"{CALL_OPEN}\n{call}\n{CALL_CLOSE}"
@@ -117,7 +118,7 @@ def read_columns(row: Row) -> Conversation:
 
 def read_sharegpt(row: Row) -> Conversation:
     """ShareGPT as LLaMA-Factory writes it: ``function_call`` and ``observation`` turns, ``system`` column."""
-    draft = Draft()
+    draft = ConversationBuilder()
     draft.add(0, "system", column_text(row, "system"))
     roles: dict[str, Role] = {**ROLES, "function_call": "assistant"}
     for number, (name, role, turn) in enumerate(turns_of(row, ("conversations",), roles), 1):
@@ -135,7 +136,7 @@ def read_sharegpt(row: Row) -> Conversation:
 
 def read_openai(row: Row) -> Conversation:
     """OpenAI's ``messages`` with ``tool_calls``, or with typed parts for text, reasoning and calls."""
-    draft = Draft()
+    draft = ConversationBuilder()
     for number, (_, role, turn) in enumerate(turns_of(row, ("messages", "conversations")), 1):
         text, thought, part_calls = draft.read_parts(number, turn.get("content"))
         if role != "assistant":
@@ -150,7 +151,7 @@ def read_openai(row: Row) -> Conversation:
 
 def read_xlam(row: Row) -> Conversation:
     """xLAM: ``query``, ``tools`` and ``answers``, one exchange a row."""
-    draft = Draft()
+    draft = ConversationBuilder()
     draft.add(1, "user", column_text(row, "query", needed=True))
     draft.add(2, "assistant", "", None, draft.read_calls(2, row.get("answers")))
     return draft.finish(row, draft.read_tools(row.get("tools")))
@@ -169,7 +170,7 @@ def read_prompt_completion(row: Row) -> Conversation:
 
 def read_glaive(row: Row) -> Conversation:
     """Glaive v2: ``system`` with the functions, and ``chat``, a text that names each speaker at the start of a line."""
-    draft = Draft()
+    draft = ConversationBuilder()
     prompt, tools = _split_glaive_system(column_text(row, "system"), draft)
     draft.add(0, "system", prompt)
     chat = column_text(row, "chat", needed=True).strip()
@@ -188,7 +189,7 @@ def read_glaive(row: Row) -> Conversation:
     return draft.finish(row, tools)
 
 
-def _split_glaive_system(text: str, draft: Draft) -> tuple[str, tuple[Tool, ...]]:
+def _split_glaive_system(text: str, draft: ConversationBuilder) -> tuple[str, tuple[Tool, ...]]:
     """What a Glaive system text says beside the functions, and these: JSON objects, one behind the other."""
     prompt, marker, written = text.strip().removeprefix("SYSTEM:").partition(_GLAIVE_TOOLS)
     values, decoder, end = [], json.JSONDecoder(), 0

@@ -1,0 +1,47 @@
+"""FSDP2: the weights are sharded over the ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+
+from fc_lightning.models.lora import unwrap_peft
+from fc_lightning.models.loss import causal_loss_sum
+
+
+def shard(model: nn.Module, mesh: Any) -> None:
+    """Spread the weights over the ranks of a device mesh (FSDP2): each decoder layer by itself, the rest together.
+
+    Embedding and head must be in one unit, because they may share a matrix.
+    The loss does not go through the model's ``forward``, and calls the head as often as a rank has chunks of labels.
+    As a forward method of the whole it gathers the head once, so that all ranks wait for each other equally often.
+
+    Args:
+        model: A causal language model or a PeftModel.
+        mesh: The data-parallel dimension of a device mesh.
+    """
+    causal = unwrap_peft(model)
+    for layer in causal.get_decoder().layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(causal, mesh=mesh)
+    causal.token_loss_sum = MethodType(causal_loss_sum, causal)
+    register_fsdp_forward_method(causal, "token_loss_sum")
+
+
+def trained_weights(model: nn.Module) -> dict[str, Tensor]:
+    """What is trained, by name. Of a sharded model the shards are put together: all ranks must call it."""
+    trained = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for name, tensor in trained.items()}
+
+
+def are_finite(gradients: Sequence[Tensor]) -> Tensor:
+    """Whether all gradients are finite, a scalar; of sharded ones, this rank's shards."""
+    local = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
+    norms = torch._foreach_norm([gradient for gradient in local if gradient.numel()])
+    return torch.stack(norms).isfinite().all() if norms else torch.tensor(True)
