@@ -8,14 +8,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from tests.helpers.documentation import PAGES, ROOT, code_blocks
 
 from fc_lightning.cli.lightning_cli import FunctionCallingCLI, main
 from fc_lightning.cli.main import main as start
 from fc_lightning.conversation.types import ToolCall
 from fc_lightning.data.formats import read_row
 
-ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 TINY = "configs/debug/tiny.yaml"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
@@ -23,8 +22,6 @@ QUICK = {"--help", "--version", "init"}  # answered at once, without a run
 
 # Commands of other programs, and why they are not run here. A new one must be put here, with a reason.
 ELSEWHERE = {
-    "git clone REPOSITORY fc-lightning": "the reader's own address",
-    "cd fc-lightning": "the reader's own folder",
     "transformers serve ./exported --port 8000": "tests/commands/test_serving.py serves an export",
     "vllm serve ./exported --enable-auto-tool-choice --tool-call-parser hermes": "needs vLLM and a GPU",
     "python -m sglang.launch_server --model-path ./exported --tool-call-parser hermes": "needs SGLang and a GPU",
@@ -33,19 +30,10 @@ ELSEWHERE = {
 }
 
 
-def blocks(language: str, pages: list[Path] = PAGES) -> list[tuple[str, str]]:
-    """Fenced blocks of a language, each with the page that it stands on."""
-    found = []
-    for page in pages:
-        for name, text in re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S):
-            found += [(page.name, text)] if name == language else []
-    return found
-
-
 def commands(pages: list[Path] = PAGES) -> list[str]:
     """Every command of the bash blocks, without comments, each once."""
     lines = []
-    for _, text in blocks("bash", pages):
+    for _, text in code_blocks("bash", pages):
         for line in text.replace("\\\n", " ").splitlines():
             lines += [shlex.join(shlex.split(part, comments=True)) for part in line.split(" && ")]
     return [line for line in dict.fromkeys(lines) if line]
@@ -65,7 +53,7 @@ def workspace(tmp_path, monkeypatch):
     run = tmp_path / "runs" / "quickstart" / "version_0"
     run.mkdir(parents=True)
     (run / "config.yaml").write_text((ROOT / TINY).read_text(encoding="utf-8"))
-    for _, text in blocks("python"):
+    for _, text in code_blocks("python"):
         if name := re.match(r"# (\w+\.py)\n", text):
             (tmp_path / name[1]).write_text(text)
     monkeypatch.chdir(tmp_path)
@@ -226,13 +214,13 @@ def test_the_commands_run(workspace, monkeypatch, capsys):
     assert (workspace / "comparison.html").is_file()
 
 
-@pytest.mark.parametrize(("page", "text"), blocks("yaml"))
+@pytest.mark.parametrize(("page", "text"), code_blocks("yaml"))
 def test_yaml_is_accepted(page, text, workspace, parser):
     (workspace / "overlay.yaml").write_text(text)
     parser.parse_args(["fit", "--config", TINY, "--config", "overlay.yaml"])
 
 
-@pytest.mark.parametrize(("page", "text"), blocks("python"))
+@pytest.mark.parametrize(("page", "text"), code_blocks("python"))
 def test_python_compiles(page, text):
     compile(text.replace("evaluated): ...", "evaluated):\n    ..."), page, "exec")
 
@@ -242,7 +230,7 @@ def test_a_reader_of_your_own(workspace):
     assert conversation.messages[1].tool_calls == (ToolCall("look_up", {"what": "me"}),)
 
 
-@pytest.mark.parametrize(("page", "text"), blocks("json"))
+@pytest.mark.parametrize(("page", "text"), code_blocks("json"))
 def test_rows_can_be_read(page, text):
     conversation = read_row(json.loads(text))
     assert not conversation.defects
