@@ -1,5 +1,6 @@
 """Commands and code in the documentation: each is run, or parsed, or said to belong to another program."""
 
+import dataclasses
 import json
 import re
 import shlex
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from tests.helpers.documentation import PAGES, ROOT, code_blocks
+from transformers import TrainingArguments
 
 from fc_lightning.cli.lightning_cli import FunctionCallingCLI, main
 from fc_lightning.cli.main import main as start
@@ -218,6 +220,16 @@ def test_the_commands_run(workspace, monkeypatch, capsys):
 def test_yaml_is_accepted(page, text, workspace, parser):
     (workspace / "overlay.yaml").write_text(text)
     parser.parse_args(["fit", "--config", TINY, "--config", "overlay.yaml"])
+
+
+def test_the_page_for_trl_users_names_keys_and_all_training_arguments(workspace, parser):
+    text = (ROOT / "docs/from_trl.md").read_text(encoding="utf-8")
+    fields = {field.name for field in dataclasses.fields(TrainingArguments)}
+    assert [name for name in sorted(fields) if f"`{name}`" not in text] == []
+    keys = set(re.findall(r"`((?:model|data|trainer)\.\w+)\+?`", text))
+    assert len(keys) > 30
+    known = set(parser.parse_args(["fit", "--config", TINY])["fit"].keys())  # every leaf: a key may be a prefix of some
+    assert [key for key in sorted(keys) if not any(f"{name}.".startswith(f"{key}.") for name in known)] == []
 
 
 @pytest.mark.parametrize(("page", "text"), code_blocks("python"))
