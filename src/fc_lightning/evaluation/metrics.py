@@ -1,327 +1,248 @@
-"""The metrics themselves, each with an example."""
+"""Metrics over generated model turns: ratios of two sums, exact however turns are spread over batches and ranks.
+
+:data:`RULES` names every metric and says how a turn counts in it; :class:`TurnRatio` sums that up.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 import torch
 from torchmetrics import Metric, MetricCollection
 
-from fc_lightning.evaluation.metrics.ratios import TurnRatio, TurnShare
-from fc_lightning.evaluation.turns import EvaluatedTurn, argument_pairs
+from fc_lightning.evaluation.turns import EvaluatedTurn, argument_pairs, evaluate_turn
+
+__all__ = [
+    "RULES",
+    "CountingRule",
+    "EvaluatedTurn",
+    "PassAtK",
+    "TurnRatio",
+    "evaluate_turn",
+    "groups_of",
+    "tool_call_metrics",
+]
 
 
-class ToolCallExactMatch(TurnShare):
-    """Share of turns whose calls are exactly right: the same tools with the same arguments, in any order.
+@dataclass(frozen=True)
+class CountingRule:
+    """How one turn counts in a ratio.
 
-    A turn that should call nothing is right if it calls nothing and ends.
-
-    Example:
-        >>> from fc_lightning.evaluation.metrics import ToolCallExactMatch, evaluate_turn
-        >>> from fc_lightning.conversation.parsing import ToolCall
-        >>> metric = ToolCallExactMatch()
-        >>> right, wrong = evaluate_turn("Hello.", []), evaluate_turn("Hello.", [ToolCall("clock", {})])
-        >>> metric.update([right, wrong])
-        >>> metric.compute()
-        tensor(0.5000)
-        >>> metric = ToolCallExactMatch(groups=["calls/none", "calls/one"])
-        >>> metric([right, wrong])
-        tensor([0.5000, 1.0000, 0.0000])
+    Attributes:
+        description: The ratio, in one line.
+        count: What the turn adds to the numerator and to the denominator.
+        higher_is_better: Whether a good model has a high ratio.
     """
 
-    def holds(self, turn: EvaluatedTurn) -> bool:
-        """See the class."""
-        return turn.exact_match
+    description: str
+    count: Callable[[EvaluatedTurn], tuple[int, int]]
+    higher_is_better: bool = True
 
 
-class ToolCallAlternativesMatch(TurnShare):
-    """Share of turns whose calls are among the row's alternatives; rows without alternatives do not count.
+def share_of_turns(
+    description: str, holds: Callable[[EvaluatedTurn], bool | None], higher_is_better: bool = True
+) -> CountingRule:
+    """The rule of a share of turns: those for which ``holds`` is true, among those for which it is not None."""
 
-    Example:
-        >>> from fc_lightning.evaluation.metrics import ToolCallAlternativesMatch, evaluate_turn
-        >>> text = '<tool_call>{"name": "clock", "arguments": {"city": "ROME"}}</tool_call>'
-        >>> metric = ToolCallAlternativesMatch()
-        >>> metric([evaluate_turn(text, [], gold=[{"clock": {"city": ["Rome"], "zone": [""]}}])])
-        tensor(1.)
-    """
+    def count(turn: EvaluatedTurn) -> tuple[int, int]:
+        verdict = holds(turn)
+        return int(verdict is True), int(verdict is not None)
 
-    def holds(self, turn: EvaluatedTurn) -> bool | None:
-        """See the class."""
-        return turn.alternatives_match
+    return CountingRule(description, count, higher_is_better)
 
 
-class ToolCallNameMatch(TurnShare):
-    """Share of turns that call the right tools, whatever the arguments.
-
-    Example:
-        >>> from fc_lightning.evaluation.metrics import ToolCallNameMatch, evaluate_turn
-        >>> from fc_lightning.conversation.parsing import ToolCall
-        >>> text = '<tool_call>{"name": "clock", "arguments": {}}</tool_call>'
-        >>> ToolCallNameMatch()([evaluate_turn(text, [ToolCall("clock", {"city": "Rome"})])])
-        tensor(1.)
-    """
-
-    def holds(self, turn: EvaluatedTurn) -> bool:
-        """See the class."""
-        return turn.name_match
+def _calls_something(turn: EvaluatedTurn) -> bool:
+    """Whether the turn begins a call, readable or not."""
+    return bool(turn.predicted) or not turn.parsed
 
 
-class ToolCallParseRate(TurnShare):
-    """Share of turns in which every call that was begun can be read.
-
-    Example:
-        >>> from fc_lightning.evaluation.metrics import ToolCallParseRate, evaluate_turn
-        >>> ToolCallParseRate()([evaluate_turn("<tool_call>{oops</tool_call>", []), evaluate_turn("Hello.", [])])
-        tensor(0.5000)
-    """
-
-    def holds(self, turn: EvaluatedTurn) -> bool:
-        """See the class."""
-        return turn.parsed
+def _pair_counts(turn: EvaluatedTurn) -> tuple[int, int, int]:
+    """The number of common, predicted and expected (tool, argument, value) triples."""
+    predicted, expected = argument_pairs(turn.predicted), argument_pairs(turn.expected)
+    return (predicted & expected).total(), predicted.total(), expected.total()
 
 
-class TurnGrammar(TurnShare):
-    """Share of turns that follow the grammar: an optional closed think, then calls alone or an answer, then the end.
-
-    Example:
-        >>> from fc_lightning.evaluation.metrics import TurnGrammar, evaluate_turn
-        >>> TurnGrammar()([evaluate_turn("<think>So.</think>Hello.", []), evaluate_turn("<think>So.", [])])
-        tensor(0.5000)
-    """
-
-    def holds(self, turn: EvaluatedTurn) -> bool:
-        """See the class."""
-        return turn.grammar
+def _argument_precision(turn: EvaluatedTurn) -> tuple[int, int]:
+    common, predicted, _ = _pair_counts(turn)
+    return common, predicted
 
 
-class Overcall(TurnShare):
-    """Share of turns with a call among those that should have none.
-
-    Example:
-        >>> from fc_lightning.evaluation.metrics import Overcall, evaluate_turn
-        >>> text = '<tool_call>{"name": "clock", "arguments": {}}</tool_call>'
-        >>> Overcall()([evaluate_turn(text, []), evaluate_turn("Hello.", [])])
-        tensor(0.5000)
-    """
-
-    higher_is_better = False
-
-    def holds(self, turn: EvaluatedTurn) -> bool | None:
-        """See the class."""
-        return None if turn.expected else bool(turn.predicted) or not turn.parsed
+def _argument_recall(turn: EvaluatedTurn) -> tuple[int, int]:
+    common, _, expected = _pair_counts(turn)
+    return common, expected
 
 
-class MissedCall(TurnShare):
-    """Share of turns without any call among those that should have one.
-
-    Example:
-        >>> from fc_lightning.evaluation.metrics import MissedCall, evaluate_turn
-        >>> from fc_lightning.conversation.parsing import ToolCall
-        >>> MissedCall()([evaluate_turn("Hello.", [ToolCall("clock", {})])])
-        tensor(1.)
-    """
-
-    higher_is_better = False
-
-    def holds(self, turn: EvaluatedTurn) -> bool | None:
-        """See the class."""
-        return not turn.predicted and turn.parsed if turn.expected else None
+def _argument_f1(turn: EvaluatedTurn) -> tuple[int, int]:
+    common, predicted, expected = _pair_counts(turn)
+    return 2 * common, predicted + expected
 
 
-class Abstention(TurnShare):
-    """Share of turns that rightly call nothing and end, among those that should have no call.
-
-    Example:
-        >>> from fc_lightning.evaluation.metrics import Abstention, evaluate_turn
-        >>> Abstention()([evaluate_turn("Hello.", []), evaluate_turn("Hello, hello, hello", [], finished=False)])
-        tensor(0.5000)
-    """
-
-    def holds(self, turn: EvaluatedTurn) -> bool | None:
-        """See the class."""
-        return None if turn.expected else turn.exact_match
-
-
-class UnofferedCalls(TurnRatio):
-    """Share of the predicted calls that are to tools which were not on offer.
-
-    Example:
-        >>> from fc_lightning.evaluation.metrics import UnofferedCalls, evaluate_turn
-        >>> from fc_lightning.conversation.parsing import Tool
-        >>> text = '<tool_call>{"name": "clock", "arguments": {}}</tool_call>'
-        >>> UnofferedCalls()([evaluate_turn(text, [], tools=[Tool("weather")])])
-        tensor(1.)
-    """
-
-    higher_is_better = False
-
-    def count(self, turn: EvaluatedTurn) -> tuple[float, float]:
-        """See the class."""
-        return turn.unoffered, len(turn.predicted)
-
-
-class ArgumentsValid(TurnRatio):
-    """Share of the predicted calls whose arguments are valid by the tool's schema, among those to tools on offer.
-
-    Example:
-        >>> from fc_lightning.evaluation.metrics import ArgumentsValid, evaluate_turn
-        >>> from fc_lightning.conversation.parsing import Tool
-        >>> text = '<tool_call>{"name": "clock", "arguments": {}}</tool_call>'
-        >>> ArgumentsValid()([evaluate_turn(text, [], tools=[Tool("clock", "", {"required": ["city"]})])])
-        tensor(0.)
-    """
-
-    def count(self, turn: EvaluatedTurn) -> tuple[float, float]:
-        """See the class."""
-        return turn.valid, turn.checked
-
-
-class ArgumentPrecision(TurnRatio):
-    """Share of the predicted (call, argument) pairs that were expected.
-
-    A pair is a tool, one of its arguments and the value; a call without arguments is one pair too.
-
-    Example:
-        >>> from fc_lightning.evaluation.metrics import ArgumentPrecision, evaluate_turn
-        >>> from fc_lightning.conversation.parsing import ToolCall
-        >>> text = '<tool_call>{"name": "clock", "arguments": {"city": "Rome", "zone": 2}}</tool_call>'
-        >>> ArgumentPrecision()([evaluate_turn(text, [ToolCall("clock", {"city": "Rome"})])])
-        tensor(0.5000)
-    """
-
-    def count(self, turn: EvaluatedTurn) -> tuple[float, float]:
-        """See the class."""
-        common, predicted, _ = _pair_counts(turn)
-        return common, predicted
+RULES: dict[str, CountingRule] = {
+    "exact_match": share_of_turns(
+        "turns that end and make exactly the expected calls, in any order", lambda turn: turn.exact_match
+    ),
+    "alternatives_match": share_of_turns(
+        "turns whose calls are among the row's accepted alternatives", lambda turn: turn.alternatives_match
+    ),
+    "name_match": share_of_turns("turns that call the expected tools", lambda turn: turn.name_match),
+    "parse_rate": share_of_turns("turns in which every call can be parsed", lambda turn: turn.parsed),
+    "grammar": share_of_turns(
+        "turns that are an optional closed think block, then calls alone or an answer, then the end",
+        lambda turn: turn.grammar,
+    ),
+    "unoffered": CountingRule(
+        "predicted calls to tools that are not offered",
+        lambda turn: (turn.unoffered, len(turn.predicted)),
+        higher_is_better=False,
+    ),
+    "arguments_valid": CountingRule(
+        "predicted calls to offered tools whose arguments are valid by the tool's schema",
+        lambda turn: (turn.valid, turn.checked),
+    ),
+    "argument_precision": CountingRule(
+        "predicted (tool, argument, value) triples that are expected", _argument_precision
+    ),
+    "argument_recall": CountingRule("expected (tool, argument, value) triples that are predicted", _argument_recall),
+    "argument_f1": CountingRule("harmonic mean of argument precision and recall", _argument_f1),
+    "overcall": share_of_turns(
+        "turns with a call, of those that should have none",
+        lambda turn: None if turn.expected else _calls_something(turn),
+        higher_is_better=False,
+    ),
+    "missed_call": share_of_turns(
+        "turns without a call, of those that should have one",
+        lambda turn: not _calls_something(turn) if turn.expected else None,
+        higher_is_better=False,
+    ),
+    "abstention": share_of_turns(
+        "turns that end without a call, of those that should have none",
+        lambda turn: None if turn.expected else turn.exact_match,
+    ),
+    "json_valid": share_of_turns("JSON mode: answers that are valid JSON", lambda turn: turn.json_valid),
+    "json_schema_valid": share_of_turns(
+        "JSON mode: answers that are valid by the row's schema", lambda turn: turn.json_schema_valid
+    ),
+    "json_equal": share_of_turns("JSON mode: answers equal to the held-out one", lambda turn: turn.json_equal),
+}
 
 
-class ArgumentRecall(TurnRatio):
-    """Share of the expected (call, argument) pairs that were predicted; see :class:`ArgumentPrecision`.
+class TurnRatio(Metric):
+    """A ratio over turns: overall, and within groups of turns.
 
-    Example:
-        >>> from fc_lightning.evaluation.metrics import ArgumentRecall, evaluate_turn
-        >>> from fc_lightning.conversation.parsing import ToolCall
-        >>> text = '<tool_call>{"name": "clock", "arguments": {"city": "Rome", "zone": 2}}</tool_call>'
-        >>> ArgumentRecall()([evaluate_turn(text, [ToolCall("clock", {"city": "Rome"})])])
-        tensor(1.)
-    """
-
-    def count(self, turn: EvaluatedTurn) -> tuple[float, float]:
-        """See the class."""
-        common, _, expected = _pair_counts(turn)
-        return common, expected
-
-
-class ArgumentF1(TurnRatio):
-    """Harmonic mean of precision and recall over all (call, argument) pairs; see :class:`ArgumentPrecision`.
-
-    Example:
-        >>> from fc_lightning.evaluation.metrics import ArgumentF1, evaluate_turn
-        >>> from fc_lightning.conversation.parsing import ToolCall
-        >>> text = '<tool_call>{"name": "clock", "arguments": {"city": "Rome", "zone": 2}}</tool_call>'
-        >>> ArgumentF1()([evaluate_turn(text, [ToolCall("clock", {"city": "Rome"})])])
-        tensor(0.6667)
-    """
-
-    def count(self, turn: EvaluatedTurn) -> tuple[float, float]:
-        """See the class."""
-        common, predicted, expected = _pair_counts(turn)
-        return 2 * common, predicted + expected
-
-
-class JsonAnswer(TurnShare):
-    """In JSON mode, the share of answers that are valid JSON, valid by the row's schema, or equal to the held-out one.
+    The value is NaN where no turn counts.
 
     Args:
-        what: ``json_valid``, ``json_schema_valid`` or ``json_equal``.
-        kwargs: See :class:`TurnRatio`.
+        name: Which ratio, a key of :data:`RULES`.
+        groups: Names of groups, see :attr:`EvaluatedTurn.groups`.
+        kwargs: Arguments of ``torchmetrics.Metric``.
 
     Example:
-        >>> from fc_lightning.evaluation.metrics import JsonAnswer, evaluate_turn
-        >>> turn = evaluate_turn('{"n": 2}', [], response_schema={"required": ["n"]}, answer='{"n": 1}')
-        >>> [JsonAnswer(what)([turn]).item() for what in ("json_valid", "json_schema_valid", "json_equal")]
-        [1.0, 1.0, 0.0]
+        >>> from fc_lightning.conversation.types import ToolCall
+        >>> from fc_lightning.evaluation.metrics import TurnRatio, evaluate_turn
+        >>> text = '<tool_call>{"name": "clock", "arguments": {"city": "Rome", "zone": 2}}</tool_call>'
+        >>> clock, hello = evaluate_turn(text, [ToolCall("clock", {"city": "Rome"})]), evaluate_turn("Hello.", [])
+        >>> metric = TurnRatio("exact_match")
+        >>> metric.update([clock, hello])
+        >>> metric.compute()
+        tensor(0.5000)
+        >>> TurnRatio("exact_match", groups=["calls/none", "calls/one"])([clock, hello])
+        tensor([0.5000, 1.0000, 0.0000])
+        >>> [TurnRatio(f"argument_{name}")([clock]).item() for name in ("precision", "recall")]
+        [0.5, 1.0]
     """
 
-    def __init__(self, what: str, **kwargs: Any):
-        super().__init__(**kwargs)
-        self.what = what
+    is_differentiable = False
+    full_state_update = False
+    numerator: torch.Tensor
+    denominator: torch.Tensor
 
-    def holds(self, turn: EvaluatedTurn) -> bool | None:
-        """See the class."""
-        return getattr(turn, self.what)
+    def __init__(self, name: str, groups: Sequence[str] = (), **kwargs: Any):
+        super().__init__(**kwargs)
+        self.name = name
+        self.groups = tuple(groups)
+        for state in ("numerator", "denominator"):  # (1 + groups,), all turns first
+            self.add_state(state, default=torch.zeros(1 + len(self.groups), dtype=torch.long), dist_reduce_fx="sum")
+
+    @property
+    def higher_is_better(self) -> bool:  # type: ignore[override]
+        """Whether a good model has a high ratio."""
+        return RULES[self.name].higher_is_better
+
+    def update(self, turns: Sequence[EvaluatedTurn]) -> None:
+        """Count turns."""
+        self._add([(turn, *RULES[self.name].count(turn)) for turn in turns])
+
+    def compute(self) -> torch.Tensor:
+        """The ratio, a scalar; with groups ``(1 + groups,)``, that of all turns first."""
+        ratio = self.numerator / self.denominator
+        return ratio if self.groups else ratio[0]
+
+    def _add(self, counts: Sequence[tuple[EvaluatedTurn, float, int]]) -> None:
+        index = {name: number for number, name in enumerate(self.groups, 1)}
+        numerator, denominator = [0.0] * (1 + len(index)), [0] * (1 + len(index))
+        for turn, upper, lower in counts:
+            for place in (0, *(index[name] for name in turn.groups if name in index)):
+                numerator[place] += upper
+                denominator[place] += lower
+        self.numerator += torch.tensor(numerator).to(self.numerator)
+        self.denominator += torch.tensor(denominator).to(self.denominator)
 
 
 class PassAtK(TurnRatio):
-    """How likely it is that one of k generations from a prompt is exactly right, after Chen et al., arXiv:2107.03374.
+    """The probability that at least one of k generations from a prompt is an exact match (arXiv:2107.03374).
 
-    All generations from a prompt are given in one update, one behind the other.
+    All generations from a prompt must be consecutive and in one update.
 
     Args:
         k: Generations to choose from; at most as many as there are.
-        kwargs: See :class:`TurnRatio`.
+        kwargs: Arguments of :class:`TurnRatio`.
 
     Example:
         >>> from fc_lightning.evaluation.metrics import PassAtK, evaluate_turn
-        >>> from fc_lightning.conversation.parsing import ToolCall
-        >>> some = [evaluate_turn(text, [], sample=n) for n, text in enumerate(["Hello.", "<tool_call>", "<think>"])]
-        >>> PassAtK(1)(some[:2]), PassAtK(2)(some[:2])
+        >>> samples = [evaluate_turn(text, [], sample=n) for n, text in enumerate(["Hello.", "<tool_call>", "<think>"])]
+        >>> PassAtK(1)(samples[:2]), PassAtK(2)(samples[:2])
         (tensor(0.5000), tensor(1.))
     """
 
-    dtype_of_sums = torch.float32  # a prompt adds a likelihood
-
     def __init__(self, k: int, **kwargs: Any):
-        super().__init__(**kwargs)
+        super().__init__("exact_match", **kwargs)
         self.k = k
+        zeros = torch.zeros(1 + len(self.groups))  # the numerator is a sum of probabilities
+        self.add_state("numerator", default=zeros, dist_reduce_fx="sum")
 
     def update(self, turns: Sequence[EvaluatedTurn]) -> None:
         """Count prompts."""
-        counted = []
-        for _, some in groupby(turns, key=lambda turn: (turn.id, turn.turn)):
-            samples = list(some)
-            wrong = sum(not sample.exact_match for sample in samples)
-            counted.append((samples[0], 1 - math.comb(wrong, self.k) / math.comb(len(samples), self.k), 1.0))
-        self._add(counted)
+        counts = []
+        for _, generations in groupby(turns, key=lambda turn: (turn.id, turn.turn)):
+            samples = list(generations)
+            num_wrong = sum(not sample.exact_match for sample in samples)
+            probability = 1 - math.comb(num_wrong, self.k) / math.comb(len(samples), self.k)
+            counts.append((samples[0], probability, 1))
+        self._add(counts)
 
 
 def tool_call_metrics(
     prefix: str = "", groups: Sequence[str] = (), samples: int = 1, sync: bool = True
 ) -> MetricCollection:
-    """All of them, under the names that they are logged by.
+    """All metrics, under the names they are logged by.
 
     Args:
-        prefix: Of the names.
-        groups: See :class:`TurnRatio`.
-        samples: Generations from a prompt; with more than one there is ``pass_at_k`` too.
+        prefix: Put before each name.
+        groups: Names of groups, see :class:`TurnRatio`.
+        samples: Generations per prompt; with more than one, ``pass_at_k`` is added.
         sync: Whether ``compute`` sums over all ranks. torchmetrics reads this in the constructor only.
     """
     options: dict[str, Any] = {"groups": groups, "sync_on_compute": sync}
-    metrics: dict[str, Metric | MetricCollection] = {
-        "exact_match": ToolCallExactMatch(**options),
-        "alternatives_match": ToolCallAlternativesMatch(**options),
-        "name_match": ToolCallNameMatch(**options),
-        "parse_rate": ToolCallParseRate(**options),
-        "grammar": TurnGrammar(**options),
-        "unoffered": UnofferedCalls(**options),
-        "arguments_valid": ArgumentsValid(**options),
-        "argument_precision": ArgumentPrecision(**options),
-        "argument_recall": ArgumentRecall(**options),
-        "argument_f1": ArgumentF1(**options),
-        "overcall": Overcall(**options),
-        "missed_call": MissedCall(**options),
-        "abstention": Abstention(**options),
-        **{what: JsonAnswer(what, **options) for what in ("json_valid", "json_schema_valid", "json_equal")},
-    }
+    metrics: dict[str, Metric | MetricCollection] = {name: TurnRatio(name, **options) for name in RULES}
     if samples > 1:
         metrics[f"pass_at_{samples}"] = PassAtK(samples, **options)
     return MetricCollection(metrics, prefix=prefix, compute_groups=False)
 
 
-def _pair_counts(turn: EvaluatedTurn) -> tuple[int, int, int]:
-    """Of the (call, argument) pairs: those in common, the predicted and the expected ones."""
-    predicted, expected = argument_pairs(turn.predicted), argument_pairs(turn.expected)
-    return (predicted & expected).total(), predicted.total(), expected.total()
+def groups_of(turns: Sequence[EvaluatedTurn]) -> list[str]:
+    """The names of the groups that the turns belong to, sorted."""
+    return sorted({group for turn in turns for group in turn.groups})
