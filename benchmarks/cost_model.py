@@ -56,7 +56,7 @@ class Shape:
         return 2 * (self.body + self.head) + 16 * self.adapter
 
     def activations(self, tokens: int) -> float:
-        """With checkpointing: the inputs of all layers, and one layer's activations, in bf16; 512 rows of fp32 logits twice."""
+        """With checkpointing: all layer inputs and one layer's activations in bf16; 512 rows of fp32 logits twice."""
         inside = sum(a + b for a, b in self.matrices()) + 4 * self.width
         return 2 * tokens * (self.layers * self.width + inside) + 2 * 4 * 512 * self.vocabulary
 
