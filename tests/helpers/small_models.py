@@ -1,9 +1,8 @@
-"""Small random models of the Gemma 2 and Gemma 3 architectures, documents for them, and a plain reference loss."""
+"""Small random models of the Gemma 2 and Gemma 3 architectures, and adapters on them."""
 
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from peft import LoraConfig, PeftModel
 
 from fc_lightning.models.attention import BY_DOCUMENT
@@ -25,19 +24,6 @@ SIZES = {
     "eos_token_id": 1,
     "bos_token_id": 2,
 }
-DOCUMENTS = [
-    {"id": "a", "input_ids": [2, *range(10, 27)], "supervised": [9, 14, 16, 18]},
-    {"id": "b", "input_ids": [2, 30, 31, 32, 33], "supervised": [2, 5]},
-    {"id": "c", "input_ids": [2, *range(40, 53)], "supervised": [0, 14]},
-]
-
-
-def loss_alone(model, document) -> torch.Tensor:
-    """The summed loss of one document, computed by the plain forward pass of transformers."""
-    ids = torch.tensor([document["input_ids"]])
-    losses = F.cross_entropy(model(ids).logits[0, :-1].float(), ids[0, 1:], reduction="none")
-    spans = zip(document["supervised"][::2], document["supervised"][1::2], strict=True)
-    return sum((losses[max(start, 1) - 1 : end - 1].sum() for start, end in spans), torch.tensor(0.0))
 
 
 def adapted(base: Path, head: bool = False, new_tokens: bool = True, dropout: float = 0.0) -> PeftModel:

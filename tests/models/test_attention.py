@@ -4,7 +4,8 @@ import itertools
 
 import pytest
 import torch
-from tests.helpers.small_models import DOCUMENTS, SIZES, loss_alone
+from tests.helpers.losses import DOCUMENTS, loss_alone
+from tests.helpers.small_models import SIZES
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, Gemma2Config
 from transformers.masking_utils import flash_attention_mask
 

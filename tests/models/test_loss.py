@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from tests.helpers.small_models import DOCUMENTS, adapted
+from tests.helpers.losses import DOCUMENTS
+from tests.helpers.small_models import adapted
 
 from fc_lightning.data.collator import PackingCollator
 from fc_lightning.models.loss import token_loss_sum
