@@ -22,6 +22,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 
 from fc_lightning.utils.atomic_files import OLD, PARTIAL, sync_folder, wrap_os_errors
+from fc_lightning.utils.errors import first_line
 
 _MARK = b"\nfc-lightning sha256 "
 _TRAILER = len(_MARK) + 64 + 1
@@ -219,8 +220,7 @@ def _read(path: Path, map_location: Any) -> dict[str, Any]:
             "that is never run"
         ) from error
     except Exception as error:  # torch raises whatever the damage leads to
-        reason = str(error).strip().split("\n", 1)[0]
-        raise CheckpointError(f"{path}: cannot be read as a checkpoint: {reason}") from error
+        raise CheckpointError(f"{path}: cannot be read as a checkpoint: {first_line(error)}") from error
     if not isinstance(checkpoint, dict) or (not marked and _OURS in checkpoint):
         raise CheckpointError(f"{path}: cannot be read as a checkpoint: its end is missing")
     return checkpoint

@@ -118,7 +118,3 @@ def _convert(gguf: Path, folder: Path) -> None:
         raise BaseModelError(f"{gguf}: GGUF files need the package gguf: pip install gguf") from error
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n", 1)[0]
