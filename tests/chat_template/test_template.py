@@ -141,7 +141,7 @@ def test_generation_prompt_comes_behind_the_turns():
     conversation, marked = GOLDEN["no tools, an answer"]
     prompt = TEMPLATE.render(TEMPLATE.messages(conversation)[:1], conversation, generation_prompt=True)
     assert prompt.text == marked[: marked.index("⟦")]
-    assert prompt.supervised == ()
+    assert prompt.supervised_spans == ()
 
 
 def test_verbatim_mask():
@@ -222,7 +222,7 @@ def test_the_mask_is_what_prompts_lack(conversation):
             assert whole.startswith(prompt)
             start, end = len(ids(prompt)), len(ids(whole.removesuffix("\n")))
             expected[start:end] = [True] * (end - start)
-    assert encoded.supervised == expected
+    assert encoded.supervised_mask == expected
 
 
 @many
@@ -238,8 +238,8 @@ def server_text(conversation):
     messages = []
     for message in conversation.messages:
         messages.append({"role": message.role, "content": message.content})
-        if message.thought is not None:
-            messages[-1]["reasoning_content"] = message.thought
+        if message.reasoning is not None:
+            messages[-1]["reasoning_content"] = message.reasoning
         if message.tool_calls:
             functions = [{"name": call.name, "arguments": call.arguments} for call in message.tool_calls]
             messages[-1]["tool_calls"] = [{"type": "function", "function": function} for function in functions]
@@ -254,12 +254,12 @@ def server_text(conversation):
 def test_what_is_supervised_reads_back(conversation):
     rendered = render(conversation)
     turns = [message for message in conversation.messages if message.role == "assistant"]
-    assert len(rendered.supervised) == len(turns)
-    for message, (start, end) in zip(turns, rendered.supervised, strict=True):
+    assert len(rendered.supervised_spans) == len(turns)
+    for message, (start, end) in zip(turns, rendered.supervised_spans, strict=True):
         text = rendered.text[start:end]
         assert text.endswith("<end_of_turn>")
         turn = parse_turn(text.removesuffix("<end_of_turn>"))
-        assert Message("assistant", turn.content, turn.thought, turn.tool_calls) == message
+        assert Message("assistant", turn.content, turn.reasoning, turn.tool_calls) == message
         assert turn.errors == ()
 
 

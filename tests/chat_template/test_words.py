@@ -130,7 +130,7 @@ def test_supervised_tokens_are_those_that_start_in_the_ranges(text, data):
         # A character of several tokens belongs to the first of them: where it begins, they all do.
         expected += [any(a <= start + begin < b for a, b in spans) for begin, _ in piece.offsets]
     assert encoded.input_ids == ids
-    assert encoded.supervised == expected
+    assert encoded.supervised_mask == expected
     assert TEMPLATE.encode([rendered], "all") == [Encoded(ids, [(0, len(ids))] if ids else [])]
 
 

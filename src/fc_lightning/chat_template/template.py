@@ -44,12 +44,12 @@ class Rendered:
 
     Attributes:
         text: What a server would send to the model, byte for byte.
-        supervised: Half-open ranges of characters of ``text`` that the template marks as the model's own.
+        supervised_spans: Half-open ranges of characters of ``text`` that the template marks as the model's own.
         breaks: Places in ``text`` where no token may reach across, because a tag stands there that is ordinary text.
     """
 
     text: str
-    supervised: tuple[tuple[int, int], ...]
+    supervised_spans: tuple[tuple[int, int], ...]
     breaks: tuple[int, ...] = ()
 
 
@@ -59,17 +59,17 @@ class Encoded:
 
     Attributes:
         input_ids: The ids, all of the text.
-        spans: Half-open ranges of tokens that are learned, in order; none touches the next.
+        supervised_spans: Half-open ranges of tokens that are learned, in order; none touches the next.
     """
 
     input_ids: list[int]
-    spans: list[tuple[int, int]]
+    supervised_spans: list[tuple[int, int]]
 
     @property
-    def supervised(self) -> list[bool]:
+    def supervised_mask(self) -> list[bool]:
         """One flag a token: whether it is learned."""
         mask = [False] * len(self.input_ids)
-        for first, last in self.spans:
+        for first, last in self.supervised_spans:
             mask[first:last] = [True] * (last - first)
         return mask
 
@@ -93,14 +93,14 @@ class ChatTemplate:
         self.tokenizer = tokenizer
         self.render_mode = render
         vocabulary = tokenizer.get_vocab()
-        self.family = chat_format_of(vocabulary)
-        self.source = _template_source(tokenizer, self.family, render, file)
+        self.chat_format = chat_format_of(vocabulary)
+        self.source = _template_source(tokenizer, self.chat_format, render, file)
         self.longest_token = max(map(len, vocabulary))  # in characters
         self._variables = {
             name: getattr(tokenizer, name) for name in ("bos_token", "eos_token") if getattr(tokenizer, name)
         }
         control = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-        control |= set(self.family.tokens) if self.family else set()
+        control |= set(self.chat_format.marker_tokens) if self.chat_format else set()
         if render == "canonical":
             control |= {token for token in SpecialToken if token in vocabulary}
         longest_first = sorted(control, key=len, reverse=True)
@@ -110,14 +110,14 @@ class ChatTemplate:
 
     @staticmethod
     def end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        """Ids that end a model turn: that of its family, and the end of the text."""
+        """Ids that end a model turn: that of its chat_format, and the end of the text."""
         vocabulary = tokenizer.get_vocab()
-        family = chat_format_of(vocabulary)
-        ends = {vocabulary[family.close] if family else None, tokenizer.eos_token_id}
+        chat_format = chat_format_of(vocabulary)
+        ends = {vocabulary[chat_format.turn_end] if chat_format else None, tokenizer.eos_token_id}
         return sorted(token for token in ends if token is not None)
 
-    def opens_turn(self, answer: str) -> bool:
-        """Whether a prompt ends with this text, as the family's own does."""
+    def has_generation_prompt(self, answer: str) -> bool:
+        """Whether a prompt ends with this text, as the chat_format's own does."""
         prompt = [{"role": "user", "content": "?"}]
         return self.render(prompt, Conversation("", ()), generation_prompt=True).text.endswith(answer)
 
@@ -208,11 +208,11 @@ class ChatTemplate:
 
 
 def _template_source(
-    tokenizer: PreTrainedTokenizerBase, family: ChatFormat | None, render: Render, file: str | Path | None
+    tokenizer: PreTrainedTokenizerBase, chat_format: ChatFormat | None, render: Render, file: str | Path | None
 ) -> str:
-    """The Jinja text to use for a tokenizer: the file, its own where that marks the model's turns, its family's."""
+    """The Jinja text to use for a tokenizer: the file, its own where that marks the model's turns, its chat_format's."""
     name, own = tokenizer.name_or_path, tokenizer.chat_template
-    gemma = family is not None and family.name == "gemma"
+    gemma = chat_format is not None and chat_format.name == "gemma"
     if file is not None:
         path = Path(file)
         if not path.is_file():
@@ -222,11 +222,11 @@ def _template_source(
         raise ChatTemplateError(f"{name}: verbatim rendering is Gemma's; use `data.render: canonical`")
     elif gemma:
         source = _shipped("gemma_verbatim") if render == "verbatim" else _shipped("macros", "gemma_canonical")
-    elif family is not None and "endgeneration" not in str(own):
-        source = family.jinja() + _shipped("macros", "turns_canonical")
+    elif chat_format is not None and "endgeneration" not in str(own):
+        source = chat_format.jinja() + _shipped("macros", "turns_canonical")
     elif not isinstance(own, str):
         raise ChatTemplateError(
-            f"{name}: the tokenizer is of no family known here (Gemma, ChatML, Llama 3) and has no chat template; "
+            f"{name}: the tokenizer is of no chat_format known here (Gemma, ChatML, Llama 3) and has no chat template; "
             "name a file with `data.chat_template`"
         )
     else:
@@ -248,8 +248,8 @@ def _shipped(*names: str) -> str:
 def openai_message(message: Message) -> dict[str, Any]:
     """A message as OpenAI's API writes it, a thought as ``reasoning_content``; arguments stay an object."""
     out: dict[str, Any] = {"role": message.role, "content": message.content}
-    if message.thought is not None:
-        out["reasoning_content"] = message.thought
+    if message.reasoning is not None:
+        out["reasoning_content"] = message.reasoning
     if message.tool_calls:
         out["tool_calls"] = [{"type": "function", "function": call.to_dict()} for call in message.tool_calls]
     return out
@@ -264,19 +264,19 @@ def _without_breaks(text: str, spans: Iterable[tuple[int, int]]) -> Rendered:
 
 def _ends_at_words(one: Rendered, words: Words) -> bool:
     """Whether supervised ranges begin and end where words do; a break is a cut anyway."""
-    places = set(chain.from_iterable(one.supervised)).difference(one.breaks)
+    places = set(chain.from_iterable(one.supervised_spans)).difference(one.breaks)
     return all(words.is_cut(one.text, place) for place in places)
 
 
 def _encode_words(one: Rendered, words: Words) -> Encoded:
     """Encode a text whose supervised ranges begin and end where words do."""
-    places = sorted({0, len(one.text), *one.breaks, *chain.from_iterable(one.supervised)})
+    places = sorted({0, len(one.text), *one.breaks, *chain.from_iterable(one.supervised_spans)})
     ids = bytearray()
     tokens_before = {0: 0}
     for start, end in pairwise(places):
         ids += words.encode(one.text, start, end)
         tokens_before[end] = len(ids) // 4
-    spans = [(tokens_before[begin], tokens_before[end]) for begin, end in one.supervised]
+    spans = [(tokens_before[begin], tokens_before[end]) for begin, end in one.supervised_spans]
     return Encoded(array("i", ids).tolist(), _merged(spans))
 
 
@@ -288,7 +288,7 @@ def _join(one: Rendered, cut: Sequence[int], encodings: Any) -> Encoded:
         piece = next(encodings)
         pieces.append((offset, len(ids), piece))
         ids += piece.ids
-    spans = [(_first_token(pieces, begin), _first_token(pieces, end)) for begin, end in one.supervised]
+    spans = [(_first_token(pieces, begin), _first_token(pieces, end)) for begin, end in one.supervised_spans]
     return Encoded(ids, _merged(spans))
 
 

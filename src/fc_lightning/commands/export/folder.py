@@ -60,7 +60,10 @@ def export(
     state = load_checkpoint(module, checkpoint)
     base_dtype = load_config(module.base, module.revision).dtype or torch.float32
     own = base_dtype if dtype == "auto" else getattr(torch, dtype)
-    with wrap_os_errors(folder, error=ExportError, more="; nothing was left there"), atomic_folder(folder) as partial:
+    with (
+        wrap_os_errors(folder, error_type=ExportError, details="; nothing was left there"),
+        atomic_folder(folder) as partial,
+    ):
         write_model(module.model, data.template, partial, merge, own, commit_of(module.base, module.revision))
         write_card(partial, trainer, module, data, checkpoint, state, own if merge else None)
     print(f"{checkpoint} → {folder}" + (f"\nnext:    transformers serve {folder}" if merge else ""))
