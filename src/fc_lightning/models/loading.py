@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
-from fc_lightning.utils.pretrained import BaseModelError, first_line, resolve_base
+from fc_lightning.utils.errors import first_line
+from fc_lightning.utils.pretrained import BaseModelError, resolve_base
 
 
 def load_base(
