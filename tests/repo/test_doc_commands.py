@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from tests.helpers.documentation import PAGES, ROOT, code_blocks
+from tests.helpers.documentation import PAGES, ROOT, blocks
 from transformers import TrainingArguments
 
 from fc_lightning.cli.lightning_cli import FunctionCallingCLI, main
@@ -35,7 +35,7 @@ ELSEWHERE = {
 def commands(pages: list[Path] = PAGES) -> list[str]:
     """Every command of the bash blocks, without comments, each once."""
     lines = []
-    for _, text in code_blocks("bash", pages):
+    for _, text in blocks("bash", pages):
         for line in text.replace("\\\n", " ").splitlines():
             lines += [shlex.join(shlex.split(part, comments=True)) for part in line.split(" && ")]
     return [line for line in dict.fromkeys(lines) if line]
@@ -55,7 +55,7 @@ def workspace(tmp_path, monkeypatch):
     run = tmp_path / "runs" / "quickstart" / "version_0"
     run.mkdir(parents=True)
     (run / "config.yaml").write_text((ROOT / TINY).read_text(encoding="utf-8"))
-    for _, text in code_blocks("python"):
+    for _, text in blocks("python"):
         if name := re.match(r"# (\w+\.py)\n", text):
             (tmp_path / name[1]).write_text(text)
     monkeypatch.chdir(tmp_path)
@@ -216,7 +216,7 @@ def test_the_commands_run(workspace, monkeypatch, capsys):
     assert (workspace / "comparison.html").is_file()
 
 
-@pytest.mark.parametrize(("page", "text"), code_blocks("yaml"))
+@pytest.mark.parametrize(("page", "text"), blocks("yaml"))
 def test_yaml_is_accepted(page, text, workspace, parser):
     (workspace / "overlay.yaml").write_text(text)
     parser.parse_args(["fit", "--config", TINY, "--config", "overlay.yaml"])
@@ -232,7 +232,7 @@ def test_the_page_for_trl_users_names_keys_and_all_training_arguments(workspace,
     assert [key for key in sorted(keys) if not any(f"{name}.".startswith(f"{key}.") for name in known)] == []
 
 
-@pytest.mark.parametrize(("page", "text"), code_blocks("python"))
+@pytest.mark.parametrize(("page", "text"), blocks("python"))
 def test_python_compiles(page, text):
     compile(text.replace("evaluated): ...", "evaluated):\n    ..."), page, "exec")
 
@@ -242,7 +242,7 @@ def test_a_reader_of_your_own(workspace):
     assert conversation.messages[1].tool_calls == (ToolCall("look_up", {"what": "me"}),)
 
 
-@pytest.mark.parametrize(("page", "text"), code_blocks("json"))
+@pytest.mark.parametrize(("page", "text"), blocks("json"))
 def test_rows_can_be_read(page, text):
     conversation = read_row(json.loads(text))
     assert not conversation.defects
