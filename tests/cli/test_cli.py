@@ -79,7 +79,7 @@ def test_an_unknown_format(capsys):
 
 
 def test_a_missing_base(capsys):
-    assert "./nowhere: there is no such folder (`model.base`)" in failed(capsys, "--model.base=./nowhere")
+    assert "./nowhere: folder not found (`model.base`)" in failed(capsys, "--model.base=./nowhere")
 
 
 def test_a_tokenizer_that_is_not_gemmas_and_has_no_chat_template(capsys, tmp_path):
