@@ -10,11 +10,11 @@ from xml.etree import ElementTree
 
 import pytest
 import yaml
-from test_doc_commands import PAGES, ROOT, blocks
+from tests.helpers.documentation import PAGES, ROOT, blocks
 
 import fc_lightning
 
-SNAPSHOTS = ROOT / "tests" / "snapshots"  # of what the command line says to mistakes
+SNAPSHOTS = ROOT / "tests" / "cli" / "snapshots"  # of the messages of the command line
 
 
 def test_the_reference_is_up_to_date():

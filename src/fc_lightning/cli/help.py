@@ -200,9 +200,9 @@ def _subcommand(name: str, program: str, width: int) -> str:
     return "\n".join(
         [
             *lines,
-            "--help KEY describes a key in full, --help all lists all keys, including those of Lightning, --print_config",
-            "prints the complete configuration; --trainer.callbacks.help=CLASS and --model.peft.help=CLASS list the",
-            "arguments of a class.",
+            "--help KEY describes a key in full; --help all lists all keys, including those of Lightning;",
+            "--print_config prints the complete configuration; --trainer.callbacks.help=CLASS and",
+            "--model.peft.help=CLASS list the arguments of a class.",
         ]
     )
 
@@ -246,12 +246,10 @@ def _parameters(file: str, name: str, skip: Sequence[str] = (), prefix: str = ""
     """The parameters of a function, or of a class's constructor, with their descriptions in the docstring."""
     tree = ast.parse((_SOURCE / file).read_text(encoding="utf-8"))
     owner = next(n for n in tree.body if isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name == name)
+    functions = [n for n in owner.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
     documented = google.parse(ast.get_docstring(owner) or "").params
     texts = {parameter.arg_name: parameter.description for parameter in documented}
-    function = owner
-    if isinstance(owner, ast.ClassDef):
-        function = next(n for n in owner.body if isinstance(n, ast.FunctionDef) and n.name == "__init__")
-    given = function.args
+    given = (owner if isinstance(owner, ast.FunctionDef) else functions[0]).args
     defaults = [None] * (len(given.args) - len(given.defaults)) + [ast.unparse(node) for node in given.defaults]
     keys = []
     for argument, default in zip(given.args, defaults, strict=True):

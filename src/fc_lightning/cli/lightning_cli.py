@@ -21,7 +21,6 @@ from fc_lightning.callbacks import ExtraLogger
 from fc_lightning.callbacks.failures import Failures
 from fc_lightning.callbacks.preemption import Preemption
 from fc_lightning.chat_template.template import ChatTemplateError
-from fc_lightning.cli.errors import ConfigurationError, Parser, explain_trainer
 from fc_lightning.cli.defaults import trainer_defaults
 from fc_lightning.cli.errors import ConfigurationError, Parser, config_files, explain_trainer
 from fc_lightning.commands.audit import AuditError
@@ -205,7 +204,7 @@ class FunctionCallingCLI(LightningCLI):
     before_test = before_predict = before_validate
 
 
-class _ParserReady(Exception):  # noqa: N818
+class _ParserReady(Exception):
     """Ends the construction of a command line once its parsers exist."""
 
 
