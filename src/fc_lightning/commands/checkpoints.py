@@ -58,7 +58,8 @@ def _best_of_run(newest: Path) -> Path:
     """The best checkpoint that the newest one knows of; without a monitored metric, the newest one itself."""
     states = read_checkpoint(newest).get("callbacks", {})
     savers = [state for name, state in states.items() if name.startswith("ModelCheckpoint")]
-    savers.sort(key=lambda state: state.get("monitor") is None)  # those that monitor a metric come first
+    # One that monitors no metric keeps the newest state, and calls it the best.
+    savers = [state for state in savers if state.get("monitor") is not None] or savers
     named = [Path(path) for state in savers if (path := state["best_model_path"])]
     if not named:
         return newest
