@@ -23,7 +23,7 @@ PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 def run_ours(spec: dict[str, Any]) -> dict[str, Any]:
     """The command line, as a user starts it."""
     from clock import Clock
-    from fc_lightning.cli.lightning_cli import lightning_cli as cli
+    from fc_lightning.cli import lightning_cli as cli
 
     with tempfile.TemporaryDirectory() as folder:
         recipe = {
