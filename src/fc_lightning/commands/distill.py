@@ -135,25 +135,25 @@ def think(
     last_error = asyncio.run(_ask(open_questions, answers, base_url, teacher, concurrency, api_key, max_tokens))
     if last_error and not any(question.key in answers.known for question in open_questions):
         raise TeacherError(f"{base_url}: no request succeeded, the last error: {last_error}")
-    completed = add_thoughts(conversations, questions, answers, counts)
+    completed = add_reasoning(conversations, questions, answers, counts)
     write_text(file, "".join(f"{dump_json(to_row(conversation))}\n" for conversation in completed))
     outcomes = ", ".join(f"{count:,} {outcome}" for outcome, count in counts.items())
     print(f"{file}: {len(completed):,} conversations; answers: {outcomes}")
     return counts
 
 
-def add_thoughts(
+def add_reasoning(
     conversations: Sequence[Conversation], questions: Sequence[Question], answers: Answers, counts: Counter[str]
 ) -> list[Conversation]:
-    """The conversations with the accepted answers as thoughts; each answer's outcome is added to ``counts``."""
+    """The conversations with the accepted answers as reasoning; each answer's outcome is added to ``counts``."""
     completed = list(conversations)
     for question in questions:
         conversation = completed[question.conversation]
-        outcome, thought = judge(answers.known.get(question.key), conversation, question.turn)
+        outcome, reasoning = judge(answers.known.get(question.key), conversation, question.turn)
         counts[outcome] += 1
         if outcome == "accepted":
             messages = list(conversation.messages)
-            messages[question.turn] = replace(messages[question.turn], thought=thought)
+            messages[question.turn] = replace(messages[question.turn], reasoning=reasoning)
             completed[question.conversation] = replace(conversation, messages=tuple(messages))
     return completed
 
@@ -162,7 +162,7 @@ def ask_for(conversations: Sequence[Conversation], teacher: str) -> Iterator[Que
     """A question for each of the model's turns that could call a tool and has no thought."""
     for number, conversation in enumerate(conversations):
         for turn, message in enumerate(conversation.messages):
-            if message.role == "assistant" and message.thought is None and conversation.tools:
+            if message.role == "assistant" and message.reasoning is None and conversation.tools:
                 prompt = (
                     {"role": "system", "content": _INSTRUCTION},
                     {"role": "user", "content": _describe(conversation, turn)},

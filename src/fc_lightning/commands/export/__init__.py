@@ -14,6 +14,7 @@ from fc_lightning.commands.export.huggingface import write_huggingface_folder
 from fc_lightning.data import FunctionCallingDataModule
 from fc_lightning.training.module import FunctionCallingModule
 from fc_lightning.utils.atomic_files import atomic_folder, wrap_os_errors
+from fc_lightning.utils.errors import first_line
 
 __all__ = ["ExportError", "export"]
 
@@ -59,7 +60,10 @@ def export(
     if merge:  # an adapter can only be merged into full-precision matrices
         model.weight_dtype, model.quantization = "float32", None
     state = load_checkpoint(model, checkpoint)
-    with wrap_os_errors(folder, error=ExportError, more="; nothing was left there"), atomic_folder(folder) as partial:
+    with (
+        wrap_os_errors(folder, error_type=ExportError, details="; nothing was left there"),
+        atomic_folder(folder) as partial,
+    ):
         write_huggingface_folder(partial, trainer, model, datamodule, checkpoint, state, merge, dtype)
     print(f"{checkpoint} → {folder}" + (f"\nnext:    transformers serve {folder}" if merge else ""))
     if push_to_hub:
@@ -83,8 +87,7 @@ def _upload(folder: Path, name: str) -> None:
         url = HfApi().create_repo(name, private=True, exist_ok=True)
         HfApi().upload_folder(repo_id=name, folder_path=folder, commit_message="Export of fc-lightning")
     except (HfHubHTTPError, OSError) as error:
-        reason = str(error).strip().split("\n", 1)[0]
         raise ExportError(
-            f"{name}: upload failed: {reason}; the export is complete, retry with: hf upload {name} {folder}"
+            f"{name}: upload failed: {first_line(error)}; the export is complete, retry with: hf upload {name} {folder}"
         ) from error
     print(f"{folder} → {url}")
