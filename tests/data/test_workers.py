@@ -18,7 +18,7 @@ import pytest
 
 from fc_lightning.data import DataError, FunctionCallingDataModule, Source, prepare
 from fc_lightning.data.formats import FORMATS, RowError, UnknownFormatError, register_format
-from fc_lightning.data.formats.readers import read_hermes
+from fc_lightning.data.formats.hermes import read_hermes
 from fc_lightning.data.workers import in_order, processes_for
 
 BASE = "tests/models/tiny_gemma2"
@@ -178,7 +178,7 @@ def test_formats_of_ones_own_are_known_and_fail_alike(tmp_path, sources):
     other = FunctionCallingDataModule(
         BASE, [Source(str(rows), format="other")], cache_dir=str(tmp_path), preparation_processes=2
     )
-    with pytest.raises(UnknownFormatError, match="there is no format 'other'"):
+    with pytest.raises(UnknownFormatError, match="unknown format 'other'"):
         other.setup("fit")
 
 

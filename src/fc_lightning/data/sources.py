@@ -228,7 +228,7 @@ def _parse_line(line: str) -> Row:
     try:
         return _checked(json.loads(line))
     except RecursionError:
-        return RowError("the row is nested too deep")
+        return RowError("the row is nested too deeply")
     except ValueError as error:
         return RowError(f"not JSON ({error}): {brief(line.strip(), 80)}")
 
@@ -241,7 +241,7 @@ def _parse_record(batch: pa.RecordBatch, index: int) -> Row:
 
 
 def _checked(row: Any) -> Row:
-    return row if isinstance(row, dict) else RowError(f"a row is an object, not {type(row).__name__}")
+    return row if isinstance(row, dict) else RowError(f"a row must be an object, not {type(row).__name__}")
 
 
 def _without_nulls(value: Any) -> Any:
