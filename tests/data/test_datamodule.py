@@ -205,7 +205,7 @@ def test_long_conversations_are_dropped_or_cut_behind_a_turn(tmp_path):
     assert text.count("<start_of_turn>model") == text.count("<end_of_turn>") / 2 > 0
 
 
-def test_prepared_data_is_used_again_and_made_anew_when_a_file_changes(tmp_path):
+def test_prepared_data_is_reused_and_prepared_again_when_a_file_changes(tmp_path):
     file = write(tmp_path / "rows.jsonl", [row(0)])
     settings = {"train": [Source(str(file))]}
     assert ids(tmp_path, **settings) == ["row0"]

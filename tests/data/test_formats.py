@@ -173,7 +173,7 @@ def test_hermes_json_mode_keeps_the_schema_of_the_answer(columns):
     assert conversation.messages[0].content == system.strip()
     assert conversation.messages[2] == Message("assistant", answer)
     assert conversation.defects == conversation.tools == ()
-    # With tools on offer the answer is a call, whatever the row calls a schema.
+    # With tools the answer is a call, whatever the row calls a schema.
     offered = read_row(hermes(("system", system), ("human", "?"), ("gpt", answer), tools=[FUNCTION], **columns))
     assert offered.response_schema is None
 
