@@ -1,7 +1,7 @@
 """Reasoning before an action: kept, removed, or written from the row itself.
 
-Most rows with tool calls have no reasoning. ``template`` writes a short rationale for each model turn that has none: what
-is asked, which tool fits and why, and where the arguments come from; or why no tool is called.
+Most rows with tool calls have no reasoning. ``template`` writes a short rationale for each model turn that has none:
+what is asked, which tool fits and why, and where the arguments come from; or why no tool is called.
 """
 
 from __future__ import annotations
