@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -18,11 +17,13 @@ from fc_lightning.data import FunctionCallingDataModule
 from fc_lightning.data.collator import Batch
 from fc_lightning.data.dataloaders import supervised_counts, token_counts
 from fc_lightning.data.samplers import MicroBatch, MicroBatchSampler
+from fc_lightning.evaluation.evaluator import is_baseline_validation
 from fc_lightning.evaluation.metrics import EvaluatedTurn
 from fc_lightning.evaluation.report import read_predictions
 from fc_lightning.models.attention import BY_DOCUMENT
 from fc_lightning.models.flops import parameter_counts
 from fc_lightning.models.memory import estimate_training_bytes, memory_in_use
+from fc_lightning.models.transformers_internals import attention_implementation
 
 
 class RunSummary(Callback):
@@ -69,7 +70,7 @@ class RunSummary(Callback):
         """Keep the first and the last evaluation."""
         if not trainer.sanity_checking:
             self.after = evaluated
-        elif math.isinf(trainer.num_sanity_val_steps):  # a part of the data would compare with the whole of it
+        elif is_baseline_validation(trainer):  # a part of the data would compare with the whole of it
             self.before = evaluated
             if trainer.is_global_zero:
                 print(f"before:     exact match {exact_match(evaluated):.3f} on {len(evaluated):,} turns\n", flush=True)
@@ -160,7 +161,7 @@ def _memory(trainer: Trainer, module: Any, data: FunctionCallingDataModule, plan
         lengths, counts = (of(data.prepared["train"].documents) for of in (token_counts, supervised_counts))
         if not data.packing:
             tokens, attended = data.batch_size * max(lengths), max(lengths)
-        elif module.model.config._attn_implementation == BY_DOCUMENT:
+        elif attention_implementation(module.model.config) == BY_DOCUMENT:
             attended = sum(length * length for length in lengths) // sum(lengths)
         most = max(sum(counts[document] for row in batch for document in row) for batch in plan)
         supervised = min(module.head_chunk, most)
