@@ -30,5 +30,5 @@ def predict(
         ckpt_path: A checkpoint file, or ``best`` or ``last``; the untouched base if not given.
     """
     if prompts is not None or question is not None:
-        datamodule.asked = read_prompts(prompts, question, tools)
+        datamodule.prompt_conversations = read_prompts(prompts, question, tools)
     Trainer.predict(trainer, model, datamodule=datamodule, ckpt_path=ckpt_path, return_predictions=False)
