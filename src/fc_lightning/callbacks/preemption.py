@@ -17,6 +17,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 
 from fc_lightning.training import slurm
 from fc_lightning.training.distributed import STOPPED
+from fc_lightning.training.run_folders import checkpoint_folder
 
 _REQUEUE = "requeue"
 _REASONS = (_REQUEUE, *STOPPED)  # to stop; the first counts
@@ -80,7 +81,7 @@ class Preemption(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A job of SLURM may be started again at any time."""
         if slurm.requeues(trainer):
-            folder = checkpoints_of(trainer)  # asks all ranks
+            folder = checkpoint_folder(trainer)  # asks all ranks
             if trainer.is_global_zero:
                 slurm.note(trainer, folder)
 
@@ -172,15 +173,9 @@ class Preemption(Callback):
 def last_checkpoint(trainer: Trainer) -> Path:
     """Where the run's last checkpoint lies: beside the others, or in the run's folder. All ranks must call it."""
     callback = trainer.checkpoint_callback
-    path = checkpoints_of(trainer) / "last.ckpt"
+    path = checkpoint_folder(trainer) / "last.ckpt"
     if trainer.is_global_zero and path.is_symlink():
         path.unlink()  # `save_last: link` points at another checkpoint, which is to stay as it is
     if callback is not None and hasattr(callback, "last_model_path"):
         callback.last_model_path = str(path)
     return path
-
-
-def checkpoints_of(trainer: Trainer) -> Path:
-    """The folder of the run's checkpoints. All ranks must call it."""
-    run = trainer.log_dir or trainer.default_root_dir
-    return Path(getattr(trainer.checkpoint_callback, "dirpath", None) or Path(run) / "checkpoints")

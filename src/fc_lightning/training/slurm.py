@@ -15,18 +15,10 @@ from pathlib import Path
 from lightning import Trainer
 from lightning.fabric.plugins.environments import SLURMEnvironment
 
+from fc_lightning.training.run_folders import runs_root
 from fc_lightning.utils.atomic_files import write_text
 
 _REQUEUED = "\nrequeued"
-
-
-def runs_of(trainer: Trainer) -> Path:
-    """Where the runs of this configuration lie."""
-    logger = trainer.logger
-    if logger is None:
-        return Path(trainer.default_root_dir) / "checkpoints"
-    root = getattr(logger, "root_dir", None)
-    return Path(root) if root else Path(logger.save_dir or trainer.default_root_dir) / str(logger.name)
 
 
 def requeues(trainer: Trainer) -> bool:
@@ -80,4 +72,4 @@ def noted(trainer: Trainer) -> Path | None:
 
 def _file(trainer: Trainer) -> Path:
     command = hashlib.sha256("\0".join(sys.argv).encode()).hexdigest()[:12]
-    return runs_of(trainer) / ".slurm" / f"{job_id()}-{command}"
+    return runs_root(trainer) / ".slurm" / f"{job_id()}-{command}"

@@ -16,6 +16,7 @@ from fc_lightning.models.loading import load_config
 from fc_lightning.models.saving import write_model
 from fc_lightning.training.checkpoint_io import last_checkpoint, read_checkpoint
 from fc_lightning.training.module import FunctionCallingModule
+from fc_lightning.training.run_folders import search_root
 from fc_lightning.utils.atomic_files import atomic_folder, wrap_os_errors
 from fc_lightning.utils.pretrained import commit_of
 
@@ -78,7 +79,7 @@ def find_checkpoint(trainer: Trainer, which: str) -> Path:
         if not Path(which).is_file():
             raise ExportError(f"{which}: there is no such checkpoint (`--ckpt_path`)")
         return Path(which)
-    runs = Path(trainer.logger.root_dir if trainer.logger else trainer.default_root_dir)
+    runs = search_root(trainer)
     newest = last_checkpoint([runs])
     if newest is None:
         raise ExportError(f"{runs}: no checkpoint there; train first, or name one with `--ckpt_path`")
