@@ -13,13 +13,12 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 from tests.helpers.checkpoints import FULL, events, same, state_of
+from tests.helpers.resume_runs import DROPOUT, TINY, fit
 
 from fc_lightning.callbacks import Resumable
 from fc_lightning.cli.lightning_cli import main
 from fc_lightning.training.checkpoint_io import CheckpointError
 
-TINY = "configs/debug/tiny.yaml"
-DROPOUT = "{class_path: peft.LoraConfig, init_args: {r: 4, lora_dropout: 0.2, target_modules: [q_proj, v_proj]}}"
 SETTINGS = {
     "packed": ["--data.max_length=512", "--trainer.val_check_interval=3"],
     "unpacked": ["--data.packing=false", "--trainer.val_check_interval=5", "--trainer.accumulate_grad_batches=3"],
@@ -30,26 +29,6 @@ SETTINGS = {
         *("--trainer.max_steps=4", "--trainer.val_check_interval=3"),
     ],
 }
-
-
-def fit(folder: Path, name: str, *arguments: str, save: bool = False) -> Path:
-    """Runs the tiny recipe with a recorder; the last checkpoint is ``NAME.ckpt``."""
-    recorder = {"class_path": "tests.helpers.checkpoints.Recorder", "init_args": {"file": str(folder / name)}}
-    if save:
-        recorder["init_args"]["folder"] = str(folder / "saved")
-    last = {"dirpath": str(folder / name), "save_last": True, "save_on_train_epoch_end": True}
-    model_checkpoint = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": last}
-    main(
-        [
-            *("fit", "--config", TINY, f"--trainer.callbacks={json.dumps([recorder, model_checkpoint])}"),
-            f"--trainer.logger.init_args.save_dir={folder / 'runs' / name}",
-            "--data.train=[{path: data/quickstart/train.jsonl, limit: 14}]",
-            "--data.validation=[{path: data/quickstart/validation.jsonl, limit: 2}]",
-            *("--trainer.max_epochs=2", f"--model.peft={DROPOUT}", "--model.generation.max_new_tokens=2"),
-            *("--trainer.enable_progress_bar=false", *arguments),
-        ]
-    )
-    return folder / name / "last.ckpt"
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,12 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from fc_lightning.training import slurm
 from fc_lightning.training.checkpoint_io import AtomicCheckpointIO, CheckpointError, last_checkpoint, read_checkpoint
+from fc_lightning.training.lightning_internals import (
+    fixed_version,
+    restart_data_iterator,
+    set_logged_steps,
+    set_version,
+)
 from fc_lightning.training.resume import (
     METRICS_FILE,
     LoopPosition,
@@ -102,6 +108,8 @@ class Resumable(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore the random numbers of the checkpoint, and log the row that was still pending."""
+        if self._resumed and trainer.strategy.restore_checkpoint_after_setup and trainer.datamodule is not None:
+            restart_data_iterator(trainer)
         states = self._resumed.get("rng", [])
         if trainer.global_rank < len(states):
             set_rng_states(states[trainer.global_rank], pl_module.device)
@@ -118,7 +126,7 @@ class Resumable(Callback):
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         """Correct Lightning's separate count of logged steps, which is off by one in a resumed run."""
         if self._resumed:
-            trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+            set_logged_steps(trainer, trainer.global_step)
             self._resumed = {}
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
@@ -207,7 +215,7 @@ def checkpoint_to_resume_from(trainer: Trainer, ckpt_path: str | None) -> str | 
         CheckpointError: If a file is named and it is damaged or missing.
     """
     root = search_root(trainer)
-    started = slurm.noted(trainer) if slurm.requeues(trainer) else None
+    started = slurm.recorded_run(trainer) if slurm.requeues(trainer) else None
     if started is not None and last_checkpoint([started]):
         return _resume_in_place(trainer, root, [started])
     if ckpt_path is None or ckpt_path in ("best", "hpc") or ":" in ckpt_path:
@@ -227,10 +235,10 @@ def _resume_in_place(trainer: Trainer, root: Path, folders: list[Path]) -> str |
         return None
     rank_zero_info(f"resuming from {checkpoint}")
     for logger in trainer.loggers:
-        if hasattr(logger, "root_dir") and getattr(logger, "_version", "") is None and checkpoint.is_relative_to(root):
+        if hasattr(logger, "root_dir") and fixed_version(logger) is None and checkpoint.is_relative_to(root):
             name = checkpoint.relative_to(root).parts[0]
             number = name.removeprefix("version_")
-            logger._version = int(number) if number.isdigit() else name
+            set_version(logger, int(number) if number.isdigit() else name)
     # Lightning warns that the folder's files will be deleted, but they are kept.
     warnings.filterwarnings("ignore", r".*exists and is not empty.*")
     for callback in trainer.callbacks:

@@ -325,5 +325,5 @@ def main(args: Any = None) -> None:
     keep_freed_memory()
     for message in _AMONG_LIBRARIES:
         warnings.filterwarnings("ignore", message)
-    with ranks.together(USER_ERRORS):
+    with ranks.exit_on_error(USER_ERRORS):
         FunctionCallingCLI(args)

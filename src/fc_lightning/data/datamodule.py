@@ -262,7 +262,6 @@ class FunctionCallingDataModule(LightningDataModule):
         self._resumed = state_dict
         if self._sampler or self._stream:  # where weights are sharded, checkpoints are read after the loader was made
             self._go_to_place()
-            iter(self.trainer.fit_loop._data_fetcher)
 
     def _go_to_place(self) -> None:
         if self._stream is not None and "stream" in self._resumed:

@@ -17,6 +17,8 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger
 
+from fc_lightning.training.lightning_internals import metrics_to_log, set_saved_logged_steps
+
 METRICS_FILE = "metrics.csv"
 _COUNTERS = ("ready", "started", "processed", "completed")
 
@@ -103,7 +105,7 @@ def rewind(fit_loop: dict[str, Any], step: int, loops: LoopPosition, validated: 
     if loops.in_epoch and not validated:
         validation["total"] |= {"ready": 1, "started": 1}
     validation["is_last_batch"] = False
-    fit_loop["epoch_loop.state_dict"]["_batches_that_stepped"] = step - 1 if loops.in_epoch else step
+    set_saved_logged_steps(fit_loop, step - 1 if loops.in_epoch else step)
 
 
 def rescale_batches(progress: dict[str, Any], saved_ranks: int, ranks: int) -> None:
@@ -115,12 +117,9 @@ def rescale_batches(progress: dict[str, Any], saved_ranks: int, ranks: int) -> N
 def pending_metrics(trainer: Trainer, step: int) -> list[tuple[dict[str, float], int]]:
     """The row of metrics that Lightning logs only after the callbacks of a batch's end have run."""
     batch = trainer.fit_loop.epoch_loop.batch_progress.current
-    connector = trainer._logger_connector
     at_batch_end = trainer.training and batch.processed == batch.completed + 1 and trainer.global_step == step
-    if not at_batch_end or trainer.fit_loop._should_accumulate() or not connector.should_update_logs:
-        return []
-    row = {name: float(value) for name, value in connector.metrics["log"].items()}
-    return [({**row, "epoch": trainer.current_epoch}, step - 1)]
+    row = metrics_to_log(trainer) if at_batch_end else None
+    return [] if row is None else [({**row, "epoch": trainer.current_epoch}, step - 1)]
 
 
 def num_metric_rows(trainer: Trainer, before_step: int | None = None) -> int:

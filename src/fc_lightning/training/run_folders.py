@@ -6,6 +6,8 @@ from pathlib import Path
 
 from lightning import Trainer
 
+from fc_lightning.training.lightning_internals import fixed_version
+
 
 def runs_root(trainer: Trainer) -> Path:
     """The folder that holds the run folders of this configuration."""
@@ -19,7 +21,7 @@ def runs_root(trainer: Trainer) -> Path:
 def search_root(trainer: Trainer) -> Path:
     """The folder to search for checkpoints: of the run whose version the configuration names, or else of all runs."""
     logger = trainer.logger
-    if getattr(logger, "_version", None) is not None and hasattr(logger, "log_dir"):
+    if fixed_version(logger) is not None and hasattr(logger, "log_dir"):
         return Path(logger.log_dir)
     return runs_root(trainer)
 
