@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import sys
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -15,7 +14,7 @@ from torch.distributed.distributed_c10d import _get_default_store
 from fc_lightning.training import slurm
 from fc_lightning.training.distributed import STOPPED
 from fc_lightning.training.lightning_internals import REQUEUE, is_validation_due, received_signals, record_signals
-from fc_lightning.training.run_folders import checkpoint_folder
+from fc_lightning.training.run_folders import checkpoint_folder, last_checkpoint_path
 
 _REASONS = (REQUEUE, *STOPPED)  # to stop; the first one that any rank has received counts
 _STORE_KEY = "fc_lightning/stop"
@@ -135,14 +134,3 @@ class Preemption(Callback):
 
 def _first_reason(counts: Any) -> Any:
     return next((reason for reason, count in zip(_REASONS, counts, strict=False) if count), None)
-
-
-def last_checkpoint_path(trainer: Trainer) -> Path:
-    """Where to save the last checkpoint: next to the others, or in the run's folder. A collective."""
-    callback = trainer.checkpoint_callback
-    path = checkpoint_folder(trainer) / "last.ckpt"
-    if trainer.is_global_zero and path.is_symlink():
-        path.unlink()  # with `save_last: link` it points at another checkpoint, which must not be overwritten
-    if callback is not None and hasattr(callback, "last_model_path"):
-        callback.last_model_path = str(path)
-    return path

@@ -12,7 +12,6 @@ import torch.distributed
 from filelock import FileLock, Timeout
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -39,7 +38,7 @@ from fc_lightning.training.resume import (
     set_rng_states,
     truncate_metrics,
 )
-from fc_lightning.training.run_folders import search_root
+from fc_lightning.training.run_folders import checkpoint_folders, search_root
 from fc_lightning.utils.atomic_files import wrap_os_errors
 
 _KEY = "resumable"
@@ -148,11 +147,15 @@ class Resumable(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Make the checkpoint describe the end of the last optimizer step. A collective: all ranks must call it."""
         now = current_position(trainer)
-        within_step = now.loops.in_epoch and self._position is not None and now.step == self._position.step
-        position = self._position if within_step and self._position is not None else now
+        position = self._position
+        # A new epoch has begun only if the last step ended the previous one: `max_steps` and early stopping end an
+        # epoch in its middle, and Lightning counts it as completed.
+        if position is None or now.step != position.step or (not now.loops.in_epoch and position.loops.is_last_batch):
+            position = now
         data = trainer.datamodule
-        if data is not None:
+        if hasattr(data, "place"):  # not a data module of the user's own
             checkpoint[data.__class__.__qualname__] = data.state_dict(position.data)
+        is_at_position = position.loops.total_batches == now.loops.total_batches
         validated = position.loops == self._validated
         rewind(checkpoint["loops"]["fit_loop"], position.step, position.loops, validated)
         states = [position.rng]
@@ -164,7 +167,7 @@ class Resumable(Callback):
             "ranks": trainer.world_size,
             "accumulated": trainer.accumulate_grad_batches,
             "unlogged": pending_metrics(trainer, position.step),
-            "rows": num_metric_rows(trainer, None if position.loops == now.loops else position.step),
+            "rows": num_metric_rows(trainer, before_step=None if is_at_position else position.step),
         }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -214,21 +217,20 @@ def checkpoint_to_resume_from(trainer: Trainer, ckpt_path: str | None) -> str | 
     Raises:
         CheckpointError: If a file is named and it is damaged or missing.
     """
-    root = search_root(trainer)
     started = slurm.recorded_run(trainer) if slurm.requeues(trainer) else None
     if started is not None and last_checkpoint([started]):
-        return _resume_in_place(trainer, root, [started])
+        return _resume_in_place(trainer, [started])
     if ckpt_path is None or ckpt_path in ("best", "hpc") or ":" in ckpt_path:
         return ckpt_path
     if ckpt_path != "last":
         read_checkpoint(Path(ckpt_path), "meta")
         return ckpt_path
-    given = [callback.dirpath for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
-    return _resume_in_place(trainer, root, [root, *(Path(folder) for folder in given if folder)])
+    return _resume_in_place(trainer, checkpoint_folders(trainer))
 
 
-def _resume_in_place(trainer: Trainer, root: Path, folders: list[Path]) -> str | None:
+def _resume_in_place(trainer: Trainer, folders: list[Path]) -> str | None:
     """Find the newest checkpoint and make the trainer write to the folder of its run."""
+    root = search_root(trainer)
     checkpoint = last_checkpoint(folders)
     if checkpoint is None:
         rank_zero_info(f"no checkpoint in {root} yet: the run starts from the beginning")

@@ -23,6 +23,7 @@ from fc_lightning.evaluation.report import read_predictions
 from fc_lightning.models.attention import BY_DOCUMENT
 from fc_lightning.models.flops import parameter_counts
 from fc_lightning.models.memory import estimate_training_bytes, memory_in_use
+from fc_lightning.training.run_folders import monitoring_checkpoint
 
 
 class RunSummary(Callback):
@@ -188,9 +189,9 @@ def _expected_memory(trainer: Trainer, module: Any, data: FunctionCallingDataMod
 
 def _best_and_last(trainer: Trainer) -> list[str]:
     """The best and the last value of the metric that checkpoints are selected by."""
-    checkpoints = trainer.checkpoint_callback
-    name = getattr(checkpoints, "monitor", None) or "val/exact_match"
-    score = getattr(checkpoints, "best_model_score", None)
+    checkpoints = monitoring_checkpoint(trainer)
+    name = checkpoints.monitor if checkpoints else "val/exact_match"
+    score = checkpoints.best_model_score if checkpoints else None
     last = trainer.callback_metrics.get(name)
     lines = [f"best:    {name} {float(score):.3f}, {checkpoints.best_model_path}"] if score is not None else []
     return lines + ([f"last:    {name} {float(last):.3f}"] if last is not None else [])
@@ -198,7 +199,7 @@ def _best_and_last(trainer: Trainer) -> list[str]:
 
 def _next_commands(trainer: Trainer, run: Path) -> list[str]:
     program = "python main.py" if sys.argv[0].endswith(".py") else "fc-lightning"
-    best = getattr(trainer.checkpoint_callback, "best_model_path", "") or "best"
+    best = getattr(monitoring_checkpoint(trainer), "best_model_path", "") or "best"
     arguments = f"--config {run / 'config.yaml'} --ckpt_path {best}"
     return [f"next:    {program} export {arguments} --output exported", f"         {program} chat {arguments}"]
 

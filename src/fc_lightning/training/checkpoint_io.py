@@ -81,7 +81,7 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     try:
         return _read(path, map_location)
     except CheckpointError as error:
-        other = next((file for file in newest_first([path.parent]) if file != path and is_intact(file)), None)
+        other = next((file for file in newest_first(path.parent) if file != path and is_intact(file)), None)
         advice = f"the newest intact one next to it: --ckpt_path {other}" if other else "there is no other next to it"
         raise CheckpointError(f"{error}; {advice}") from error
 
@@ -95,15 +95,22 @@ def is_intact(path: Path) -> bool:
     return True
 
 
-def newest_first(folders: Iterable[Path]) -> list[Path]:
-    """All checkpoints below some folders, intact or not; of those written at the same time, ``last`` comes first."""
-    files = {file for folder in folders for file in folder.glob("**/*.ckpt") if file.is_file()}
-    return sorted(files, key=lambda file: (file.stat().st_mtime_ns, file.stem.startswith("last")), reverse=True)
+def newest_first(folder: Path) -> list[Path]:
+    """The checkpoints below a folder, intact or not, those with the most optimizer steps first.
+
+    The time of writing decides only between checkpoints of the same step: copies lose it, and clocks can be wrong.
+    """
+    files = [file for file in folder.glob("**/*.ckpt") if file.is_file()]
+    return sorted(files, key=lambda file: (_step(file), file.stat().st_mtime_ns, file.stem == "last"), reverse=True)
 
 
 def last_checkpoint(folders: Iterable[Path]) -> Path | None:
-    """The newest intact checkpoint below some folders, None if there is none; damaged ones are reported."""
-    for file in newest_first(folders):
+    """The newest intact checkpoint of the first folder that has one, None if there is none.
+
+    Damaged ones are reported and skipped.
+    """
+    files = (file for folder in folders for file in newest_first(folder))
+    for file in dict.fromkeys(files):
         try:
             _read(file, "meta")
         except CheckpointError as error:
@@ -111,6 +118,14 @@ def last_checkpoint(folders: Iterable[Path]) -> Path | None:
             continue
         return file
     return None
+
+
+def _step(path: Path) -> float:
+    """Optimizer steps of a checkpoint, infinity if they cannot be read; reads none of its tensors."""
+    try:
+        return float(torch.load(path, map_location="meta", mmap=True, weights_only=True)["global_step"])
+    except Exception:  # torch raises whatever the damage leads to
+        return float("inf")
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -129,7 +144,7 @@ def wrap_write_errors(path: Path, size: Callable[[], int] | None = None) -> Abst
     """
 
     def newest_intact() -> str:
-        found = next((file for file in newest_first([path.parent]) if is_intact(file)), None)
+        found = next((file for file in newest_first(path.parent) if is_intact(file)), None)
         return f"; the newest intact checkpoint is {found}" if found else ""
 
     return wrap_os_errors(path, size, CheckpointError, newest_intact)

@@ -60,7 +60,7 @@ class TrainingPosition:
 
 def current_position(trainer: Trainer) -> TrainingPosition:
     """Where training is now."""
-    data = trainer.datamodule.place() if trainer.datamodule is not None else {}
+    data = trainer.datamodule.place() if hasattr(trainer.datamodule, "place") else {}
     return TrainingPosition(
         trainer.global_step, data, loop_position(trainer), get_rng_states(trainer.lightning_module.device)
     )

@@ -16,7 +16,7 @@ from fc_lightning.models.loading import load_config
 from fc_lightning.models.saving import write_model
 from fc_lightning.training.checkpoint_io import last_checkpoint, read_checkpoint
 from fc_lightning.training.module import FunctionCallingModule
-from fc_lightning.training.run_folders import search_root
+from fc_lightning.training.run_folders import checkpoint_folders, search_root
 from fc_lightning.utils.atomic_files import atomic_folder, wrap_os_errors
 from fc_lightning.utils.pretrained import commit_of
 
@@ -79,10 +79,9 @@ def find_checkpoint(trainer: Trainer, which: str) -> Path:
         if not Path(which).is_file():
             raise ExportError(f"{which}: there is no such checkpoint (`--ckpt_path`)")
         return Path(which)
-    runs = search_root(trainer)
-    newest = last_checkpoint([runs])
+    newest = last_checkpoint(checkpoint_folders(trainer))
     if newest is None:
-        raise ExportError(f"{runs}: no checkpoint there; train first, or name one with `--ckpt_path`")
+        raise ExportError(f"{search_root(trainer)}: no checkpoint there; train first, or name one with `--ckpt_path`")
     if which == "last":
         return newest
     states = read_checkpoint(newest).get("callbacks", {})
