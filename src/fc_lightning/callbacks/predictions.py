@@ -8,7 +8,7 @@ from pathlib import Path
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from fc_lightning.callbacks.baseline import is_partial_sanity_check
+from fc_lightning.evaluation.evaluator import is_baseline_validation
 from fc_lightning.evaluation.metrics import EvaluatedTurn
 from fc_lightning.utils.atomic_files import DiskError, write_text
 
@@ -34,7 +34,7 @@ class PredictionWriter(Callback):
     ) -> None:
         """Replace the file."""
         folder = trainer.log_dir  # a collective
-        if not trainer.is_global_zero or is_partial_sanity_check(trainer):
+        if not trainer.is_global_zero or (trainer.sanity_checking and not is_baseline_validation(trainer)):
             return
         path = Path(folder or ".") / self.filename
         if trainer.sanity_checking:

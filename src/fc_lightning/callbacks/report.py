@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lightning import Callback, LightningModule, Trainer
 
-from fc_lightning.callbacks.baseline import is_baseline
+from fc_lightning.evaluation.evaluator import is_baseline_validation
 from fc_lightning.evaluation.metrics import EvaluatedTurn
 from fc_lightning.evaluation.report import EvaluatedRun, read_curves, write_report
 
@@ -30,7 +30,7 @@ class EvaluationReport(Callback):
         self, trainer: Trainer, pl_module: LightningModule, evaluated: list[EvaluatedTurn]
     ) -> None:
         """Keep the evaluation before training and the last one."""
-        if is_baseline(trainer):
+        if is_baseline_validation(trainer):
             self.before = evaluated
         elif not trainer.sanity_checking:
             self.last = evaluated

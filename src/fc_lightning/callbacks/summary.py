@@ -13,16 +13,17 @@ from lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
-from fc_lightning.callbacks.baseline import is_baseline
 from fc_lightning.data import FunctionCallingDataModule
 from fc_lightning.data.batches import lengths_of, supervised_of
 from fc_lightning.data.collator import Batch
 from fc_lightning.data.samplers import MicroBatch, MicroBatchSampler
+from fc_lightning.evaluation.evaluator import is_baseline_validation
 from fc_lightning.evaluation.metrics import EvaluatedTurn
 from fc_lightning.evaluation.report import read_predictions
 from fc_lightning.models.attention import BY_DOCUMENT
 from fc_lightning.models.flops import parameter_counts
 from fc_lightning.models.memory import estimate_training_bytes, memory_in_use
+from fc_lightning.models.transformers_internals import attention_implementation
 from fc_lightning.training.run_folders import monitoring_checkpoint
 
 
@@ -72,7 +73,7 @@ class RunSummary(Callback):
         self, trainer: Trainer, pl_module: LightningModule, evaluated: list[EvaluatedTurn]
     ) -> None:
         """Keep the evaluation before training and the last one."""
-        if is_baseline(trainer):
+        if is_baseline_validation(trainer):
             self.before = evaluated
             if trainer.is_global_zero:
                 print(f"before:     exact match {exact_match(evaluated):.3f} on {len(evaluated):,} turns\n", flush=True)
@@ -173,7 +174,7 @@ def _expected_memory(trainer: Trainer, module: Any, data: FunctionCallingDataMod
         lengths, num_supervised = lengths_of(documents), supervised_of(documents)
         if not data.packing:
             tokens, attended = data.batch_size * max(lengths), max(lengths)
-        elif module.model.config._attn_implementation == BY_DOCUMENT:
+        elif attention_implementation(module.model.config) == BY_DOCUMENT:
             attended = sum(length * length for length in lengths) // sum(lengths)
         most = max(sum(num_supervised[document] for row in batch for document in row) for batch in plan)
         supervised = min(module.head_chunk, most)

@@ -11,7 +11,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.utilities.throughput import get_available_flops
 
 from fc_lightning.data.collator import Batch
-from fc_lightning.models.flops import training_flops
+from fc_lightning.models.flops import TrainingCost
 
 
 class Throughput(Callback):
@@ -26,7 +26,7 @@ class Throughput(Callback):
     ``val/seconds`` (per evaluation), and ``train/peak_memory_gb`` (of the GPU since the run began, or of the process).
 
     If the peak of the device is known, ``train/mfu`` is also logged: the FLOPs that training needs, see
-    :func:`fc_lightning.models.flops.training_flops`, divided by what the devices can do in bf16. It follows appendix B
+    :class:`fc_lightning.models.flops.TrainingCost`, divided by what the devices can do in bf16. It follows appendix B
     of the PaLM paper, except that frozen weights need no gradients and unsupervised positions no logits.
 
     Args:
@@ -47,6 +47,8 @@ class Throughput(Callback):
         """Start the clock."""
         if self.peak_flops is None and pl_module.device.type == "cuda":
             self.peak_flops = get_available_flops(pl_module.device, torch.bfloat16)
+        if self.peak_flops:
+            self._cost = TrainingCost.of_model(pl_module.model)
         self._reset(time.perf_counter())
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
@@ -56,7 +58,7 @@ class Throughput(Callback):
         self._supervised += batch["num_supervised"]
         self._positions += batch["input_ids"].numel()
         if self.peak_flops:
-            self._flops += training_flops(pl_module.model, batch)
+            self._flops += self._cost.flops(batch)
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Start measuring the wait for data."""

@@ -20,8 +20,8 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 
-from fc_lightning.utils.atomic_files import OLD, PARTIAL, sync_folder, wrap_os_errors
-from fc_lightning.utils.pretrained import first_line
+from fc_lightning.utils.atomic_files import OLD_SUFFIX, PARTIAL_SUFFIX, sync_folder, wrap_os_errors
+from fc_lightning.utils.errors import first_line
 
 
 class CheckpointError(ValueError):
@@ -44,7 +44,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         path = Path(path)
-        partial = path.with_name(path.name + PARTIAL)
+        partial = path.with_name(path.name + PARTIAL_SUFFIX)
         with wrap_write_errors(path, lambda: _size(checkpoint)):
             try:
                 # Do not make a folder again that has disappeared: it was removed by hand or unmounted.
@@ -130,9 +130,9 @@ def _step(path: Path) -> float:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove the unfinished files of killed processes from a folder of checkpoints."""
-    for partial in folder.glob(f"*{PARTIAL}"):
+    for partial in folder.glob(f"*{PARTIAL_SUFFIX}"):
         shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
-    for old in folder.glob(f"*{OLD}"):
+    for old in folder.glob(f"*{OLD_SUFFIX}"):
         shutil.rmtree(old) if old.with_suffix("").exists() else old.rename(old.with_suffix(""))
 
 

@@ -27,6 +27,7 @@ from typing import Any
 from lightning import Trainer
 
 from fc_lightning.training.lightning_internals import SubprocessLauncher, replace_launcher
+from fc_lightning.utils.errors import first_line
 from fc_lightning.utils.secrets import redact
 
 # Environment of the processes that `Launcher` starts: the folder for their errors, and the process that started them.
@@ -58,7 +59,7 @@ class Ranks:
         """Write this rank's first error to its file."""
         file = self.folder / f"{self.rank}.json"
         if not file.exists():
-            summary = f"{type(error).__name__}: {error}".split("\n", 1)[0]
+            summary = f"{type(error).__name__}: {first_line(error)}"
             record = {"time": time.time(), "summary": summary, "text": format_error(error)}
             partial = file.with_suffix(".partial")
             partial.write_text(json.dumps(record), encoding="utf-8")

@@ -18,7 +18,7 @@ from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from fc_lightning.training.lightning_internals import use_csv_writer
-from fc_lightning.utils.atomic_files import PARTIAL, reason, refused, room
+from fc_lightning.utils.atomic_files import PARTIAL_SUFFIX, describe_free_space, is_write_error, os_error_text
 
 _WRITING_METHODS = ("log_metrics", "log_hyperparams", "log_graph", "save", "finalize")
 
@@ -47,12 +47,12 @@ def _ignoring_write_errors(logger: Logger, write: Callable[..., Any], warned: se
             folder = getattr(logger, "log_dir", None) or logger.save_dir or "."
             # TensorBoard says that a number cannot be logged, with the system's error as its context.
             error = next((each for each in (raised, raised.__context__) if isinstance(each, OSError)), None)
-            if error is None or not refused(error, Path(folder)):
+            if error is None or not is_write_error(error, Path(folder)):
                 raise
             if not warned:
                 rank_zero_warn(
-                    f"{folder}: {type(logger).__name__} could not write there: {reason(error)}; "
-                    f"{room(Path(folder) / '_')}; the run continues without what it logs"
+                    f"{folder}: {type(logger).__name__} could not write there: {os_error_text(error)}; "
+                    f"{describe_free_space(Path(folder) / '_')}; the run continues without what it logs"
                 )
             warned.add(folder)
 
@@ -82,7 +82,7 @@ class AtomicMetricsWriter(ExperimentWriter):
 
     def _replace_header(self, fieldnames: Sequence[str]) -> None:
         file = Path(self.metrics_file_path)
-        partial = file.with_name(file.name + PARTIAL)
+        partial = file.with_name(file.name + PARTIAL_SUFFIX)
         try:
             with file.open(newline="") as old, partial.open("w", newline="") as new:
                 writer = csv.DictWriter(new, fieldnames=fieldnames)

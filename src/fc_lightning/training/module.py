@@ -28,7 +28,7 @@ from fc_lightning.evaluation.evaluator import (
 from fc_lightning.models.attention import choose_attention
 from fc_lightning.models.fsdp import are_finite, shard
 from fc_lightning.models.loading import base_digest, load_base, load_config
-from fc_lightning.models.lora import add_adapter, add_token_rows
+from fc_lightning.models.lora import add_adapter, add_token_rows, unwrap_peft
 from fc_lightning.models.loss import HEAD_CHUNK, token_loss_sum
 from fc_lightning.training.accumulation import MicroBatchLoss, sum_over_ranks
 from fc_lightning.training.compatibility import check_base, check_weights
@@ -206,11 +206,9 @@ class FunctionCallingModule(LightningModule):
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # skips overflowed steps itself
         finite = torch.tensor(True) if scaler is not None else are_finite(gradients)
-        totals = sum_over_ranks(
-            self._window, finite.to(self.device), self.rank_flags, self.trainer.world_size, self.device
-        )
-        self.peer_flags = totals.peer_flags
         window, self._window = self._window, []
+        totals = sum_over_ranks(window, finite, self.rank_flags, self.trainer.world_size, self.device)
+        self.peer_flags = totals.peer_flags
         if not (totals.is_loss_finite and totals.is_gradient_finite):
             self._skip_step(window, "gradient" if totals.is_loss_finite else "loss")
         elif gradients:
@@ -224,7 +222,7 @@ class FunctionCallingModule(LightningModule):
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Loss of held-out documents (loader 0), or generation from prompts (loader 1)."""
         if dataloader_idx:
-            self._evaluated += self.turn_generator.turns(self.model, batch, synced_gpus=self._is_sharded)
+            self._evaluated += self.turn_generator.turns(unwrap_peft(self.model), batch, synced_gpus=self._is_sharded)
             return
         count = batch["num_supervised"]
         if count or self._is_sharded:
@@ -234,7 +232,7 @@ class FunctionCallingModule(LightningModule):
 
     def predict_step(self, batch: Any, batch_idx: int) -> list[dict[str, Any]]:
         """Generate from prompts; returns the evaluated turns in JSON's types."""
-        turns = self.turn_generator.turns(self.model, batch, synced_gpus=self._is_sharded)
+        turns = self.turn_generator.turns(unwrap_peft(self.model), batch, synced_gpus=self._is_sharded)
         self._evaluated += turns
         return [turn.to_dict() for _, turn in turns]
 
