@@ -72,7 +72,7 @@ def test_what_must_not_be_there_would_be_found(text):
 
 # Where a name stands for no more than this.
 HARMLESS = {
-    "checkpoints.py": ["pickle"],  # the error that torch.load(weights_only=True) raises
+    "checkpoint_io.py": ["pickle"],  # the error that torch.load(weights_only=True) raises
     "workers.py": ["pickle"],  # between a process and those that it has forked
 }
 

@@ -20,6 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 from fc_lightning.callbacks import ExtraLogger
 from fc_lightning.callbacks.failures import Failures
 from fc_lightning.callbacks.preemption import Preemption
+from fc_lightning.callbacks.resumable import checkpoint_to_resume_from, make_resumable
 from fc_lightning.chat_template.template import ChatTemplateError
 from fc_lightning.cli.defaults import trainer_defaults
 from fc_lightning.cli.errors import ConfigurationError, Parser, config_files, explain_trainer
@@ -40,7 +41,6 @@ from fc_lightning.training import distributed as ranks
 from fc_lightning.training.checkpoint_io import CheckpointError
 from fc_lightning.training.loggers import ignore_write_errors
 from fc_lightning.training.module import FunctionCallingModule, NonFiniteError
-from fc_lightning.training.resume import checkpoint_to_resume_from, make_resumable
 from fc_lightning.utils.atomic_files import DiskError, wrap_os_errors, write_text
 from fc_lightning.utils.environment import describe_environment
 from fc_lightning.utils.malloc import keep_freed_memory
@@ -116,7 +116,7 @@ class SaveConfig(SaveConfigCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Save the configuration and the environment; a run that resumes in its folder overwrites its own."""
-        self.overwrite = self._resumes or any(getattr(callback, "goes_on", False) for callback in trainer.callbacks)
+        self.overwrite = self._resumes or any(getattr(one, "resumes_in_place", False) for one in trainer.callbacks)
         folder = trainer.log_dir  # a collective
         with wrap_os_errors(Path(folder or ".") / self.config_filename):
             super().setup(trainer, pl_module, stage)
@@ -232,5 +232,5 @@ def main(args: Any = None) -> None:
     keep_freed_memory()
     for message in _AMONG_LIBRARIES:
         warnings.filterwarnings("ignore", message)
-    with ranks.together(USER_ERRORS):
+    with ranks.exit_on_error(USER_ERRORS):
         FunctionCallingCLI(args)

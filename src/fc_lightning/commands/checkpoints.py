@@ -9,6 +9,7 @@ from lightning import Trainer
 
 from fc_lightning.training.checkpoint_io import CheckpointError, last_checkpoint, read_checkpoint
 from fc_lightning.training.module import FunctionCallingModule
+from fc_lightning.training.run_folders import checkpoint_folders, search_root
 
 
 def find_checkpoint(trainer: Trainer, which: str) -> Path:
@@ -21,10 +22,9 @@ def find_checkpoint(trainer: Trainer, which: str) -> Path:
         if not Path(which).is_file():
             raise CheckpointError(f"{which}: checkpoint not found (`--ckpt_path`)")
         return Path(which)
-    runs = Path(trainer.logger.root_dir if trainer.logger else trainer.default_root_dir)
-    newest = last_checkpoint([runs])
+    newest = last_checkpoint(checkpoint_folders(trainer))
     if newest is None:
-        raise CheckpointError(f"{runs}: no checkpoint found; train first, or name one with `--ckpt_path`")
+        raise CheckpointError(f"{search_root(trainer)}: no checkpoint found; train first, or name one with `--ckpt_path`")
     return newest if which == "last" else _best_of_run(newest)
 
 
