@@ -1,4 +1,4 @@
-"""The pages of the documentation, and the code blocks in them."""
+"""The pages of the documentation and their fenced code blocks."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def blocks(language: str, pages: list[Path] = PAGES) -> list[tuple[str, str]]:
+def code_blocks(language: str, pages: list[Path] = PAGES) -> list[tuple[str, str]]:
     """Fenced blocks of a language, each with the name of its page."""
     found = []
     for page in pages:

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 import yaml
-from tests.helpers.documentation import PAGES, ROOT, blocks
+from tests.helpers.documentation import PAGES, ROOT, code_blocks
 
 import fc_lightning
 
@@ -45,7 +45,7 @@ def messages_of_the_source() -> list[str]:
 def test_messages_of_troubleshooting_are_those_of_the_source():
     known = messages_of_the_source()
     page = [ROOT / "docs" / "troubleshooting.md"]
-    listed = [line.removeprefix("error: ") for _, text in blocks("text", page) for line in text.splitlines()]
+    listed = [line.removeprefix("error: ") for _, text in code_blocks("text", page) for line in text.splitlines()]
     assert len(listed) > 40
     missing = []
     for line in listed:
