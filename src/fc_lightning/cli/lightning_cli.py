@@ -22,8 +22,10 @@ from fc_lightning.callbacks.failures import Failures
 from fc_lightning.callbacks.preemption import Preemption
 from fc_lightning.callbacks.resumable import checkpoint_to_resume_from, make_resumable
 from fc_lightning.chat_template.template import ChatTemplateError
+from fc_lightning.cli.checks import check_environment, check_values
 from fc_lightning.cli.defaults import trainer_defaults
-from fc_lightning.cli.errors import ConfigurationError, Parser, config_files, explain_trainer
+from fc_lightning.cli.errors import ConfigurationError, explain_trainer
+from fc_lightning.cli.parser import Parser, config_files
 from fc_lightning.commands.audit import AuditError
 from fc_lightning.commands.audit import audit as audit_command
 from fc_lightning.commands.chat import chat as chat_command
@@ -168,8 +170,17 @@ class FunctionCallingCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Keep the configuration as given: Lightning would overwrite it with the checkpoint's hyperparameters."""
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the arguments; Lightning would warn if the process has arguments too, as one that runs tests has."""
+        check_environment(
+            (action.dest for one in self._subcommand_parsers.values() for action in one._actions),
+            list(self._subcommand_parsers),
+        )
+        self.config = parser.parse_args(args)
+
     def before_instantiate_classes(self) -> None:
-        """Disable the progress bars of transformers in log files, where each update would be a line."""
+        """Check values, and disable the progress bars of transformers in log files, where each update is a line."""
+        check_values(self.config[self.subcommand])
         if not sys.stderr.isatty():
             disable_progress_bar()
 
