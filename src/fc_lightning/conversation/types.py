@@ -64,12 +64,14 @@ class Message:
         content: The text: a question, an answer, or a tool's response as it came.
         reasoning: What an assistant thought before acting; ``None`` if it did not.
         tool_calls: The calls of an assistant's turn, in order.
+        supervised: Whether an assistant's turn is a training target; if not, it is only context.
     """
 
     role: Role
     content: str = ""
     reasoning: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
+    supervised: bool = True
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,8 @@ class Conversation:
             form, because what cannot be parsed cannot be written again.
         gold: Other calls that are right too, as BFCL writes them: ``{name: {argument: [accepted, …]}}`` for each call.
         response_schema: The JSON schema that the answer must follow, if it must follow one.
+        notices: Kind and detail of what is unusual in the row but does not keep it from being used, such as keys that
+            were not read.
     """
 
     id: str
@@ -96,6 +100,7 @@ class Conversation:
     defects: tuple[str, ...] = ()
     gold: tuple[dict[str, Any], ...] = ()
     response_schema: dict[str, Any] | None = None
+    notices: tuple[tuple[str, str], ...] = field(default=(), compare=False)
 
 
 def _canonical(value: Any) -> Hashable:
