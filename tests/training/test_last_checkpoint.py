@@ -47,6 +47,10 @@ class Line(LightningModule):
         return DataLoader(torch.ones(1, 1))
 
 
+class Killed(Exception):
+    """Ends a run as a kill would."""
+
+
 class Stop(Callback):
     """Kills the run after some micro-batches, and records where it started."""
 
@@ -59,7 +63,7 @@ class Stop(Callback):
     def on_train_batch_end(self, trainer, *_):
         self.after -= 1
         if self.after == 0:
-            raise RuntimeError("killed")
+            raise Killed
 
 
 def fit(folder: Path, savers, interval: float, stop: int = 0, max_steps: int = -1):
@@ -81,8 +85,7 @@ def fit(folder: Path, savers, interval: float, stop: int = 0, max_steps: int = -
     make_resumable(trainer)
     try:
         trainer.fit(Line(), ckpt_path=checkpoint_to_resume_from(trainer, "last"))
-    except RuntimeError as error:
-        assert str(error) == "killed"
+    except Killed:
         return trainer, stopper.started_at, True
     return trainer, stopper.started_at, False
 
