@@ -56,7 +56,7 @@ def describe_batch(batch: Any, training: bool) -> str:
     """What a batch that did not fit into memory holds, and which settings to lower.
 
     Args:
-        batch: A :class:`fc_lightning.data.collator.Batch` or a :class:`fc_lightning.data.batches.PromptBatch`.
+        batch: A :class:`fc_lightning.data.collator.Batch` or a :class:`fc_lightning.data.dataloaders.PromptBatch`.
         training: Whether it was trained on.
     """
     if "order" in batch:

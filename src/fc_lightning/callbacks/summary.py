@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fc_lightning.data import FunctionCallingDataModule
-from fc_lightning.data.batches import lengths_of, supervised_of
 from fc_lightning.data.collator import Batch
+from fc_lightning.data.dataloaders import supervised_counts, token_counts
 from fc_lightning.data.samplers import MicroBatch, MicroBatchSampler
 from fc_lightning.evaluation.evaluator import is_baseline_validation
 from fc_lightning.evaluation.metrics import EvaluatedTurn
@@ -171,7 +171,7 @@ def _expected_memory(trainer: Trainer, module: Any, data: FunctionCallingDataMod
     supervised = min(module.head_chunk, tokens)
     if plan:
         documents = data.prepared["train"].documents
-        lengths, num_supervised = lengths_of(documents), supervised_of(documents)
+        lengths, num_supervised = token_counts(documents), supervised_counts(documents)
         if not data.packing:
             tokens, attended = data.batch_size * max(lengths), max(lengths)
         elif attention_implementation(module.model.config) == BY_DOCUMENT:
