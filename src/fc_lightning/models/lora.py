@@ -149,7 +149,7 @@ def saved_with_adapter(model: PeftModel) -> dict[str, Tensor]:
     return {f"base_model.model.{name}.base_layer.weight": head.base_layer.weight.detach()}
 
 
-def _linear_of(head: Any) -> Any:
+def _linear_of(head: Any) -> nn.Linear:
     """The linear layer of the base inside whatever PEFT has wrapped around it."""
     while not isinstance(head, nn.Linear):
         head = head.base_layer if isinstance(head, BaseTunerLayer) else head.original_module
