@@ -121,6 +121,8 @@ class ChatTemplate:
         """
         if self.render_mode == "canonical":
             return [openai_message(message) for message in conversation.messages]
+        if not all(message.supervised for message in conversation.messages):
+            raise ChatTemplateError("the row has unsupervised turns: use `data.render: canonical`")
         if not conversation.raw_turns:
             raise ChatTemplateError("the row has no text of its own: use `data.render: canonical`")
         return [{"role": role, "content": text} for role, text in conversation.raw_turns]
@@ -148,7 +150,18 @@ class ChatTemplate:
             add_generation_prompt=generation_prompt,
             **self._variables,
         )
-        return _remove_breaks(texts[0], spans[0])
+        return _remove_breaks(texts[0], self._supervised_spans(messages, spans[0]))
+
+    def _supervised_spans(
+        self, messages: Sequence[dict[str, Any]], spans: list[tuple[int, int]]
+    ) -> list[tuple[int, int]]:
+        """The spans that the template marks, without those of unsupervised turns."""
+        flags = [messages[index].get("supervised", True) for index in self.model_turns(messages)]
+        if all(flags):
+            return spans
+        if len(flags) != len(spans):
+            raise ChatTemplateError("unsupervised turns need a chat template with one {% generation %} block per turn")
+        return [span for span, supervised in zip(spans, flags, strict=True) if supervised]
 
     def encode(self, rendered: Sequence[Rendered], supervise: Supervise = "assistant") -> list[Encoded]:
         """Encode rendered conversations in one call of the tokenizer.
@@ -182,6 +195,8 @@ def openai_message(message: Message) -> dict[str, Any]:
         out["reasoning_content"] = message.reasoning
     if message.tool_calls:
         out["tool_calls"] = [{"type": "function", "function": call.to_dict()} for call in message.tool_calls]
+    if not message.supervised:
+        out["supervised"] = False
     return out
 
 

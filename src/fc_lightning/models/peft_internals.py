@@ -11,16 +11,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft import PeftConfig
 from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
-from peft.tuners.tuners_utils import check_target_module_exists
+from peft.utils.other import TrainableTokensWrapper
 from torch import Tensor, nn
 
-
-def adapts_module(peft: PeftConfig, name: str) -> bool:
-    """Whether a configuration puts an adapter on the module of this name, whichever way it names its targets."""
-    return bool(check_target_module_exists(peft, name))
+_PLAIN = (nn.Linear, TrainableTokensWrapper)  # what a LoRA may adapt for its forward pass to be replaced
 
 
 def use_fast_forward(model: nn.Module) -> None:
@@ -30,7 +26,7 @@ def use_fast_forward(model: nn.Module) -> None:
             indices = torch.tensor(next(iter(module.token_indices.values())))  # (new,)
             module.register_buffer("new_tokens", indices, persistent=False)
             module.forward = MethodType(_token_rows_forward, module)
-        elif type(module) is LoraLinear and type(module.base_layer) is nn.Linear and not module.lora_variant:
+        elif type(module) is LoraLinear and type(module.base_layer) in _PLAIN and not module.lora_variant:
             module.forward = MethodType(_lora_forward, module)
 
 
