@@ -6,7 +6,7 @@ import peft
 import pytest
 import torch
 import yaml
-from fc_lightning.commands.export.folder import load_checkpoint
+from fc_lightning.commands.checkpoints import load_checkpoint
 from peft import AutoPeftModelForCausalLM, PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from tests.helpers.adapters import REFUSED, REFUSED_WITH_TAGS, WITH_TAGS, WORKING, with_defaults

@@ -41,6 +41,7 @@ from fc_lightning.data.formats import UnknownFormatError
 from fc_lightning.evaluation.report import ReportError
 from fc_lightning.training import distributed as ranks
 from fc_lightning.training.checkpoint_io import CheckpointError
+from fc_lightning.training.lightning_internals import subcommand_parsers
 from fc_lightning.training.loggers import ignore_write_errors
 from fc_lightning.training.module import FunctionCallingModule, NonFiniteError
 from fc_lightning.utils.atomic_files import DiskError, wrap_os_errors, write_text
@@ -221,7 +222,7 @@ class _ParserReady(Exception):
 
 class _ParserOnly(FunctionCallingCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> NoReturn:
-        raise _ParserReady(parser, self._subcommand_parsers)
+        raise _ParserReady(parser, subcommand_parsers(self))
 
 
 def make_parser(subcommand: str | None = None) -> LightningArgumentParser:

@@ -13,6 +13,7 @@ from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
@@ -65,6 +66,11 @@ def update_bar_metrics(bar: RichProgressBar, trainer: Trainer, module: Lightning
 
 
 # Loops
+
+
+def subcommand_parsers(cli: LightningCLI) -> dict[str, LightningArgumentParser]:
+    """The parser of each subcommand: the public parser only parses, and nothing public lists their keys."""
+    return cli._subcommand_parsers
 
 
 def set_logged_steps(trainer: Trainer, num_steps: int) -> None:
