@@ -12,6 +12,7 @@ from transformers import GenerationConfig
 
 from fc_lightning.chat_template.response_template import response_template
 from fc_lightning.chat_template.template import ChatTemplate
+from fc_lightning.chat_template.tokens import save_tokenizer
 
 
 def write_model(
@@ -37,7 +38,7 @@ def write_model(
     tokenizer = template.tokenizer
     if template.chat_format and template.has_generation_prompt(template.chat_format.generation_prompt):
         tokenizer.response_template = response_template(template.chat_format, tokenizer.eos_token)
-    tokenizer.save_pretrained(str(folder))
+    save_tokenizer(tokenizer, folder)
     (folder / "chat_template.jinja").write_text(template.source, encoding="utf-8")
     if isinstance(model, PeftModel) and not merge:
         for config in model.peft_config.values():
