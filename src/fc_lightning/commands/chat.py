@@ -52,7 +52,7 @@ def reply(module: FunctionCallingModule, data: FunctionCallingDataModule, conver
     (encoded,) = data.template.encode([rendered])
     tools = dump_json([tool.to_openai() for tool in conversation.tools])
     text, _ = module.turn_generator.texts(unwrap_peft(module.model), [encoded.input_ids], [tools], len(messages))[0]
-    turn = parse_turn(text)
+    turn = parse_turn(text, strict=True)
     return Message("assistant", text if turn.errors else turn.content, turn.reasoning, turn.tool_calls)
 
 
