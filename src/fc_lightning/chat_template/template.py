@@ -151,7 +151,7 @@ class ChatTemplate:
             add_generation_prompt=generation_prompt,
             **self._variables,
         )
-        return Rendered(texts[0], tuple(map(tuple, self._supervised_spans(messages, spans[0]))))
+        return Rendered(texts[0], tuple(self._supervised_spans(messages, spans[0])))
 
     def _supervised_spans(
         self, messages: Sequence[dict[str, Any]], spans: list[tuple[int, int]]
