@@ -151,18 +151,18 @@ class ChatTemplate:
             add_generation_prompt=generation_prompt,
             **self._variables,
         )
-        return Rendered(texts[0], tuple(map(tuple, self._supervised_spans(messages, spans[0]))))
+        return Rendered(texts[0], self._supervised_spans(messages, spans[0]))
 
     def _supervised_spans(
         self, messages: Sequence[dict[str, Any]], spans: list[tuple[int, int]]
-    ) -> list[tuple[int, int]]:
+    ) -> tuple[tuple[int, int], ...]:
         """The spans that the template marks, without those of unsupervised turns."""
         flags = [messages[index].get("supervised", True) for index in self.model_turns(messages)]
         if all(flags):
-            return spans
+            return tuple((first, last) for first, last in spans)
         if len(flags) != len(spans):
             raise ChatTemplateError("unsupervised turns need a chat template with one {% generation %} block per turn")
-        return [span for span, supervised in zip(spans, flags, strict=True) if supervised]
+        return tuple((first, last) for (first, last), kept in zip(spans, flags, strict=True) if kept)
 
     def encode(self, rendered: Sequence[Rendered], supervise: Supervise = "assistant") -> list[Encoded]:
         """Encode rendered conversations in one call of the tokenizer.
@@ -249,13 +249,13 @@ def _control_tokens(tokenizer: PreTrainedTokenizerBase, chat_format: ChatFormat 
     return sorted(tokens)
 
 
-def _supervised_tokens(encoding: Encoding, spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+def _supervised_tokens(encoding: Encoding, spans: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
     """Ranges of the tokens that start inside of supervised spans of characters."""
     starts = [start for start, _ in encoding.offsets]
     return _merge_spans((bisect_left(starts, start), bisect_left(starts, end)) for start, end in spans)
 
 
-def _merge_spans(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+def _merge_spans(spans: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
     """The spans without empty ones, adjacent ones merged."""
     merged: list[tuple[int, int]] = []
     for start, end in sorted(spans):
