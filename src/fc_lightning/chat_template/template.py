@@ -249,13 +249,13 @@ def _control_tokens(tokenizer: PreTrainedTokenizerBase, chat_format: ChatFormat 
     return sorted(tokens)
 
 
-def _supervised_tokens(encoding: Encoding, spans: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+def _supervised_tokens(encoding: Encoding, spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     """Ranges of the tokens that start inside of supervised spans of characters."""
     starts = [start for start, _ in encoding.offsets]
     return _merge_spans((bisect_left(starts, start), bisect_left(starts, end)) for start, end in spans)
 
 
-def _merge_spans(spans: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+def _merge_spans(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     """The spans without empty ones, adjacent ones merged."""
     merged: list[tuple[int, int]] = []
     for start, end in sorted(spans):
