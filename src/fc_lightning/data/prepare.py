@@ -30,6 +30,7 @@ from fc_lightning.data.sources import DataError, Row, Source, brief, default_id
 from fc_lightning.data.splitting import hold_out, question
 from fc_lightning.data.workers import choose_num_processes, run_ordered
 from fc_lightning.utils.atomic_files import partial_path, wrap_os_errors
+from fc_lightning.utils.progress import track
 
 _VERSION = 6  # of the layout below; a change invalidates prepared folders
 _CHUNK = 512  # rows that are read, rendered and encoded together
@@ -192,9 +193,11 @@ def _write(
     with (
         pa.ipc.new_stream(str(folder / "documents.arrow"), _DOCUMENTS) as documents,
         pa.ipc.new_stream(str(folder / "prompts.arrow"), _PROMPTS) as prompts,
+        track("preparing data", None, "rows") as progress,
     ):
         for block, *batches in run_ordered(work, processes):
             report.add(block)
+            progress.advance(block.rows)
             for writer, schema, batch in zip((documents, prompts), (_DOCUMENTS, _PROMPTS), batches, strict=True):
                 if batch:
                     writer.write_batch(pa.ipc.read_record_batch(pa.py_buffer(batch), schema))
