@@ -93,7 +93,7 @@ class ChatTemplate:
         self.chat_format = chat_format_of(vocabulary)
         self.source = _template_source(tokenizer, self.chat_format, render, file)
         self.longest_token = max(map(len, vocabulary))  # in characters
-        self._variables = {
+        self.variables = {
             name: token for name in ("bos_token", "eos_token") if (token := getattr(tokenizer, name)) is not None
         }
         self._control_pattern = _control_pattern(tokenizer, self.chat_format, render)
@@ -148,7 +148,7 @@ class ChatTemplate:
             chat_template=self.source,
             return_assistant_tokens_mask=True,
             add_generation_prompt=generation_prompt,
-            **self._variables,
+            **self.variables,
         )
         return _remove_breaks(texts[0], self._supervised_spans(messages, spans[0]))
 
