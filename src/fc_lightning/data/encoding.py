@@ -12,6 +12,7 @@ from fc_lightning.chat_template.template import ChatTemplate, ChatTemplateError,
 from fc_lightning.conversation.parsing import dump_json, parse_turn
 from fc_lightning.conversation.types import Conversation, ToolCall
 from fc_lightning.data.collator import Document
+from fc_lightning.data.files import DataError
 from fc_lightning.data.reasoning import Thoughts
 from fc_lightning.data.row_report import RowReport
 
@@ -43,6 +44,11 @@ class EncodingSettings:
     subset: Literal["kept", "held_out"] = "kept"
     prompts: bool = False
 
+    def __post_init__(self) -> None:
+        for name, share in (("thoughts_share", self.thoughts_share), ("validation", self.held_out)):
+            if not 0 <= share <= 1:
+                raise DataError(f"`data.{name}`: a share is between 0 and 1, not {share}")
+
 
 def encode_documents(
     chunk: Sequence[tuple[int, str, Conversation]],
@@ -58,6 +64,8 @@ def encode_documents(
             messages = template.messages(conversation)
             if not template.model_turns(messages):
                 raise ChatTemplateError("the conversation has no model turn")
+            if not any(messages[index].get("supervised", True) for index in template.model_turns(messages)):
+                raise ChatTemplateError("the flags of its turns leave nothing to supervise")
             text = template.render(messages, conversation)
         except ChatTemplateError as error:
             report.skipped.append((entry[1], conversation.id, str(error)))
@@ -132,6 +140,8 @@ def encode_prompts(
             report.too_long.append((place, conversation.id, f"{length:,} characters: too long for prompts"))
             continue
         for turn, index in enumerate(template.model_turns(messages)):
+            if not messages[index].get("supervised", True):
+                continue
             rendered.append(template.render(messages[:index], conversation, generation_prompt=True))
             expected, answer = _expected(conversation, template, index)
             calls = [call.to_dict() for call in expected]
