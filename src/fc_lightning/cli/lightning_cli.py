@@ -22,7 +22,7 @@ from fc_lightning.callbacks.failures import Failures
 from fc_lightning.callbacks.preemption import Preemption
 from fc_lightning.callbacks.resumable import checkpoint_to_resume_from, make_resumable
 from fc_lightning.chat_template.template import ChatTemplateError
-from fc_lightning.cli.checks import check_environment, check_values
+from fc_lightning.cli.checks import check_environment, check_folder, check_values
 from fc_lightning.cli.defaults import trainer_defaults
 from fc_lightning.cli.errors import ConfigurationError, explain_trainer
 from fc_lightning.cli.parser import Parser, config_files
@@ -44,6 +44,7 @@ from fc_lightning.training.checkpoint_io import CheckpointError
 from fc_lightning.training.lightning_internals import subcommand_parsers
 from fc_lightning.training.loggers import ignore_write_errors
 from fc_lightning.training.module import FunctionCallingModule, NonFiniteError
+from fc_lightning.training.run_folders import runs_root
 from fc_lightning.utils.atomic_files import DiskError, wrap_os_errors, write_text
 from fc_lightning.utils.environment import describe_environment
 from fc_lightning.utils.malloc import keep_freed_memory
@@ -206,6 +207,8 @@ class FunctionCallingCLI(LightningCLI):
                 raise
             raise ConfigurationError(explain_trainer(error)) from error
         make_resumable(self.trainer)
+        if self.subcommand in ("fit", "validate", "test", "predict"):
+            check_folder(runs_root(self.trainer))
 
     def before_validate(self) -> None:
         """Find ``best`` and ``last`` among earlier runs: Lightning looks in this run, which has no checkpoint."""

@@ -126,7 +126,8 @@ def think(
     conversations = [conversation for _, _, conversation in rows]
     questions = list(ask_for(conversations, teacher))
     file = Path(output)
-    file.parent.mkdir(parents=True, exist_ok=True)
+    with wrap_os_errors(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
     answers = Answers(file.with_name(f"{file.name}.answers.jsonl"))
     open_questions = [question for question in questions if question.key not in answers.known]
     counts = Counter({"from file": len(questions) - len(open_questions), "asked": len(open_questions)})
