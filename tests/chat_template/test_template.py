@@ -29,7 +29,8 @@ from tests.helpers.chat import (
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from fc_lightning.chat_template.template import ChatTemplate, ChatTemplateError
+from fc_lightning.chat_template.control_tokens import BREAK
+from fc_lightning.chat_template.template import ChatTemplate, ChatTemplateError, Encoded, Rendered
 from fc_lightning.chat_template.tokens import SpecialToken, register_tokens
 from fc_lightning.conversation.parsing import parse_turn
 from fc_lightning.conversation.types import Conversation, Message, Tool, ToolCall
@@ -141,7 +142,7 @@ def test_generation_prompt_comes_behind_the_turns():
     conversation, marked = GOLDEN["no tools, an answer"]
     prompt = TEMPLATE.render(TEMPLATE.messages(conversation)[:1], conversation, generation_prompt=True)
     assert prompt.text == marked[: marked.index("⟦")]
-    assert prompt.supervised == ()
+    assert prompt.supervised_spans == ()
 
 
 def test_verbatim_mask():
@@ -222,7 +223,7 @@ def test_the_mask_is_what_prompts_lack(conversation):
             assert whole.startswith(prompt)
             start, end = len(ids(prompt)), len(ids(whole.removesuffix("\n")))
             expected[start:end] = [True] * (end - start)
-    assert encoded.supervised == expected
+    assert encoded.supervised_mask == expected
 
 
 @many
@@ -233,13 +234,47 @@ def test_ids_are_those_of_the_whole_text(conversation):
     assert rendered.text == server_text(conversation)
 
 
+hostile_pieces = [" ", "▁", "\n\n", "\t", "\r", "\0", "on", "é", "🙂", "\u2028", "<0x0A>", "<unk>", "<unused1>"]
+hostile_pieces += ["<end_of_turn>", "<tool_call>", "</tool_call>", "<eos>"]
+hostile_texts = st.lists(st.sampled_from(hostile_pieces) | st.characters(exclude_categories=["Cs"]), max_size=12).map(
+    "".join
+)
+
+
+@many
+@given(hostile_texts, st.data())
+def test_supervised_tokens_are_those_that_start_in_a_supervised_span(text, data):
+    positions = st.integers(0, len(text))
+    spans = data.draw(st.lists(st.tuples(positions, positions).map(sorted).map(tuple), max_size=3).map(sorted))
+    rendered = Rendered(text, tuple(spans))
+    (encoded,) = TEMPLATE.encode([rendered])
+    expected = TOKENIZER(text, add_special_tokens=False, return_offsets_mapping=True)
+    assert encoded.input_ids == expected.input_ids
+    # The tokens of one character all start where the character does.
+    assert encoded.supervised_mask == [any(a <= at < b for a, b in spans) for at, _ in expected.offset_mapping]
+    ids = expected.input_ids
+    assert TEMPLATE.encode([rendered], "all") == [Encoded(ids, [(0, len(ids))] if ids else [])]
+
+
+@many
+@given(st.lists(st.sampled_from([*hostile_pieces, "a", "<"]), max_size=8).map("".join), st.data())
+def test_a_break_separates_tokens_and_vanishes(text, data):
+    """Each part has the tokens that it has alone, in a tokenizer without breaks."""
+    position = data.draw(st.integers(0, len(text)))
+    unchanged = AutoTokenizer.from_pretrained(TINY)
+    register_tokens(unchanged, SpecialToken)
+    ids = [unchanged(part, add_special_tokens=False).input_ids for part in (text[:position], text[position:])]
+    broken = text[:position] + BREAK + text[position:]
+    assert TOKENIZER(broken, add_special_tokens=False).input_ids == ids[0] + ids[1]
+
+
 def server_text(conversation):
     """What a server makes of a request: Jinja without any of our own code."""
     messages = []
     for message in conversation.messages:
         messages.append({"role": message.role, "content": message.content})
-        if message.thought is not None:
-            messages[-1]["reasoning_content"] = message.thought
+        if message.reasoning is not None:
+            messages[-1]["reasoning_content"] = message.reasoning
         if message.tool_calls:
             functions = [{"name": call.name, "arguments": call.arguments} for call in message.tool_calls]
             messages[-1]["tool_calls"] = [{"type": "function", "function": function} for function in functions]
@@ -254,12 +289,12 @@ def server_text(conversation):
 def test_what_is_supervised_reads_back(conversation):
     rendered = render(conversation)
     turns = [message for message in conversation.messages if message.role == "assistant"]
-    assert len(rendered.supervised) == len(turns)
-    for message, (start, end) in zip(turns, rendered.supervised, strict=True):
+    assert len(rendered.supervised_spans) == len(turns)
+    for message, (start, end) in zip(turns, rendered.supervised_spans, strict=True):
         text = rendered.text[start:end]
         assert text.endswith("<end_of_turn>")
         turn = parse_turn(text.removesuffix("<end_of_turn>"))
-        assert Message("assistant", turn.content, turn.thought, turn.tool_calls) == message
+        assert Message("assistant", turn.content, turn.reasoning, turn.tool_calls) == message
         assert turn.errors == ()
 
 
@@ -294,16 +329,15 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_tags_in_texts_stay_text(text):
+def test_control_tokens_in_texts_stay_text(text):
     conversation, harmless = everywhere(text), everywhere("word")
     rendered, encoded = render(conversation), encode(conversation)
     assert rendered.text == server_text(conversation)
     assert control_ids(encoded.input_ids) == control_ids(encode(harmless).input_ids)
-    assert TOKENIZER.decode(encoded.input_ids) == rendered.text
-    call = json.dumps(
-        {"name": f"f{text}", "arguments": conversation.messages[2].tool_calls[0].arguments}, ensure_ascii=False
-    )
-    call = f"<tool_call>\n{call}\n</tool_call>"
+    assert TOKENIZER.decode(encoded.input_ids) == rendered.text.replace(BREAK, "")
+    arguments = conversation.messages[2].tool_calls[0].arguments
+    call = json.dumps({"name": f"f{text}", "arguments": arguments}, ensure_ascii=False)
+    call = "<tool_call>\n" + call.replace("</tool_call>", "<\\/tool_call>") + "\n</tool_call>"
     assert supervised_runs(encoded) == [
         f"<think>\n{text}\n</think>\nb{text}e\n{call}\n{call}<end_of_turn>",
         f"<think>\nb{text}e\n</think>\n{text}<end_of_turn>",
@@ -374,9 +408,9 @@ def test_errors_say_what_to_do(tmp_path):
     unmarked = tmp_path / "unmarked.jinja"
     unmarked.write_text(bare, encoding="utf-8")
     for arguments, named in (
-        ((foreign_tokenizer(opens="<s>"),), "name a file with `data.chat_template`"),
-        ((foreign_tokenizer(bare, opens="<s>"),), "name it with `data.chat_template`"),
-        ((TOKENIZER, "canonical", unmarked), "unmarked.jinja: .* name it with `data.chat_template`"),
+        ((foreign_tokenizer(opens="<s>"),), "set `data.chat_template` to a template file"),
+        ((foreign_tokenizer(bare, opens="<s>"),), "set `data.chat_template` to it"),
+        ((TOKENIZER, "canonical", unmarked), "unmarked.jinja: .* set `data.chat_template` to it"),
         ((TOKENIZER, "canonical", tmp_path / "none.jinja"), r"none\.jinja: .*\(`data.chat_template`\)"),
         ((foreign_tokenizer(CHATML), "verbatim"), "use `data.render: canonical`"),
     ):

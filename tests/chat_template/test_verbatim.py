@@ -1,6 +1,7 @@
 r"""Verbatim rendering against the recipe that it repeats: the original Jinja text, run by transformers itself.
 
-To compare more rows, name files of JSON lines: ``FC_LIGHTNING_ROWS=a.jsonl:b.jsonl pytest tests/chat_template/test_verbatim.py``.
+To compare more rows, name files of JSON lines:
+``FC_LIGHTNING_ROWS=a.jsonl:b.jsonl pytest tests/chat_template/test_verbatim.py``.
 """
 
 import json
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fc_lightning.chat_template.control_tokens import BREAK
 from fc_lightning.chat_template.template import ChatTemplate
 from fc_lightning.chat_template.tokens import SpecialToken, load_tokenizer
 from fc_lightning.data.formats import read_row
@@ -93,7 +95,7 @@ def original(row):
 
 def ours(row):
     conversation = read_row(row)
-    return TEMPLATE.render(TEMPLATE.messages(conversation), conversation).text
+    return TEMPLATE.render(TEMPLATE.messages(conversation), conversation).text.replace(BREAK, "")
 
 
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)

@@ -1,5 +1,6 @@
 """Commands and code in the documentation: each is run, or parsed, or said to belong to another program."""
 
+import dataclasses
 import json
 import re
 import shlex
@@ -8,14 +9,15 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from tests.helpers.command_line import parsed, parser
+from tests.helpers.documentation import PAGES, ROOT, code_blocks
+from transformers import TrainingArguments
 
-from fc_lightning.cli.lightning_cli import FunctionCallingCLI, main
+from fc_lightning.cli.lightning_cli import main
 from fc_lightning.cli.main import main as start
 from fc_lightning.conversation.types import ToolCall
 from fc_lightning.data.formats import read_row
 
-ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 TINY = "configs/debug/tiny.yaml"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
@@ -23,8 +25,6 @@ QUICK = {"--help", "--version", "init"}  # answered at once, without a run
 
 # Commands of other programs, and why they are not run here. A new one must be put here, with a reason.
 ELSEWHERE = {
-    "git clone REPOSITORY fc-lightning": "the reader's own address",
-    "cd fc-lightning": "the reader's own folder",
     "transformers serve ./exported --port 8000": "tests/commands/test_serving.py serves an export",
     "vllm serve ./exported --enable-auto-tool-choice --tool-call-parser hermes": "needs vLLM and a GPU",
     "python -m sglang.launch_server --model-path ./exported --tool-call-parser hermes": "needs SGLang and a GPU",
@@ -33,19 +33,10 @@ ELSEWHERE = {
 }
 
 
-def blocks(language: str, pages: list[Path] = PAGES) -> list[tuple[str, str]]:
-    """Fenced blocks of a language, each with the page that it stands on."""
-    found = []
-    for page in pages:
-        for name, text in re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S):
-            found += [(page.name, text)] if name == language else []
-    return found
-
-
 def commands(pages: list[Path] = PAGES) -> list[str]:
     """Every command of the bash blocks, without comments, each once."""
     lines = []
-    for _, text in blocks("bash", pages):
+    for _, text in code_blocks("bash", pages):
         for line in text.replace("\\\n", " ").splitlines():
             lines += [shlex.join(shlex.split(part, comments=True)) for part in line.split(" && ")]
     return [line for line in dict.fromkeys(lines) if line]
@@ -65,28 +56,13 @@ def workspace(tmp_path, monkeypatch):
     run = tmp_path / "runs" / "quickstart" / "version_0"
     run.mkdir(parents=True)
     (run / "config.yaml").write_text((ROOT / TINY).read_text(encoding="utf-8"))
-    for _, text in blocks("python"):
+    for _, text in code_blocks("python"):
         if name := re.match(r"# (\w+\.py)\n", text):
             (tmp_path / name[1]).write_text(text)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.syspath_prepend(str(ROOT / "examples" / "callbacks"))
     return tmp_path
-
-
-@pytest.fixture(scope="module")
-def parser():
-    """The command line's parser, made once: making it is what takes time."""
-    kept = []
-
-    class ParserAlone(FunctionCallingCLI):
-        def parse_arguments(self, parser, args):
-            kept.append(parser)
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        ParserAlone([])
-    return kept[0]
 
 
 def check_pip(words: list[str]) -> None:
@@ -105,7 +81,7 @@ def check_script(words: list[str]) -> None:
     assert all(f'"{word}"' in text for word in words[2:] if word.startswith("--"))
 
 
-def check(command: str, parser) -> None:
+def check(command: str) -> None:
     """Raise if a command of the documentation cannot work, or if nobody knows whether it can."""
     words = [word for word in shlex.split(command) if not re.match(r"[A-Z]+=", word)]
     if command in ELSEWHERE:
@@ -113,7 +89,7 @@ def check(command: str, parser) -> None:
     if (arguments := ours(command)) is not None and not QUICK.isdisjoint(arguments):
         start(arguments)
     elif arguments is not None:
-        parser.parse_args(arguments)
+        parser().parse_args(arguments)
     elif words[:2] == ["pip", "install"]:
         check_pip(words)
     elif words[0] == "make":
@@ -126,8 +102,8 @@ def check(command: str, parser) -> None:
 
 
 @pytest.mark.parametrize("command", commands())
-def test_every_command_is_known_and_parses(command, workspace, parser):
-    check(command, parser)
+def test_every_command_is_known_and_parses(command, workspace):
+    check(command)
 
 
 @pytest.mark.parametrize(
@@ -142,9 +118,9 @@ def test_every_command_is_known_and_parses(command, workspace, parser):
         "curl http://localhost:8000",
     ],
 )
-def test_what_cannot_work_is_found(command, workspace, parser, capsys):
+def test_what_cannot_work_is_found(command, workspace, capsys):
     with pytest.raises((AssertionError, OSError, SystemExit, ValueError)):
-        check(command, parser)
+        check(command)
 
 
 def test_commands_that_are_explained_away_are_still_there():
@@ -226,13 +202,23 @@ def test_the_commands_run(workspace, monkeypatch, capsys):
     assert (workspace / "comparison.html").is_file()
 
 
-@pytest.mark.parametrize(("page", "text"), blocks("yaml"))
-def test_yaml_is_accepted(page, text, workspace, parser):
+@pytest.mark.parametrize(("page", "text"), code_blocks("yaml"))
+def test_yaml_is_accepted(page, text, workspace):
     (workspace / "overlay.yaml").write_text(text)
-    parser.parse_args(["fit", "--config", TINY, "--config", "overlay.yaml"])
+    parsed("fit", "--config", TINY, "--config", "overlay.yaml")
 
 
-@pytest.mark.parametrize(("page", "text"), blocks("python"))
+def test_the_page_for_trl_users_names_keys_and_all_training_arguments(workspace):
+    text = (ROOT / "docs/from_trl.md").read_text(encoding="utf-8")
+    fields = {field.name for field in dataclasses.fields(TrainingArguments)}
+    assert [name for name in sorted(fields) if f"`{name}`" not in text] == []
+    keys = set(re.findall(r"`((?:model|data|trainer)\.\w+)\+?`", text))
+    assert len(keys) > 30
+    known = set(parsed("fit", "--config", TINY).keys())  # every leaf: a key may be a prefix of some
+    assert [key for key in sorted(keys) if not any(f"{name}.".startswith(f"{key}.") for name in known)] == []
+
+
+@pytest.mark.parametrize(("page", "text"), code_blocks("python"))
 def test_python_compiles(page, text):
     compile(text.replace("evaluated): ...", "evaluated):\n    ..."), page, "exec")
 
@@ -242,7 +228,7 @@ def test_a_reader_of_your_own(workspace):
     assert conversation.messages[1].tool_calls == (ToolCall("look_up", {"what": "me"}),)
 
 
-@pytest.mark.parametrize(("page", "text"), blocks("json"))
+@pytest.mark.parametrize(("page", "text"), code_blocks("json"))
 def test_rows_can_be_read(page, text):
     conversation = read_row(json.loads(text))
     assert not conversation.defects

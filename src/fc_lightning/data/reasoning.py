@@ -1,7 +1,7 @@
-"""Thoughts: the thinking before an act, kept, taken away, or written from the row itself.
+"""Reasoning before an action: kept, removed, or written from the row itself.
 
-Most rows that call functions have no thinking in them. ``template`` writes a short rationale for each turn of the model
-that has none: what is asked, which tool fits and why, and where the arguments come from; or why nothing is called.
+Most rows with tool calls have no reasoning. ``template`` writes a short rationale for each model turn that has none:
+what is asked, which tool fits and why, and where the arguments come from; or why no tool is called.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any, Literal
 
 from fc_lightning.conversation.parsing import dump_json
 from fc_lightning.conversation.types import Conversation, Message, Tool, ToolCall
-from fc_lightning.conversation.value_matching import Text
+from fc_lightning.conversation.value_matching import SearchableText
 
 Thoughts = Literal["keep", "none", "template"]
 
-# About so many tokens in a rationale; what does not fit in is said in fewer words.
+# Approximate number of tokens of a rationale; what does not fit is abbreviated.
 _BUDGET = 72
 _ASK_WORDS, _ASK_CHARS, _PURPOSE_WORDS = 8, 50, 7
-# A cut phrase does not end with these.
+# Words that an abbreviated phrase must not end with.
 _DANGLING = re.compile(
     r"(?: (?:an?|and|as|at|based|by|for|from|given|in|is|its|of|on|or|that|the|this|to|using|with|within))+$"
 )
@@ -59,7 +59,7 @@ _ANSWER = (
     "With this response nothing is left to call; I answer.",
     "The tool has responded. Now I answer the user without another call.",
 )
-# Where arguments come from: the question, what was said before, a response, the tool's default, thinking.
+# Origins of arguments: the question, earlier turns, a tool response, the tool's default, inference.
 _ORIGINS = (
     ("From the question", "From earlier turns", "From the response", "Defaults", "Inferred"),
     ("The question says", "Said before", "The response says", "By default", "I infer"),
@@ -68,36 +68,36 @@ _ORIGINS = (
 
 
 def add_reasoning(conversation: Conversation, thoughts: Thoughts, share: float = 1.0) -> Conversation:
-    """The conversation with its thoughts kept, taken away or added.
+    """Keep, remove or add reasoning.
 
     Args:
         conversation: Any conversation.
-        thoughts: ``keep`` what is there; ``none`` takes it away; ``template`` adds a rationale to each of the model's
-            turns that has none.
-        share: Of all conversations so many are to have thoughts, chosen by their ids; the others have none.
+        thoughts: ``keep`` leaves the conversation unchanged, ``none`` removes reasoning, ``template`` adds a rationale
+            to each model turn that has none.
+        share: Share of the conversations, selected by id, that have reasoning; it is removed from the others.
     """
     if thoughts == "none" or _draw(conversation.id, "share") >= share:
-        return replace(conversation, messages=tuple(replace(one, thought=None) for one in conversation.messages))
+        return replace(conversation, messages=tuple(replace(one, reasoning=None) for one in conversation.messages))
     if thoughts == "keep":
         return conversation
     messages = list(conversation.messages)
     for index, message in enumerate(messages):
-        if message.role == "assistant" and message.thought is None:
-            messages[index] = replace(message, thought=rationale(conversation, index))
+        if message.role == "assistant" and message.reasoning is None:
+            messages[index] = replace(message, reasoning=rationale(conversation, index))
     return replace(conversation, messages=tuple(messages))
 
 
 def rationale(conversation: Conversation, index: int) -> str | None:
-    """A short reason for what the model does in a turn, always the same for the same row.
+    """Write a short reason for a model turn; the same row always gives the same text.
 
-    It names tools between backticks, and arguments as ``name = value`` with the value in JSON.
+    Tool names are in backticks, arguments are written as ``name = value`` with the value in JSON.
 
     Args:
         conversation: The conversation.
-        index: Of the assistant's message.
+        index: Index of the assistant message.
 
     Returns:
-        The rationale; ``None`` where there is nothing to decide, because no tool is on offer.
+        The rationale; ``None`` if no tools are available, so that there is nothing to decide.
     """
     message, before = conversation.messages[index], conversation.messages[:index]
     draw = int(_draw(conversation.id, str(index)) * 2**32)
@@ -136,24 +136,24 @@ def _reason_to_call(
     return re.sub(r"\s+", " ", f"{start} {arguments}").strip()
 
 
-def _places(before: Sequence[Message]) -> list[tuple[int, Text]]:
-    """The texts that a value may come from, the likeliest first, each with the number of its origin."""
+def _places(before: Sequence[Message]) -> list[tuple[int, SearchableText]]:
+    """The texts that a value may come from, the likeliest first, each with the index of its origin."""
     last = max((index for index, message in enumerate(before) if message.role == "user"), default=-1)
     texts: list[list[str]] = [[], [], []]
     for index, message in enumerate(before):
         texts[0 if index == last else 2 if message.role == "tool" else 1].append(message.content)
-    return [(origin, Text("\n".join(texts[origin]))) for origin in (0, 2, 1) if texts[origin]]
+    return [(origin, SearchableText("\n".join(texts[origin]))) for origin in (0, 2, 1) if texts[origin]]
 
 
 def _arguments(
     calls: Sequence[ToolCall],
     tools: dict[str, Tool],
-    places: Sequence[tuple[int, Text]],
+    places: Sequence[tuple[int, SearchableText]],
     origins: Sequence[str],
     budget: int,
 ) -> str:
-    """Where the arguments come from, as many as the budget lets it say; of several calls, one after the other."""
-    found: list[tuple[int, int, int, str]] = []  # origin, number of the call, place in it, text
+    """Name the origins of as many arguments as the budget allows, call by call."""
+    found: list[tuple[int, int, int, str]] = []  # origin, call, position, text
     for number, call in enumerate(calls):
         for place, (name, value) in enumerate(call.arguments.items()):
             text = f"{_TAG.sub('', name)} = {dump_json(value)}"
@@ -179,9 +179,11 @@ def _arguments(
     return " ".join(parts) or "It needs no arguments."
 
 
-def _origin(call: ToolCall, name: str, value: Any, tools: dict[str, Tool], places: Sequence[tuple[int, Text]]) -> int:
+def _origin(
+    call: ToolCall, name: str, value: Any, tools: dict[str, Tool], places: Sequence[tuple[int, SearchableText]]
+) -> int:
     for origin, text in places:
-        if text.holds(value):
+        if text.contains(value):
             return origin
     properties = tools[call.name].parameters.get("properties") if call.name in tools else None
     schema = properties.get(name) if isinstance(properties, dict) else None
@@ -190,14 +192,14 @@ def _origin(call: ToolCall, name: str, value: Any, tools: dict[str, Tool], place
 
 
 def _offer(tools: Sequence[Tool]) -> str:
-    """What tools do, in few words."""
+    """Name tools with their purposes, briefly."""
     if len(tools) > 2:
         return f"{len(tools)} tools such as `{tools[0].name}` ({_purpose(tools[0])})"
     return " and ".join(f"`{tool.name}` ({_purpose(tool)})" for tool in tools)
 
 
 def _purpose(tool: Tool) -> str:
-    """What a tool is for: the beginning of its description."""
+    """The purpose of a tool: the beginning of its description."""
     sentence = re.split(r"(?<=[^\W\d_]{3})[.:;!\n]", _TAG.sub("", tool.description).strip())[0].replace("`", "")
     if not sentence:
         return "it does this by its name"
@@ -206,7 +208,7 @@ def _purpose(tool: Tool) -> str:
 
 
 def _excerpt(text: str) -> str:
-    """The beginning of a question, on one line, ending with a mark."""
+    """The beginning of a question, on one line, ending with punctuation."""
     clean = _TAG.sub("", text).replace("`", "'").replace('"', "'")
     words = clean.split()
     short = " ".join(words[:_ASK_WORDS])[:_ASK_CHARS].rstrip()
@@ -220,10 +222,10 @@ def _lower(text: str) -> str:
 
 
 def _cost(text: str) -> int:
-    """About the number of tokens of a text: digits and letters of other scripts are one each."""
+    """Approximate number of tokens of a text; digits and non-Latin letters count one each."""
     return len(re.findall(r"[a-zA-Z]{1,5}|\d|[^\sa-zA-Z\d]", text))
 
 
 def _draw(*key: str) -> float:
-    """A number from 0 to 1 that depends on the key alone."""
+    """A number in [0, 1) that depends only on the key."""
     return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8]) / 2**64

@@ -1,27 +1,34 @@
-"""The report: what became of the rows."""
+"""The row report: which rows were used, skipped or cut, and why."""
 
 from __future__ import annotations
 
 import operator
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
-from fc_lightning.data.sources import DataError
+from fc_lightning.data.files import DataError
+
+_MAX_NOTICES = 10  # in the printed report
 
 
 @dataclass
 class RowReport:
-    """What became of the rows; each list has ``[place, id, reason]``.
+    """Counts of rows, documents and tokens; each list has entries ``[place, id, reason]``.
 
     Attributes:
         rows: Rows read.
         documents: Documents made.
         tokens: Their tokens.
-        supervised: Those of them that are learned.
+        supervised: Supervised tokens.
         prompts: Prompts made.
-        skipped: Rows that are not used.
-        flawed: Rows used verbatim though not all of their calls can be read; they make no prompts.
-        too_long: Rows left out because they are longer than ``max_length``.
-        cut: Rows cut behind a turn.
+        skipped: Rows that cannot be used.
+        flawed: Rows rendered verbatim although some calls cannot be read; they have no prompts.
+        too_long: Rows dropped because they are longer than ``max_length``.
+        cut: Rows cut after a turn.
+        notices: Number of rows with each notice, such as ``unread_key: metadata``.
+        remarks: What else to know, a line each.
     """
 
     rows: int = 0
@@ -33,14 +40,29 @@ class RowReport:
     flawed: list[tuple[str, str, str]] = field(default_factory=list)
     too_long: list[tuple[str, str, str]] = field(default_factory=list)
     cut: list[tuple[str, str, str]] = field(default_factory=list)
+    notices: Counter[str] = field(default_factory=Counter)
+    remarks: list[str] = field(default_factory=list)
 
     def add(self, other: RowReport) -> None:
-        """Add what became of other rows."""
+        """Add the report of other rows."""
         for name, value in vars(other).items():
             setattr(self, name, operator.iadd(getattr(self, name), value))
 
+    def to_dict(self) -> dict[str, Any]:
+        """The report in JSON's types."""
+        return {**vars(self), "notices": dict(self.notices)}
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> RowReport:
+        """The report that :meth:`to_dict` was made from."""
+        return cls(**{**content, "notices": Counter(content["notices"])})
+
+    def note(self, notices: Iterable[tuple[str, str]]) -> None:
+        """Count a row's notices; details that are a row's own are left out."""
+        self.notices.update({f"{kind}: {detail}" if kind == "unread_key" else kind for kind, detail in notices})
+
     def check(self, name: str, max_unreadable: float) -> None:
-        """Stop if too many rows are unreadable.
+        """Raise if too many rows are unreadable.
 
         Raises:
             DataError: If a larger share than ``max_unreadable`` of the rows was skipped.
@@ -49,11 +71,11 @@ class RowReport:
             cases = "".join(f"\n  {place} ({id}): {reason}" for place, id, reason in self.skipped[:5])
             raise DataError(
                 f"`data.{name}`: {len(self.skipped):,} of {self.rows:,} rows cannot be read, more than "
-                f"{max_unreadable:.1%} (`data.max_unreadable`); `audit` lists them all, the first are{cases}"
+                f"{max_unreadable:.1%} (`data.max_unreadable`); `audit` lists all of them; first errors:{cases}"
             )
 
     def lines(self, name: str, examples: int = 3) -> list[str]:
-        """The report in a few lines of text."""
+        """The report as text, with the first few cases of each kind."""
         share = self.supervised / self.tokens if self.tokens else 0.0
         out = [
             f"{name}: {self.documents:,} of {self.rows:,} rows, {self.tokens:,} tokens, {share:.1%} of them supervised"
@@ -64,4 +86,5 @@ class RowReport:
             out += [f"  {len(cases):,} {what.replace('_', ' ')}"] if cases else []
             out += [f"    {place} ({id}): {reason}" for place, id, reason in cases[:examples]]
             out += ["    …"] if len(cases) > examples else []
-        return out
+        out += [f"  {count:,} rows: {notice}" for notice, count in self.notices.most_common(_MAX_NOTICES)]
+        return out + [f"  {remark}" for remark in self.remarks]

@@ -1,4 +1,4 @@
-"""Holding out a share of conversations such that near-copies of one question stay on one side."""
+"""Train/validation split: holds out a share of conversations and keeps near-duplicates in the same split."""
 
 from __future__ import annotations
 
@@ -9,47 +9,73 @@ from collections.abc import Sequence
 import numpy as np
 
 from fc_lightning.conversation.types import Conversation
+from fc_lightning.data.files import DataError
 
 _PERMUTATIONS, _BANDS = 128, 32
 _SHINGLE = 5  # bytes
-_SIMILAR = 0.6  # Jaccard similarity of two questions' shingles from which on they are near-copies
-_MAX_TEXT = 10_000  # characters of a question that are compared
-_MAX_LEADERS = 32  # so many members of a band's bucket are compared with all others in it
+_SIMILAR = 0.6  # Jaccard similarity of the shingles of two near-duplicates, at least
+_MAX_TEXT = 10_000  # characters of a text that are compared
+_MAX_LEADERS = 32  # members of a band's bucket that are compared with all others in it
 
 
 def question(conversation: Conversation) -> str:
-    """What the user says in a conversation."""
+    """The user's texts of a conversation."""
     return "\n".join(message.content for message in conversation.messages if message.role == "user")
 
 
-def hold_out(questions: Sequence[str], share: float) -> list[bool]:
+def hold_out(questions: Sequence[str], share: float) -> tuple[list[bool], str]:
     """Choose which conversations are held out.
 
-    It depends on the questions alone, not on their order: a group of near-copies goes where the hash of one of them
-    says.
+    The choice depends on the questions, not on their order: the hash of one member decides for a group of
+    near-duplicates. If all questions are near-duplicates of one another, only equal ones stay together.
 
     Args:
-        questions: What the users ask in each conversation.
-        share: About so many of the groups are held out.
+        questions: The user's texts of each conversation.
+        share: Approximate share of the groups to hold out.
+
+    Returns:
+        A flag for each conversation, and a remark if the questions could not be kept apart.
+
+    Raises:
+        DataError: If all questions are the same, so that there is nothing to hold out.
     """
-    groups = near_copies(questions)
+    if not share or len(questions) < 2:
+        return [False] * len(questions), ""
+    groups, remark = near_duplicates(questions), ""
+    if len(set(groups)) == 1:
+        first_of: dict[str, int] = {}
+        groups = [first_of.setdefault(_normal(text), index) for index, text in enumerate(questions)]
+        remark = (
+            f"`data.validation`: all {len(questions):,} questions are near-copies of one another, so held-out rows "
+            "resemble training rows; set `data.validation` to sources of its own"
+        )
+    if len(set(groups)) == 1:
+        raise DataError(
+            f"`data.validation`: all {len(questions):,} questions are the same, so no share can be held out; set "
+            "`data.validation` to sources of its own"
+        )
     digests = [hashlib.sha256(_normal(question).encode()).digest()[:8] for question in questions]
     smallest: dict[int, bytes] = {}
     for group, digest in zip(groups, digests, strict=True):
         smallest[group] = min(digest, smallest.get(group, digest))
-    # Of many hashes the smallest is no fair draw; the hash of it is.
+    # The smallest of many hashes is not uniformly distributed; its hash is.
     draws = {group: int.from_bytes(hashlib.sha256(digest).digest()[:8]) for group, digest in smallest.items()}
-    return [draws[group] < share * 2**64 for group in groups]
+    held_out = {group for group, draw in draws.items() if draw < share * 2**64}
+    if not held_out:  # a small share of few groups
+        held_out = {min(draws, key=lambda group: draws[group])}
+    if len(held_out) == len(draws):
+        held_out.remove(max(draws, key=lambda group: draws[group]))
+    return [group in held_out for group in groups], remark
 
 
-def near_copies(texts: Sequence[str]) -> list[int]:
-    """Group texts that are nearly the same: MinHash signatures (Broder 1997), compared where a band of them agrees.
+def near_duplicates(texts: Sequence[str]) -> list[int]:
+    """Group near-duplicate texts: MinHash signatures (Broder 1997), compared where a band of them agrees.
 
-    Two texts are near-copies if about 60 % of their five-byte shingles are common (of a short question, all but one
-    word); what is near a near-copy is of the same group. Case, punctuation and spaces make no difference.
+    Two texts are near-duplicates if they share about 60 % of their five-byte shingles (in a short question, all but one
+    word); the relation is transitive. Case, punctuation and whitespace are ignored.
 
     Returns:
-        For each text the number of its group, which is the index of the group's first text.
+        The group of each text: the index of the group's first text.
     """
     if not texts:
         return []
@@ -77,7 +103,7 @@ def near_copies(texts: Sequence[str]) -> list[int]:
 
 
 def _normal(text: str) -> str:
-    """The words of a text's beginning."""
+    """The lower-case words of the beginning of a text."""
     return " ".join(re.findall(r"\w+", text[:_MAX_TEXT].lower()))
 
 

@@ -1,138 +1,80 @@
-"""Leaner forward passes for PEFT's layers: the same parameters and the same results, with less copying.
-
-PEFT's own code stays in charge of creating, saving and merging; only the way through a layer in training changes.
-"""
+"""Adapters: new-token rows, an untied head, and the PeftModel around a base."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
-from types import MethodType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from peft import PeftConfig, PeftModel, get_peft_model
-from peft.tuners.lora.layer import Linear as LoraLinear
-from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
-from peft.tuners.tuners_utils import check_target_module_exists
+from peft.tuners.lora.layer import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from fc_lightning.models.adapter_support import check_supported, targets_module, trains_whole_module
+from fc_lightning.models.peft_internals import use_fast_forward
+from fc_lightning.utils.errors import first_line
 from fc_lightning.utils.pretrained import BaseModelError
 
 
-def use_fast_forward(model: nn.Module) -> None:
-    """Replace the forward pass of plain LoRA layers and of rows of new tokens, wherever they are in a model."""
-    for module in model.modules():
-        if isinstance(module, TrainableTokensLayer):
-            indices = torch.tensor(next(iter(module.token_indices.values())))
-            module.register_buffer("new_tokens", indices, persistent=False)
-            module.forward = MethodType(_rows_forward, module)
-        elif type(module) is LoraLinear and type(module.base_layer) is nn.Linear and not module.lora_variant:
-            module.forward = MethodType(_lora_forward, module)
-
-
-def _lora_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """``base(x) + scaling · B A dropout(x)``.
-
-    PEFT casts the whole input to the adapter's precision and scales the whole output; here the small matrices are cast
-    (by autocast), the scale goes onto the ``(…, r)`` product, and the sum is part of the second matrix product.
-    """
-    if self.disable_adapters or self.merged or args or kwargs:
-        return type(self).forward(self, x, *args, **kwargs)
-    x = x.contiguous()  # see below
-    out = self.base_layer(x)
-    for name in self.active_adapters:
-        if name not in self.lora_A:
-            continue
-        if not torch.is_autocast_enabled(x.device.type):
-            x = x.to(self.lora_A[name].weight.dtype)
-        inner = self.lora_A[name](self.lora_dropout[name](x)) * self.scaling[name]
-        flat = torch.addmm(
-            out.flatten(0, -2).to(inner.dtype), inner.flatten(0, -2), self.lora_B[name].weight.T.to(inner.dtype)
-        )
-        out = flat.view(out.shape).to(out.dtype)
-    return out
-
-
-def _rows_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """The base's rows, but for the new tokens their trained ones; PEFT copies the whole matrix to put them in.
-
-    In an embedding ``x`` are ids; in a tied head it is the hidden state, and the new tokens' logits are put over those
-    that the base gives.
-    """
-    if self.disable_adapters or self.merged or args or kwargs:
-        return type(self).forward(self, x, *args, **kwargs)
-    (name,) = self.active_adapters
-    rows = self.trainable_tokens_delta[name]  # (new, width)
-    # A slice of the last positions is not contiguous, and torch then multiplies row by row: seconds on a CPU.
-    out = self.base_layer(x.contiguous())
-    if isinstance(self.base_layer, nn.Linear):
-        return out.index_copy_(-1, self.new_tokens, F.linear(x.to(out.dtype), rows.to(out.dtype)))
-    hits = x.unsqueeze(-1) == self.new_tokens  # (…, new)
-    scale = self._get_embed_scale()
-    rows = rows if scale is None else rows * scale.to(rows.dtype)
-    # One hot picks the row; its backward pass sums the gradients of a row, all within (…, new) and (new, width).
-    new = hits.to(rows.dtype) @ rows
-    return torch.where(hits.any(-1, keepdim=True), new.to(out.dtype), out)
+def unwrap_peft(model: nn.Module) -> Any:
+    """The causal language model of transformers inside a PeftModel; any other model as it is."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 @torch.no_grad()
 def add_token_rows(model: PreTrainedModel, pieces: Mapping[int, Sequence[int]]) -> None:
-    """Give new tokens a row in the embedding, and in the head, that starts as the mean of their pieces' rows.
+    """Initialise the rows of new tokens, in the embedding and in the head, to the mean of their pieces' rows.
 
     Args:
-        model: Changed in place; its matrices grow if the new ids do not fit.
-        pieces: For each new id the ids of the pieces that its text was made of.
+        model: Changed in place. Its matrices grow if the new ids do not fit.
+        pieces: For each new id, the ids of the pieces that its text was tokenized into before.
     """
     if not pieces:
         return
-    rows = max(pieces) + 1
-    if rows > model.get_input_embeddings().weight.shape[0]:
-        model.resize_token_embeddings(rows, mean_resizing=False)
+    num_rows = max(pieces) + 1
+    if num_rows > model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(num_rows, mean_resizing=False)
     for layer in {model.get_input_embeddings(), model.get_output_embeddings()}:
         for token, parts in pieces.items():
             layer.weight[token] = layer.weight[list(parts)].float().mean(0).to(layer.weight.dtype)
 
 
 def untie_head(model: PreTrainedModel) -> None:
-    """Give the head a matrix of its own.
-
-    An adapter on a head that is tied to the embedding trains, but merging it would write into the embedding too.
-    """
-    head = model.get_output_embeddings()
+    """Give the head a matrix of its own."""
+    head = _linear_of(model.get_output_embeddings())
     head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)
     model.config.tie_word_embeddings = False
     model.config.get_text_config().tie_word_embeddings = False
 
 
 def add_adapter(model: PreTrainedModel, peft: PeftConfig, new_tokens: Sequence[int]) -> PeftModel:
-    """Wrap a base in an adapter: the base is frozen, the adapter is fp32, and of the embedding only new rows train.
+    """Wrap a base in an adapter. The base is frozen, the adapter is fp32, and of the embedding only new rows train.
+
+    Everything that is trained is part of PEFT's configuration, so that PEFT alone restores the same model.
 
     Args:
         model: The base, with rows for the new tokens.
-        peft: Any configuration that puts its weights inside of the model (LoRA and its relatives).
-        new_tokens: Ids whose rows are to be trained.
+        peft: A configuration whose weights are inside the model: LoRA and its relatives.
+        new_tokens: Ids whose rows are trained.
 
     Raises:
-        BaseModelError: If the configuration cannot train what is asked of it.
+        BaseModelError: If this configuration cannot train what is asked for.
     """
-    kind = type(peft).__name__
-    if peft.is_prompt_learning:
-        raise BaseModelError(
-            f"`model.peft`: {kind} puts tokens of its own before each row, so packs cannot be kept apart"
-        )
-    head_adapted = check_target_module_exists(peft, "lm_head")
-    if head_adapted and getattr(model.config, "tie_word_embeddings", False):
-        untie_head(model)
+    check_supported(peft, model)
     if new_tokens:
-        if not hasattr(peft, "trainable_token_indices"):
-            raise BaseModelError(
-                f"`model.peft`: {kind} cannot train rows of new tokens; set `model.special_tokens: []`"
-            )
-        peft.trainable_token_indices = {_embedding_name(model): list(new_tokens)}
+        _train_token_rows(model, peft, new_tokens)
     peft.task_type = peft.task_type or "CAUSAL_LM"
-    adapted = get_peft_model(model, peft, autocast_adapter_dtype=True)
+    try:
+        with warnings.catch_warnings():
+            # The advice is for merging, and merge_adapter unties the head first.
+            warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True` and a tied layer")
+            adapted = get_peft_model(model, peft, autocast_adapter_dtype=True)
+    except (ValueError, TypeError, NotImplementedError, ImportError, AttributeError) as error:
+        raise BaseModelError(f"`model.peft`: {type(peft).__name__}: {first_line(error)}") from error
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -140,10 +82,80 @@ def add_adapter(model: PreTrainedModel, peft: PeftConfig, new_tokens: Sequence[i
     return adapted
 
 
-def _embedding_name(model: PreTrainedModel) -> str:
-    embedding = model.get_input_embeddings()
-    return next(name for name, module in model.named_modules() if module is embedding).rsplit(".", 1)[-1]
+def _train_token_rows(model: PreTrainedModel, peft: PeftConfig, new_tokens: Sequence[int]) -> None:
+    """Have PEFT train the rows of new tokens, in the embedding and, if the head has a matrix of its own, there too."""
+    kind = type(peft).__name__
+    embedding, head = _name_of(model, model.get_input_embeddings()), _name_of(model, model.get_output_embeddings())
+    tied = model.config.tie_word_embeddings
+    if tied and trains_whole_module(peft, embedding) != trains_whole_module(peft, head):
+        raise BaseModelError(
+            f"`model.peft`: {embedding} and {head} share the rows of new tokens: name both in `modules_to_save`, or "
+            "neither"
+        )
+    if tied and targets_module(peft, head) and getattr(peft, "use_dora", False):
+        raise BaseModelError(
+            f"`model.peft`: DoRA on {head} leaves no room for the rows of new tokens; leave it out of "
+            "`target_modules`, or set `model.special_tokens: []`"
+        )
+    matrices = [embedding] if tied else [embedding, head]
+    matrices = [name for name in matrices if not trains_whole_module(peft, name)]
+    if not matrices:
+        return
+    if not hasattr(peft, "trainable_token_indices"):
+        raise BaseModelError(f"`model.peft`: {kind} cannot train rows of new tokens; set `model.special_tokens: []`")
+    if targets_module(peft, embedding):
+        raise BaseModelError(
+            f"`model.peft`: {kind} on {embedding} leaves no room for the rows of new tokens; leave it out of "
+            "`target_modules`, or set `model.special_tokens: []`"
+        )
+    # PEFT cannot train rows of a head that has a LoRA and a matrix of its own: the LoRA adapts them.
+    peft.trainable_token_indices = {name: list(new_tokens) for name in matrices if not targets_module(peft, name)}
 
 
-def unwrap_peft(model: nn.Module) -> Any:
-    return model.get_base_model() if isinstance(model, PeftModel) else model
+def merge_adapter(model: PeftModel) -> PreTrainedModel:
+    """Merge an adapter into its base, which consumes the PeftModel.
+
+    If the head or the embedding has an adapter and they share a matrix, each gets its own first: merging one would
+    change the other too.
+    """
+    causal = unwrap_peft(model)
+    head = causal.get_output_embeddings()
+    adapted = any(
+        isinstance(module, BaseTunerLayer | ModulesToSaveWrapper) for module in (head, causal.get_input_embeddings())
+    )
+    if adapted and causal.config.tie_word_embeddings:
+        untie_head(causal)
+    if isinstance(getattr(head, "base_layer", None), TrainableTokensWrapper):
+        # PEFT merges a LoRA into a copy of a matrix with trained rows. Put the rows into the matrix itself.
+        rows = head.base_layer
+        head.base_layer = rows.original_module
+        head.base_layer.weight.data = rows.weight.detach()
+    return model.merge_and_unload()
+
+
+def saved_with_adapter(model: PeftModel) -> dict[str, Tensor]:
+    """Weights beyond the adapter's own without which PEFT cannot restore the model, by the name in its file.
+
+    PEFT resizes the base for new tokens and fills their rows at random. It cannot put trained rows into a head that has
+    a LoRA and a matrix of its own, so the whole head has to be saved.
+    """
+    causal = unwrap_peft(model)
+    head = causal.get_output_embeddings()
+    if not isinstance(causal.get_input_embeddings(), TrainableTokensWrapper) or not isinstance(head, LoraLayer):
+        return {}
+    if isinstance(head.base_layer, TrainableTokensWrapper):  # shares the rows of the embedding
+        return {}
+    name = _name_of(causal, head)
+    return {f"base_model.model.{name}.base_layer.weight": head.base_layer.weight.detach()}
+
+
+def _linear_of(head: Any) -> nn.Linear:
+    """The linear layer of the base inside whatever PEFT has wrapped around it."""
+    while not isinstance(head, nn.Linear):
+        head = head.base_layer if isinstance(head, BaseTunerLayer) else head.original_module
+    return head
+
+
+def _name_of(model: nn.Module, module: nn.Module) -> str:
+    """The full name of a module inside a model."""
+    return next(name for name, candidate in model.named_modules() if candidate is module)

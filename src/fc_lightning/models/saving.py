@@ -8,10 +8,13 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig
 
 from fc_lightning.chat_template.response_template import response_template
 from fc_lightning.chat_template.template import ChatTemplate
+from fc_lightning.chat_template.tokens import save_tokenizer
+from fc_lightning.models.lora import merge_adapter, saved_with_adapter
 
 
 def write_model(
@@ -23,32 +26,41 @@ def write_model(
     revision: str | None = None,
     weights: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a model, its tokenizer, and the templates by which servers write its prompts and read its answers.
+    """Write a model, its tokenizer, and the templates that servers use to write prompts and to read answers.
 
     Args:
-        model: A PeftModel or a whole model. Merging uses it up.
-        template: What it was trained with.
+        model: A PeftModel or a model of transformers. Merging consumes it.
+        template: The chat template that it was trained with.
         folder: An existing folder.
-        merge: Whether to merge an adapter, or to write it alone.
-        dtype: What the merged weights are rounded to; as they are if not given.
-        revision: Of the base, for the adapter's configuration.
-        weights: The adapter's, if not those in the model's memory: see :func:`fc_lightning.models.loading.trained_weights`.
+        merge: Whether to merge an adapter into the base, or to write the adapter alone.
+        dtype: Precision of merged weights; unchanged if missing.
+        revision: Revision of the base, for the adapter's configuration.
+        weights: The adapter's weights, if not those in memory: see :func:`fc_lightning.models.fsdp.trained_weights`.
     """
     tokenizer = template.tokenizer
-    if template.family and template.opens_turn(template.family.answer):
-        tokenizer.response_template = response_template(template.family, tokenizer.eos_token)
-    tokenizer.save_pretrained(str(folder))
+    if template.chat_format and template.has_generation_prompt(template.chat_format.generation_prompt):
+        tokenizer.response_template = response_template(template.chat_format, tokenizer.eos_token)
+    save_tokenizer(tokenizer, folder)
     (folder / "chat_template.jinja").write_text(template.source, encoding="utf-8")
     if isinstance(model, PeftModel) and not merge:
-        for config in model.peft_config.values():
-            config.revision = revision
-        model.save_pretrained(str(folder), state_dict=weights, save_embedding_layers=False)
+        _write_adapter(model, folder, revision, weights or {})
         return
-    whole = model.merge_and_unload() if isinstance(model, PeftModel) else model
-    whole.generation_config = GenerationConfig(
+    merged = merge_adapter(model) if isinstance(model, PeftModel) else model
+    merged.generation_config = GenerationConfig(
         do_sample=False,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=template.end_ids(tokenizer),
         pad_token_id=tokenizer.pad_token_id,
     )
-    whole.to(dtype or whole.dtype).save_pretrained(str(folder))
+    merged.to(dtype or merged.dtype).save_pretrained(str(folder))
+
+
+def _write_adapter(model: PeftModel, folder: Path, revision: str | None, weights: Mapping[str, Any]) -> None:
+    for config in model.peft_config.values():
+        config.revision = revision
+    # Some adapters also save what they froze, such as random projections.
+    model.save_pretrained(str(folder), state_dict={**model.state_dict(), **weights}, save_embedding_layers=False)
+    further = saved_with_adapter(model)
+    if further:
+        file = folder / "adapter_model.safetensors"
+        save_file({**load_file(file), **further}, file, metadata={"format": "pt"})

@@ -1,0 +1,31 @@
+"""TRL: ``prompt`` and ``completion`` with ``tools``; each of the two a list of messages or a text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fc_lightning.conversation.types import Conversation
+from fc_lightning.data.formats.chat import COMMON_KEYS, decoded_list, read_chat
+from fc_lightning.data.formats.values import Row, RowError, text_of
+
+KEYS = COMMON_KEYS | {"prompt", "completion"}
+
+
+def is_trl(row: Row) -> bool:
+    """Whether the row has ``prompt`` and ``completion``."""
+    return "prompt" in row and "completion" in row
+
+
+def read_trl(row: Row) -> Conversation:
+    """Read a TRL row."""
+    turns: list[Any] = []
+    for key, role in (("prompt", "user"), ("completion", "assistant")):
+        value = row.get(key)
+        messages = None if isinstance(value, str) else decoded_list(value)
+        if messages:
+            turns += messages
+        else:
+            turns.append({"role": role, "content": text_of(value, f"turn {len(turns) + 1}: its text")})
+    if not all(isinstance(turn, dict) for turn in turns):
+        raise RowError("`prompt` and `completion` are not lists of messages")
+    return read_chat(row, turns, is_verbatim=all(isinstance(turn.get("content"), str) for turn in turns))
