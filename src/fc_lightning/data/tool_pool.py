@@ -13,6 +13,7 @@ from fc_lightning.conversation.types import Conversation, Tool
 from fc_lightning.conversation.value_matching import words
 
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
+_COMMON = 50  # words that more tools have, and more than a fifth of them, say little and take the longest to count
 _MIN_TOPIC_WORD = 4  # letters; shorter words of a name ("get", "by") say nothing about what it is for
 
 
@@ -76,8 +77,9 @@ class ToolPool:
         scores = dict.fromkeys(range(len(self.tools)), 0.0)
         for word in sorted({word for tool in near for word in tool_words(tool)}):
             found = self._postings.get(word, ())
-            for index in found:
-                scores[index] += math.log(len(self.tools) / len(found))
+            rarity = math.log(len(self.tools) / len(found)) if found else 0.0
+            for index in found if len(found) <= max(_COMMON, len(self.tools) // 5) else ():
+                scores[index] += rarity
         return sorted(scores, key=lambda index: -scores[index])
 
 
