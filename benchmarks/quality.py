@@ -3,8 +3,8 @@
     python benchmarks/quality.py --train train.jsonl --validation validation.jsonl --variants plain mask_names all
     python benchmarks/quality.py --table
 
-Each variant changes one thing about the recipe and trains for the same number of steps. Every run is evaluated as it is,
-under all perturbations, and by sampling (pass@1 and pass@8 at temperature 0.8). A run that already has a line is not
+Each variant changes one thing about the recipe and trains for the same number of steps. Every run is evaluated as it
+is, under all perturbations, and by sampling (pass@1 and pass@8 at temperature 0.8). A run that already has a line is not
 repeated, so that an interrupted sweep continues where it stopped. `--table` prints the results as Markdown, each share
 with its standard error; differences are to `plain`, over the runs with the same seed.
 """
