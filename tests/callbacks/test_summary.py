@@ -223,7 +223,7 @@ def test_a_further_logger_beside_the_runs_folder(tmp_path, name):
     assert done.returncode == 0, done.stderr[-2000:]
     assert "train/loss" in next((tmp_path / "runs").rglob("metrics.csv")).read_text()
     logged = logged_by(name, tmp_path)
-    for said in ("train/loss", "val/exact_match", "lora_alpha", "generation_batch_tokens", "the turn does not end"):
+    for said in ("train/loss", "val/exact_match", "lora_alpha", "generation_batch_tokens", "unterminated turn"):
         assert said in logged, said
     for secret in secrets.values():
         assert not [path for path in tmp_path.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]

@@ -2,44 +2,39 @@
 
 import json
 import re
-from itertools import groupby, pairwise
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.helpers.chat import (
+    CALL_OSLO,
+    CALL_PARIS,
+    CLOCK,
+    HEAD,
+    OSLO,
+    PARIS,
+    TEMPLATE,
+    TINY,
+    TOKENIZER,
+    VERBATIM,
+    WEATHER,
+    encode,
+    filled,
+    mark,
+    render,
+    texts,
+    values,
+)
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from fc_lightning.chat_template.template import ChatTemplate, ChatTemplateError
-from fc_lightning.chat_template.tokens import SpecialToken, load_tokenizer, register_tokens
+from fc_lightning.chat_template.tokens import SpecialToken, register_tokens
 from fc_lightning.conversation.parsing import parse_turn
 from fc_lightning.conversation.types import Conversation, Message, Tool, ToolCall
 
-TINY = "tests/models/tiny_gemma2"
-TOKENIZER, _ = load_tokenizer(TINY, None, tuple(SpecialToken))
-TEMPLATE = ChatTemplate(TOKENIZER)
-VERBATIM = ChatTemplate(TOKENIZER, "verbatim")
-
-SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
-WEATHER = Tool("weather", "The weather's state.", SCHEMA)
-CLOCK = Tool("clock")
-PARIS = ToolCall("weather", {"city": "Paris"})
-OSLO = ToolCall("weather", {"city": "Oslo", "days": 2, "exact": True, "unit": None})
-
-# What is supervised stands between ⟦ and ⟧, here and below.
-HEAD = (
-    "<tools>\n"
-    '{"name": "weather", "description": "The weather\'s state.", "parameters": {"type": "object", '
-    '"properties": {"city": {"type": "string"}}, "required": ["city"]}}\n'
-    '{"name": "clock", "description": "", "parameters": {}}\n'
-    "</tools>"
-)
-CALL_PARIS = '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>'
-CALL_OSLO = (
-    '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo", "days": 2, "exact": true, "unit": null}}\n'
-    "</tool_call>"
-)
-
+# Supervised text is between ⟦ and ⟧.
 GOLDEN = {
     "system, tools, one call": (
         Conversation(
@@ -113,21 +108,6 @@ GOLDEN = {
 golden = pytest.mark.parametrize(("conversation", "marked"), GOLDEN.values(), ids=GOLDEN)
 
 
-def render(conversation, template=TEMPLATE, **options):
-    return template.render(template.messages(conversation), conversation, **options)
-
-
-def encode(conversation, template=TEMPLATE, supervise="assistant"):
-    return template.encode([render(conversation, template)], supervise)[0]
-
-
-def mark(encoded, tokenizer=TOKENIZER):
-    """The tokens as text, with marks around each run of supervised ones."""
-    runs = groupby(zip(encoded.input_ids, encoded.supervised, strict=True), key=lambda token: token[1])
-    texts = [(flag, tokenizer.decode([token for token, _ in run])) for flag, run in runs]
-    return "".join(f"⟦{text}⟧" if flag else text for flag, text in texts)
-
-
 def supervised_runs(encoded):
     return re.findall("⟦(.*?)⟧", mark(encoded), re.DOTALL)
 
@@ -196,20 +176,6 @@ def test_registered_tags_are_single_tokens_that_decoding_keeps():
     assert len(tokenizer) == size + len(pieces)
 
 
-# Pieces that stress what a text may hold; the tags are put in by the tests of hostile text alone.
-pieces = ["a", "Paris", " ", "  ", "\n", "é", "🙂", "<", "</", ">", "think>", "{", "}", '"', "'", "\\", "⟧", "0"]
-texts = (
-    st.lists(st.sampled_from(pieces), max_size=6)
-    .map("".join)
-    .map(str.strip)
-    .filter(lambda text: not any(tag in text for tag in SpecialToken))
-)
-filled = texts.filter(bool)
-values = st.recursive(
-    st.none() | st.booleans() | st.integers(-9, 9) | st.floats(allow_nan=False, allow_infinity=False) | texts,
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(texts, inner, max_size=2),
-    max_leaves=4,
-)
 calls = st.builds(ToolCall, filled, st.dictionaries(texts, values, max_size=3))
 assistants = st.builds(
     Message, st.just("assistant"), texts, st.none() | texts, st.lists(calls, max_size=2).map(tuple)

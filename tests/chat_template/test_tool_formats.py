@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_chat_template import CALL_PARIS, CLOCK, HEAD, PARIS, WEATHER, encode, mark, render
+from tests.helpers.chat import CALL_PARIS, CLOCK, HEAD, PARIS, WEATHER, encode, mark, render
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -180,7 +180,7 @@ def test_a_run_of_another_model(base, run, tmp_path):
 @pytest.mark.parametrize("base", ["qwen2", "qwen3", "llama3", "gemma4"], indirect=True)
 @pytest.mark.slow
 def test_packed_documents_of_another_model_have_the_loss_of_separate_ones(base):
-    from test_modeling import DOCUMENTS, loss_alone
+    from tests.helpers.losses import DOCUMENTS, loss_alone
 
     from fc_lightning.data.collator import PackingCollator
     from fc_lightning.models.attention import BY_DOCUMENT

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import openai
 import pytest
-import regex
 import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig
-from test_chat_template import TEMPLATE, TOKENIZER, filled, texts, values
+from tests.helpers.chat import TEMPLATE, TOKENIZER, filled, texts, values
+from tests.helpers.hermes import hermes
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.chat_parsing import ResponseParser
 
@@ -194,16 +194,6 @@ def test_what_is_no_call_stays_text(text, content, calls):
         message, *_, closed = streamed(f"{text}<end_of_turn>\n", PARSER["start_anchor"], pieces)
         assert message.get("content", "") == (text if content == "as it is" else content)
         assert len(message.get("tool_calls", [])) == len(closed) == calls
-
-
-def hermes(text: str) -> list[dict] | None:
-    """The calls of a text by the rules of vLLM's hermes parser; None where it gives up on all of them."""
-    found = regex.findall(r"<tool_call>(.*?)</tool_call>|<tool_call>(.*)", text, regex.DOTALL)
-    try:
-        loaded = [json.loads(closed or rest) for closed, rest in found]
-        return [{"name": call["name"], "arguments": call["arguments"]} for call in loaded]
-    except (ValueError, KeyError, TypeError):
-        return None
 
 
 plain_arguments = st.dictionaries(texts, values, max_size=3)

@@ -12,7 +12,7 @@ from collections import Counter
 import pytest
 
 from fc_lightning.conversation.types import Tool, ToolCall
-from fc_lightning.evaluation.metrics import matches_alternatives
+from fc_lightning.evaluation.alternatives import matches_alternatives
 
 WORDS = ["Paris", "New York", "next-day", "a.b/c", "x_1", "CEO's", "", "7"]
 SCALARS = ["string", "integer", "float", "boolean"]
@@ -260,3 +260,21 @@ def test_calls_are_matched_as_well_as_possible():
     gold = [{"f": {"a": ["x", "y"]}}, {"f": {"a": ["x"]}}]
     assert matches_alternatives([ToolCall("f", {"a": "x"}), ToolCall("f", {"a": "y"})], gold, [])
     assert not matches_alternatives([ToolCall("f", {"a": "y"}), ToolCall("f", {"a": "y"})], gold, [])
+
+
+@pytest.mark.parametrize(
+    ("accepted", "right"),
+    [([[1, 2], 3], True), ([3, [1]], False), ([{"k": 1}, [1, 2]], True), (["", 3], False)],
+    ids=str,
+)
+def test_alternatives_of_several_types(accepted, right):
+    tool = Tool("f", "", {"properties": {"y": {"type": "array", "items": {"type": "integer"}}}})
+    assert matches_alternatives([ToolCall("f", {"y": [1, 2]})], [{"f": {"y": accepted}}], [tool]) == right
+
+
+@pytest.mark.parametrize("accepted", [3, "x", [3], {"k": 1}], ids=str)
+def test_objects_against_alternatives_that_are_no_objects(accepted):
+    for items in ({}, {"type": "object"}):
+        tool = Tool("f", "", {"properties": {"y": {"type": "array", "items": items}, "z": {"type": "object"}}})
+        calls = [ToolCall("f", {"y": [{"k": 2}], "z": {"k": 2}})]
+        assert not matches_alternatives(calls, [{"f": {"y": [accepted, [accepted]], "z": [accepted]}}], [tool])

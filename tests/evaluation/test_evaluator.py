@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import load_file
 
 from fc_lightning.chat_template.tokens import SpecialToken, load_tokenizer
+from fc_lightning.conversation.json_schema import fits_schema
 from fc_lightning.conversation.parsing import parse_turn
 from fc_lightning.conversation.types import Tool
 from fc_lightning.evaluation.constrained import CallGrammars
 from fc_lightning.evaluation.evaluator import TurnGenerator
-from fc_lightning.evaluation.metrics import fits_schema
 
 QUICK = ("--data.train=[{path: data/quickstart/train.jsonl, limit: 4}]", "--data.packing=false")
 SAMPLED = "--model.generation={do_sample: true, max_new_tokens: 6}"

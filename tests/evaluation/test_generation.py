@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3ForCausalLM, 
 
 from fc_lightning.evaluation.generation import generate, shared_length
 from fc_lightning.models.attention import BY_DOCUMENT
-from fc_lightning.models.lora import add_adapter
+from fc_lightning.models.lora import add_adapter, unwrap_peft
 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "head_dim": 16}
 SIZES |= {"num_attention_heads": 2, "num_key_value_heads": 1, "sliding_window": 8, "tie_word_embeddings": False}
@@ -33,7 +33,7 @@ def model(request):
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     adapted = add_adapter(model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False), [])
-    return adapted.eval()
+    return unwrap_peft(adapted.eval())
 
 
 def greedy(model, prompt, new=NEW):
@@ -55,7 +55,7 @@ def test_together_as_one_at_a_time(model):
 
 def test_no_token_is_read_twice_and_no_row_goes_on_after_its_end(model):
     shapes = []
-    decoder = model.get_base_model().get_decoder()
+    decoder = model.get_decoder()
     hook = decoder.register_forward_pre_hook(
         lambda _, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )

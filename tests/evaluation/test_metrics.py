@@ -11,8 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fc_lightning.conversation.json_schema import fits_schema
 from fc_lightning.conversation.types import Tool, ToolCall
-from fc_lightning.evaluation.metrics import PassAtK, evaluate_turn, fits_schema, groups_of, tool_call_metrics
+from fc_lightning.evaluation.metrics import RULES, PassAtK, evaluate_turn, groups_of, tool_call_metrics
 
 TOOLS = [Tool("f", "", {"type": "object", "properties": {"a": {"type": "integer"}}}), Tool("g", "", {"type": 7})]
 GROUPS = ["calls/none", "calls/one", "calls/parallel", "calls/several", "turn/1", "turn/2", "category/x"]
@@ -201,7 +202,7 @@ def test_no_turn_to_ask_is_no_ratio(expected, nothing_to_ask):
     values = metrics.compute()
     assert {name for name in ("val/overcall", "val/missed_call") if values[name].isnan()} == {f"val/{nothing_to_ask}"}
     metrics.reset()
-    assert all(metric.total == 0 for metric in metrics.values())
+    assert all(metric.denominator == 0 for metric in metrics.values())
 
 
 def test_a_turn_keeps_what_it_was_made_of():
@@ -218,12 +219,24 @@ def test_a_turn_keeps_what_it_was_made_of():
 
 
 @pytest.mark.parametrize(
-    "name", ["toolcalls", "packing", *(f"metrics.{name}" for name in ("turns", "calls", "alternatives", "schemas"))]
+    "name",
+    [
+        "conversation.parsing",
+        "conversation.json_schema",
+        "data.packing",
+        *(f"evaluation.{name}" for name in ("turns", "metrics", "alternatives")),
+    ],
 )
 def test_examples_in_docstrings(name):
     results = doctest.testmod(importlib.import_module(f"fc_lightning.{name}"))
     assert results.attempted > 0
     assert results.failed == 0
+
+
+def test_directions_of_metrics():
+    lower = {name for name, metric in tool_call_metrics().items() if not metric.higher_is_better}
+    assert lower == {"unoffered", "overcall", "missed_call"}
+    assert all(rule.description for rule in RULES.values())
 
 
 def test_a_schema_that_refers_to_an_address_fetches_nothing(monkeypatch):

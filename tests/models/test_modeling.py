@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from peft import LoraConfig, PeftModel
+from tests.helpers.losses import DOCUMENTS, loss_alone
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
@@ -39,11 +39,6 @@ SIZES = {
     "eos_token_id": 1,
     "bos_token_id": 2,
 }
-DOCUMENTS = [
-    {"id": "a", "input_ids": [2, *range(10, 27)], "supervised": [9, 14, 16, 18]},
-    {"id": "b", "input_ids": [2, 30, 31, 32, 33], "supervised": [2, 5]},
-    {"id": "c", "input_ids": [2, *range(40, 53)], "supervised": [0, 14]},
-]
 
 
 @pytest.fixture(params=["gemma2", "gemma3"])
@@ -59,14 +54,6 @@ def base(request, tmp_path) -> Path:
         torch.nn.init.normal_(parameter, std=0.3)  # large, so that caps and masks make a difference
     model.save_pretrained(tmp_path / request.param)
     return tmp_path / request.param
-
-
-def loss_alone(model, document) -> torch.Tensor:
-    """The summed loss of one document by transformers' plain forward pass."""
-    ids = torch.tensor([document["input_ids"]])
-    losses = F.cross_entropy(model(ids).logits[0, :-1].float(), ids[0, 1:], reduction="none")
-    spans = zip(document["supervised"][::2], document["supervised"][1::2], strict=True)
-    return sum((losses[max(start, 1) - 1 : end - 1].sum() for start, end in spans), torch.tensor(0.0))
 
 
 @pytest.mark.parametrize(("attention", "block"), [(BY_DOCUMENT, 512), (BY_DOCUMENT, 5), ("eager", 512)])

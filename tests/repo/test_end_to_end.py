@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_serving import hermes
+from tests.helpers.hermes import hermes
 
 from fc_lightning.conversation.parsing import parse_turn
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
+from fc_lightning.evaluation.evaluator import is_baseline_validation
 from fc_lightning.evaluation.metrics import EvaluatedTurn
 from fc_lightning.utils.atomic_files import DiskError, write_text
 
@@ -34,7 +34,7 @@ class PredictionWriter(Callback):
     ) -> None:
         """Write the file anew."""
         folder = trainer.log_dir  # asks all ranks
-        part_only = trainer.sanity_checking and not math.isinf(trainer.num_sanity_val_steps)
+        part_only = trainer.sanity_checking and not is_baseline_validation(trainer)
         if not trainer.is_global_zero or part_only:
             return
         path = Path(folder or ".") / self.filename

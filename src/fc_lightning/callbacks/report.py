@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 from lightning import Callback, LightningModule, Trainer
 
+from fc_lightning.evaluation.evaluator import is_baseline_validation
 from fc_lightning.evaluation.metrics import EvaluatedTurn
 from fc_lightning.evaluation.report import EvaluatedRun, read_curves, write_report
 
@@ -32,7 +32,7 @@ class EvaluationReport(Callback):
         """Keep the first and the last evaluation."""
         if not trainer.sanity_checking:
             self.last = evaluated
-        elif math.isinf(trainer.num_sanity_val_steps):
+        elif is_baseline_validation(trainer):
             self.before = evaluated
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

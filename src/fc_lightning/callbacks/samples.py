@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fc_lightning.evaluation.error_types import compare_calls, error_type
 from fc_lightning.evaluation.metrics import EvaluatedTurn
-from fc_lightning.evaluation.report import compare_calls, failure
 from fc_lightning.utils.html import markdown_table
 
 _HEADER = ("id", "turn", "what", "expected", "predicted")
@@ -62,7 +62,7 @@ def _row(turn: EvaluatedTurn) -> list[Any]:
     calls = [
         Text.assemble(*((text, "red" if differs else "") for text, differs in compare_calls(*side))) for side in sides
     ]
-    return [turn.id, str(turn.turn), failure(turn) or "right", *calls]
+    return [turn.id, str(turn.turn), error_type(turn) or "correct", *calls]
 
 
 def _table(turns: Sequence[EvaluatedTurn], title: str) -> Table:

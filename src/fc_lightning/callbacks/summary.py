@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from fc_lightning.data import FunctionCallingDataModule
 from fc_lightning.data.batches import lengths_of, supervised_of
 from fc_lightning.data.collator import Batch
 from fc_lightning.data.samplers import MicroBatch, MicroBatchSampler
+from fc_lightning.evaluation.evaluator import is_baseline_validation
 from fc_lightning.evaluation.metrics import EvaluatedTurn
 from fc_lightning.evaluation.report import read_predictions
 from fc_lightning.models.attention import BY_DOCUMENT
@@ -69,7 +69,7 @@ class RunSummary(Callback):
         """Keep the first and the last evaluation."""
         if not trainer.sanity_checking:
             self.after = evaluated
-        elif math.isinf(trainer.num_sanity_val_steps):  # a part of the data would compare with the whole of it
+        elif is_baseline_validation(trainer):  # a part of the data would compare with the whole of it
             self.before = evaluated
             if trainer.is_global_zero:
                 print(f"before:     exact match {exact_match(evaluated):.3f} on {len(evaluated):,} turns\n", flush=True)

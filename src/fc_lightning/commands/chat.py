@@ -12,6 +12,7 @@ from fc_lightning.conversation.parsing import dump_json, parse_turn
 from fc_lightning.conversation.types import Conversation, Message
 from fc_lightning.data import FunctionCallingDataModule
 from fc_lightning.data.prompts import read_tools
+from fc_lightning.models.lora import unwrap_peft
 from fc_lightning.training.module import FunctionCallingModule
 
 
@@ -55,7 +56,7 @@ def reply(module: FunctionCallingModule, data: FunctionCallingDataModule, conver
     rendered = data.template.render(messages, conversation, generation_prompt=True)
     (encoded,) = data.template.encode([rendered])
     tools = dump_json([tool.to_openai() for tool in conversation.tools])
-    text, _ = module.turn_generator.texts(module.model, [encoded.input_ids], [tools], len(messages))[0]
+    text, _ = module.turn_generator.texts(unwrap_peft(module.model), [encoded.input_ids], [tools], len(messages))[0]
     turn = parse_turn(text)
     return Message("assistant", text if turn.errors else turn.content, turn.thought, turn.tool_calls)
 

@@ -1,7 +1,7 @@
-"""Constrained decoding: a model turn can only follow the grammar, its calls can only be to the tools on offer.
+"""Constrained decoding: a model turn follows the grammar, and its calls go to the offered tools.
 
-xgrammar keeps track of what may come next; here stands which grammar a prompt has, and which row is where. A grammar
-alone lets a list or a number go on for ever; a turn that has used most of its tokens is therefore brought to its end.
+xgrammar keeps track of the tokens that may come next. This module gives each prompt its grammar and each row its state.
+A grammar alone allows a list or a number without end, so a turn that has used most of its tokens is closed.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ import numpy as np
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from fc_lightning.conversation.json_schema import standard_schema
 from fc_lightning.conversation.parsing import CALL_CLOSE, CALL_OPEN, THINK_CLOSE, THINK_OPEN, dump_json
 from fc_lightning.conversation.types import Tool
-from fc_lightning.evaluation.metrics import standard_schema
 from fc_lightning.utils.pretrained import BaseModelError
 
 _TAGS = [CALL_OPEN, CALL_CLOSE, THINK_OPEN, THINK_CLOSE]
-_ENDING = 3  # in the last third of its tokens a turn is brought to its end
+_CLOSING = 3  # a turn is closed in the last 1/3 of its tokens
 
 
 class CallGrammars:
-    """Compiles the grammars of model turns, each once.
+    """Compiles the grammars of model turns and caches them.
 
     Args:
-        tokenizer: With the tags registered.
-        vocabulary: Width of the model's logits.
+        tokenizer: The model's tokenizer, with the tags registered.
+        vocabulary: Number of logits of the model.
         end_ids: Ids that end a turn.
 
     Raises:
@@ -50,9 +50,9 @@ class CallGrammars:
         self._compiled: dict[str, Any] = {}
 
     def constrain(self, tools: Sequence[Sequence[Tool]], limit: int) -> GrammarConstraint:
-        """A constraint for rows, from the tools on offer to each, and how many tokens each may have."""
-        compiled = [self._compile(some) for some in tools]
-        return GrammarConstraint([self.xgrammar.GrammarMatcher(one) for one in compiled], self, limit)
+        """A constraint for a batch, from the tools offered to each row and the limit of new tokens."""
+        matchers = [self.xgrammar.GrammarMatcher(self._compile(offered)) for offered in tools]
+        return GrammarConstraint(matchers, self, limit)
 
     def _compile(self, tools: Sequence[Tool]) -> Any:
         key = dump_json([tool.to_openai() for tool in tools])
@@ -62,39 +62,39 @@ class CallGrammars:
         return self._compiled[key]
 
     def _usable_schema(self, tool: Tool) -> dict[str, Any]:
-        """The schema of a tool's arguments; any object, with a warning, if it cannot be kept to."""
+        """The schema of a tool's arguments; with a warning, any object if xgrammar rejects it."""
         schema = {"type": "object", **standard_schema(tool.parameters)}
         try:
             self.xgrammar.Grammar.from_json_schema(json.dumps(schema))
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
-            warnings.warn(f"the arguments of {tool.name} are not constrained, its schema is no use: {reason}")
+            warnings.warn(f"the arguments of {tool.name} are not constrained, its schema is not usable: {reason}")
             return {"type": "object"}
         return schema
 
 
 class Closers:
-    """Of the tokens that may come next, those that bring a turn nearer to its end.
+    """Of the tokens that may come next, those that bring a turn closer to its end.
 
     Args:
-        vocabulary: The bytes of each token.
+        vocabulary: Bytes of each token.
         end_ids: Ids that end a turn.
     """
 
     def __init__(self, vocabulary: Sequence[bytes], end_ids: Sequence[int]):
-        def those(pattern: bytes) -> np.ndarray:
+        def matching(pattern: bytes) -> np.ndarray:
             matches = re.compile(pattern).fullmatch
             return np.array([matches(token) is not None for token in vocabulary])
 
         self.ends = np.isin(np.arange(len(vocabulary)), end_ids)
-        self.tags = those(b"|".join(tag.encode() for tag in (CALL_CLOSE, THINK_CLOSE)))
-        self.line, self.quote = those(rb"\n"), those(rb'"+')
-        self.brackets, self.comma = those(rb"\s*[\]}][\]}\s]*"), those(rb",.*")
+        self.tags = matching(b"|".join(tag.encode() for tag in (CALL_CLOSE, THINK_CLOSE)))
+        self.line, self.quote = matching(rb"\n"), matching(rb'"+')
+        self.brackets, self.comma = matching(rb"\s*[\]}][\]}\s]*"), matching(rb",.*")
 
     def among(self, allowed: np.ndarray) -> np.ndarray:
-        """The best of the allowed tokens ``(vocabulary,)``; all of them where there is no better one.
+        """The allowed tokens ``(vocabulary,)`` that close the most; all allowed tokens if none closes anything.
 
-        Within text nearly everything is allowed; in a JSON text everything but a bare line break.
+        In free text nearly every token is allowed; in a JSON string every token but a bare line break.
         """
         if allowed.sum() * 2 <= len(allowed):
             order = [self.ends, self.tags, self.brackets, self.quote, self.comma]
@@ -111,35 +111,36 @@ class GrammarConstraint:
     def __init__(self, matchers: Sequence[Any], grammars: CallGrammars, limit: int):
         self.matchers, self.grammars, self.limit = matchers, grammars, limit
         self.rows: Sequence[int] = range(len(matchers))
-        self.made = 0  # tokens of a row
-        self.seen: int | None = None  # columns of ids that the matchers have followed
+        self.num_generated = 0  # new tokens per row
+        self.num_seen: int | None = None  # columns of ids that the matchers have consumed
 
     def start_leg(self, rows: Sequence[int]) -> None:
-        """The rows of the coming calls, by their number among all."""
+        """Set the rows of the following calls, as indices into all rows."""
         self.rows = rows
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores ``(rows, vocabulary)`` after the ids so far, what is forbidden at minus infinity."""
-        self.seen = input_ids.shape[1] if self.seen is None else self.seen
-        new = input_ids[:, self.seen :].tolist()
-        self.made += input_ids.shape[1] - self.seen
-        self.seen = input_ids.shape[1]
+        """Set the scores ``(rows, vocabulary)`` of forbidden tokens to minus infinity, given the ids so far."""
+        length = input_ids.shape[1]
+        num_seen = length if self.num_seen is None else self.num_seen
+        new_ids = input_ids[:, num_seen:].tolist()
+        self.num_generated += length - num_seen
+        self.num_seen = length
         mask = self.grammars.xgrammar.allocate_token_bitmask(len(self.rows), self.grammars.vocabulary)
         for place, row in enumerate(self.rows):
             matcher = self.matchers[row]
-            for token in new[place]:
-                if not matcher.is_terminated():  # what stands behind the end of a turn fills up the row
+            for token in new_ids[place]:
+                if not matcher.is_terminated():  # padding follows the end of a turn
                     matcher.accept_token(token)
             if not matcher.is_terminated():
                 matcher.fill_next_token_bitmask(mask, place)
-                if self.made * _ENDING >= self.limit * (_ENDING - 1):
-                    self._bring_to_its_end(mask[place])
-        allowed = scores.clone()  # they may be somebody else's
+                if self.num_generated * _CLOSING >= self.limit * (_CLOSING - 1):
+                    self._keep_closers(mask[place])
+        allowed = scores.clone()  # transformers may return the raw scores too
         self.grammars.xgrammar.apply_token_bitmask_inplace(allowed, mask.to(scores.device))
         return allowed
 
-    def _bring_to_its_end(self, mask: Tensor) -> None:
-        """Narrow down what is allowed, ``(vocabulary / 32,)`` words of a bit a token."""
+    def _keep_closers(self, mask: Tensor) -> None:
+        """Keep only the closing tokens in a bit mask ``(vocabulary / 32,)`` of 32-bit words."""
         words = mask.numpy()
         bits = np.unpackbits(words.view(np.uint8), bitorder="little")
         size = self.grammars.vocabulary
@@ -148,10 +149,10 @@ class GrammarConstraint:
 
 
 def turn_grammar(schemas: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The grammar of a model turn for xgrammar: an optional think, then calls in the template's form or an answer.
+    """The grammar of a model turn for xgrammar: an optional think block, then calls in the template's form or text.
 
     Args:
-        schemas: For each tool on offer the schema of its arguments.
+        schemas: For each offered tool, the schema of its arguments.
     """
     text = {"type": "any_text", "excludes": _TAGS}
     think = {"type": "tag", "begin": f"{THINK_OPEN}\n", "content": text, "end": f"\n{THINK_CLOSE}\n"}
@@ -164,9 +165,9 @@ def turn_grammar(schemas: dict[str, dict[str, Any]]) -> dict[str, Any]:
         }
         for name, schema in schemas.items()
     ]
-    several = {"type": "tags_with_separator", "tags": calls, "separator": "\n", "at_least_one": True}
-    first = {"type": "regex", "pattern": r"[^\s<]"}  # so that an answer is not empty
+    call_list = {"type": "tags_with_separator", "tags": calls, "separator": "\n", "at_least_one": True}
+    first = {"type": "regex", "pattern": r"[^\s<]"}  # an answer is not empty
     answer = {"type": "sequence", "elements": [first, text]}
-    turn = {"type": "or", "elements": [several, answer]} if calls else answer
+    turn = {"type": "or", "elements": [call_list, answer]} if calls else answer
     optional = {"type": "optional", "content": think}
     return {"type": "structural_tag", "format": {"type": "sequence", "elements": [optional, turn]}}

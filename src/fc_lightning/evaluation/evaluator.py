@@ -1,8 +1,9 @@
-"""Evaluation: prompts become evaluated turns, ranks put theirs together, metrics are computed, callbacks are told."""
+"""The evaluation loop: generate from prompts, gather the turns of all ranks, compute metrics, notify callbacks."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -19,29 +20,32 @@ from fc_lightning.evaluation.generation import generate
 from fc_lightning.evaluation.metrics import EvaluatedTurn, evaluate_turn, groups_of, tool_call_metrics
 
 T = TypeVar("T")
-IndexedTurn = tuple[int, EvaluatedTurn]  # with the turn's place in the data
+IndexedTurn = tuple[int, EvaluatedTurn]  # with its index in the data
 
 
 class TurnGenerator:
-    """Generates from batches of prompts and compares what comes.
+    """Generates model turns from batches of prompts and evaluates them.
 
     Args:
-        tokenizer: The model's, with the tags registered.
+        tokenizer: The model's tokenizer, with the tags registered.
         settings: Fields of transformers' ``GenerationConfig``.
-        constrained: Whether to allow nothing but the grammar and the tools on offer.
-        seed: Of sampling; the same prompts in the same batches give the same turns.
+        constrained: Whether to constrain decoding to the grammar and the offered tools.
+        seed: Seed of sampling; the same prompts in the same batches give the same turns.
     """
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, settings: Mapping[str, Any], constrained: bool = False, seed: int = 0
     ):
-        self.tokenizer, self.settings, self.constrained, self.seed = tokenizer, settings, constrained, seed
+        self.tokenizer = tokenizer
+        self.settings = settings
+        self.constrained = constrained
+        self.seed = seed
         self.end_ids = ChatTemplate.end_ids(tokenizer)
         self._grammars: CallGrammars | None = None
 
     @property
     def samples(self) -> int:
-        """Generations from a prompt."""
+        """Generations per prompt."""
         return int(self.settings.get("num_return_sequences") or 1)
 
     def texts(
@@ -52,15 +56,15 @@ class TurnGenerator:
         seed: int,
         synced_gpus: bool = False,
     ) -> list[tuple[str, bool]]:
-        """Generate from prompts: the texts, several in a row for a prompt, and whether each turn ended.
+        """Generate from prompts: the texts, those of one prompt in a row, and whether each turn ended.
 
-        The state of the random number generators is afterwards what it was before.
+        The state of the random number generators is restored afterwards.
 
         Args:
-            model: A causal language model, or a PeftModel.
-            prompts: Their ids.
-            tools: The JSON of the tools on offer to each.
-            seed: Of sampling, added to the generator's own.
+            model: A causal language model, not a wrapper around one.
+            prompts: Token ids of each prompt.
+            tools: For each prompt, the JSON of the offered tools.
+            seed: Seed of sampling, added to the generator's.
             synced_gpus: See :func:`fc_lightning.evaluation.generation.generate`.
         """
         device = next(model.parameters()).device
@@ -73,84 +77,94 @@ class TurnGenerator:
         return [(self.tokenizer.decode(ids), finished) for ids, finished in outputs]
 
     def turns(self, model: nn.Module, batch: Mapping[str, Any], synced_gpus: bool = False) -> list[IndexedTurn]:
-        """Generate from a batch and compare with what was expected.
+        """Generate from a batch of prompts and compare with the expected turns.
 
-        With ``synced_gpus`` a rank without prompts goes along where its shards are needed.
+        With ``synced_gpus``, a rank without prompts generates from a placeholder, because its shards are needed.
         """
-        orders = [order for order in batch["order"] for _ in range(self.samples)]
-        if orders:
+        if batch["order"]:
             texts = self.texts(model, batch["input_ids"], batch["tools"], batch["order"][0], synced_gpus)
         elif synced_gpus:
             self.texts(model, [[self.tokenizer.bos_token_id or 0]], ["[]"], 0, synced_gpus)
         return [
-            (order, self._compare(batch, number // self.samples, number % self.samples, *texts[number]))
-            for number, order in enumerate(orders)
+            (order, self._evaluate(batch, prompt, sample, *texts[prompt * self.samples + sample]))
+            for prompt, order in enumerate(batch["order"])
+            for sample in range(self.samples)
         ]
 
     def _constraint(self, model: nn.Module, tools: Sequence[str]) -> GrammarConstraint:
         if self._grammars is None:
-            width = int(model.get_output_embeddings().weight.shape[0])  # type: ignore[operator]
-            self._grammars = CallGrammars(self.tokenizer, width, self.end_ids)
+            num_logits = int(model.get_output_embeddings().weight.shape[0])  # type: ignore[operator]
+            self._grammars = CallGrammars(self.tokenizer, num_logits, self.end_ids)
         offered = [[tool_from_value(tool) for tool in json.loads(text)] for text in tools]
-        rows = [some for some in offered for _ in range(self.samples)]
+        rows = [prompt_tools for prompt_tools in offered for _ in range(self.samples)]
         return self._grammars.constrain(rows, self.settings["max_new_tokens"])
 
-    def _compare(self, batch: Mapping[str, Any], number: int, sample: int, text: str, finished: bool) -> EvaluatedTurn:
-        gold, schema = batch["gold"][number], batch["response_schema"][number]
+    def _evaluate(self, batch: Mapping[str, Any], prompt: int, sample: int, text: str, finished: bool) -> EvaluatedTurn:
+        gold, schema = batch["gold"][prompt], batch["response_schema"][prompt]
         return evaluate_turn(
             text,
-            [call_from_value(call) for call in json.loads(batch["expected"][number] or "[]")],
+            [call_from_value(call) for call in json.loads(batch["expected"][prompt] or "[]")],
             finished=finished,
-            tools=[tool_from_value(tool) for tool in json.loads(batch["tools"][number])],
+            tools=[tool_from_value(tool) for tool in json.loads(batch["tools"][prompt])],
             gold=json.loads(gold) if gold else (),
             response_schema=json.loads(schema) if schema else None,
-            answer=batch["answer"][number],
-            labelled=bool(batch["expected"][number]),
-            id=batch["id"][number],
-            turn=batch["turn"][number],
-            category=batch["category"][number],
-            prompt=self.tokenizer.decode(batch["input_ids"][number]),
+            answer=batch["answer"][prompt],
+            labelled=bool(batch["expected"][prompt]),
+            id=batch["id"][prompt],
+            turn=batch["turn"][prompt],
+            category=batch["category"][prompt],
+            prompt=self.tokenizer.decode(batch["input_ids"][prompt]),
             sample=sample,
         )
 
 
-def gather_turns(mine: list[IndexedTurn]) -> list[EvaluatedTurn]:
-    """The turns of all ranks, in the order of the data."""
-    return [
-        turn for _, turn in sorted((pair for rank in gather_objects(mine) for pair in rank), key=lambda pair: pair[0])
-    ]
+def gather_turns(local_turns: list[IndexedTurn]) -> list[EvaluatedTurn]:
+    """The turns of all ranks in the order of the data. All ranks must call it."""
+    turns = [indexed for rank_turns in gather_objects(local_turns) for indexed in rank_turns]
+    return [turn for _, turn in sorted(turns, key=lambda indexed: indexed[0])]
 
 
-def gather_objects(mine: T) -> list[T]:
-    """What each rank has, in the order of ranks. All ranks must call it."""
-    gathered: list[Any] = [mine]
+def gather_objects(local: T) -> list[T]:
+    """One object per rank, in the order of ranks. All ranks must call it."""
+    gathered: list[Any] = [local]
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         gathered = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(gathered, mine)
+        torch.distributed.all_gather_object(gathered, local)
     return gathered
 
 
 def measure(
-    mine: Sequence[EvaluatedTurn], everything: Sequence[EvaluatedTurn], device: torch.device, samples: int = 1
+    local_turns: Sequence[EvaluatedTurn],
+    all_turns: Sequence[EvaluatedTurn],
+    device: torch.device,
+    samples: int = 1,
 ) -> dict[str, torch.Tensor]:
-    """The metrics over all ranks: each overall, and the exact match of each group; what has no value is left out.
+    """The metrics over all ranks: each overall, and exact match for each group; those without a value are left out.
 
     Args:
-        mine: This rank's turns.
-        everything: All ranks' turns; they say which groups there are.
-        device: Where ranks exchange tensors.
-        samples: Generations from a prompt.
+        local_turns: Turns of this rank.
+        all_turns: Turns of all ranks; every rank needs the same groups.
+        device: Device on which ranks exchange tensors.
+        samples: Generations per prompt.
     """
-    groups = groups_of(everything)
+    groups = groups_of(all_turns)
     metrics = tool_call_metrics(groups=groups, samples=samples).to(device)
-    metrics.update(mine)
+    metrics.update(local_turns)
     values: dict[str, torch.Tensor] = {}
     for name, value in metrics.compute().items():
-        value = value.reshape(-1)  # (1 + groups,)
-        values[name] = value[0]
+        overall, *by_group = value.reshape(-1)  # (1 + groups,)
+        values[name] = overall
         if name == "exact_match":
-            values |= {f"{name}/{group}": one for group, one in zip(groups, value[1:], strict=True)}
+            values |= {f"{name}/{group}": share for group, share in zip(groups, by_group, strict=True)}
     return {name: value for name, value in values.items() if not value.isnan()}
+
+
+def is_baseline_validation(trainer: Trainer) -> bool:
+    """Whether this is the validation of the untouched base on all prompts, before training.
+
+    Lightning runs it with ``trainer.num_sanity_val_steps: -1``; any other sanity check covers a part of the data only.
+    """
+    return bool(trainer.sanity_checking) and math.isinf(trainer.num_sanity_val_steps)
 
 
 def notify_callbacks(trainer: Trainer, module: LightningModule, evaluated: list[EvaluatedTurn]) -> None:

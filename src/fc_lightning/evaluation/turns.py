@@ -1,4 +1,4 @@
-"""A model turn that was generated: parsed, and compared with what was expected in every way that the metrics count."""
+"""Evaluated turns: a generated model turn, parsed and compared with the expected one in every way a metric counts."""
 
 from __future__ import annotations
 
@@ -9,39 +9,39 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fc_lightning.conversation.json_schema import fits_schema
-from fc_lightning.conversation.parsing import Turn, parse_turn, same_calls, same_names
+from fc_lightning.conversation.parsing import parse_turn, same_calls, same_names
 from fc_lightning.conversation.types import Tool, ToolCall
 from fc_lightning.evaluation.alternatives import matches_alternatives
 
-_LAST_TURN = 4  # turns from here on are one group
+_LAST_TURN = 4  # turns from this number on are one group
 
 
 @dataclass(frozen=True)
 class EvaluatedTurn:
-    """A model turn that was generated and compared.
+    """A generated model turn and its verdicts.
 
     Attributes:
-        id: The conversation's.
-        turn: Which of the conversation's model turns it is, from 0.
-        category: The conversation's.
-        prompt: What the model was given, as text.
-        text: What it generated, tags included, without the token that ends the turn.
-        finished: Whether it ended its turn itself; one that ran into the limit of new tokens did not.
-        expected: The calls of the held-out conversation.
-        predicted: The calls that could be read from ``text``.
-        exact_match: The same calls, in any order, all of them readable, and the turn ended.
-        name_match: The same tools, equally often.
-        parsed: Every call that was begun could be read.
+        id: Id of the conversation.
+        turn: Index of the turn among the conversation's model turns.
+        category: Category of the conversation.
+        prompt: Text given to the model.
+        text: Generated text, tags included, without the token that ends the turn.
+        finished: Whether the model ended its turn; false if it ran into the limit of new tokens.
+        expected: Calls of the held-out conversation.
+        predicted: Calls parsed from ``text``.
+        exact_match: The same calls in any order, all of them parsed, and the turn ended.
+        name_match: The same tools, each called the same number of times.
+        parsed: Every call that was begun could be parsed.
         grammar: The turn follows the grammar, and ended.
         alternatives_match: The calls are among the row's alternatives (``gold``); None without alternatives.
-        unoffered: How many of the predicted calls are to tools that were not on offer.
-        checked: How many of the predicted calls have arguments that the tool's schema can be asked of.
-        valid: How many of these are valid.
-        json_valid: In JSON mode: the answer is JSON; None otherwise.
-        json_schema_valid: In JSON mode: it is valid by the row's schema.
-        json_equal: In JSON mode: it equals the held-out answer.
-        sample: Which of several generations from the same prompt it is.
-        labelled: Whether it is known what was expected; false for prompts that came without an answer.
+        unoffered: Number of predicted calls to tools that are not offered.
+        checked: Number of predicted calls whose arguments can be checked against a schema.
+        valid: Number of checked calls that are valid.
+        json_valid: JSON mode: the answer is JSON; otherwise None.
+        json_schema_valid: JSON mode: the answer is valid by the row's schema.
+        json_equal: JSON mode: the answer equals the held-out one.
+        sample: Index among several generations from the same prompt.
+        labelled: Whether the expected turn is known; false for prompts without an answer.
     """
 
     id: str
@@ -67,19 +67,22 @@ class EvaluatedTurn:
     labelled: bool = True
 
     def to_dict(self) -> dict[str, Any]:
-        """The turn in JSON's types, as ``predictions.jsonl`` has it."""
+        """The turn in JSON types, as written to ``predictions.jsonl``."""
         return asdict(self)
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """What the turn counts under besides all turns: its kind of calls, its number and its category.
+        """Groups that the turn is counted in besides all turns: by its expected calls, its number and its category."""
+        number = str(self.turn + 1) if self.turn + 1 < _LAST_TURN else f"{_LAST_TURN}+"
+        groups = [f"calls/{call_pattern(self.expected)}", f"turn/{number}"]
+        return (*groups, f"category/{self.category}") if self.category else tuple(groups)
 
-        The kinds are ``none``, ``one``, ``parallel`` (one tool more than once) and ``several`` (different tools).
-        """
-        names = [call.name for call in self.expected]
-        kind = "none" if not names else "one" if len(names) == 1 else "several" if len(set(names)) > 1 else "parallel"
-        number = f"{self.turn + 1}" if self.turn + 1 < _LAST_TURN else f"{_LAST_TURN}+"
-        return (f"calls/{kind}", f"turn/{number}", *([f"category/{self.category}"] if self.category else []))
+
+def call_pattern(calls: Sequence[ToolCall]) -> str:
+    """``none``, ``one``, ``parallel`` (one tool more than once) or ``several`` (different tools)."""
+    if len(calls) < 2:
+        return "one" if calls else "none"
+    return "parallel" if len({call.name for call in calls}) == 1 else "several"
 
 
 def evaluate_turn(
@@ -93,16 +96,16 @@ def evaluate_turn(
     answer: str = "",
     **about: Any,
 ) -> EvaluatedTurn:
-    """Parse what was generated and compare it with the calls that were expected; none is an expectation too.
+    """Parse a generated turn and compare it with the expected calls; an empty list expects a turn without calls.
 
     Args:
-        text: What was generated.
-        expected: The calls of the held-out turn.
+        text: Generated text.
+        expected: Calls of the held-out turn.
         finished: Whether the turn ended.
-        tools: Those on offer; None if that is not known.
-        gold: Alternatives, see :func:`fc_lightning.evaluation.metrics.matches_alternatives`.
-        response_schema: In JSON mode, the schema of the answer.
-        answer: In JSON mode, the held-out answer.
+        tools: Offered tools; None if unknown.
+        gold: Alternatives, see :func:`fc_lightning.evaluation.alternatives.matches_alternatives`.
+        response_schema: JSON mode: schema of the answer.
+        answer: JSON mode: the held-out answer.
         about: ``id``, ``turn``, ``category``, ``prompt``, ``sample`` and ``labelled`` of :class:`EvaluatedTurn`.
 
     Example:
@@ -114,25 +117,39 @@ def evaluate_turn(
     """
     parsed = parse_turn(text)
     calls = parsed.tool_calls
-    whole = not parsed.errors and finished
+    all_parsed = not parsed.errors
+    # A truncated turn, or one with an unreadable call, matches nothing: a server would not deliver it.
+    complete = all_parsed and finished
+
+    # Calls to offered tools are checked against the tool's schema; None is a schema that cannot be checked.
+    schemas = {tool.name: tool.parameters for tool in tools or ()}
+    checks = [fits_schema(call.arguments, schemas[call.name]) for call in calls if call.name in schemas]
+    num_unoffered = 0 if tools is None else sum(call.name not in schemas for call in calls)
+
+    json_verdicts: dict[str, Any] = {}
+    if response_schema is not None:
+        json_verdicts = _judge_json_answer(parsed.content, finished, response_schema, answer)
+
     return EvaluatedTurn(
         **{"id": "", "turn": 0, "category": "", "prompt": "", **about},
         text=text,
         finished=finished,
         expected=tuple(expected),
         predicted=calls,
-        exact_match=whole and same_calls(calls, expected),
-        name_match=whole and same_names(calls, expected),
-        parsed=not parsed.errors,
+        exact_match=complete and same_calls(calls, expected),
+        name_match=complete and same_names(calls, expected),
+        parsed=all_parsed,
         grammar=parsed.grammatical and finished,
-        alternatives_match=whole and matches_alternatives(calls, gold, tools or []) if gold else None,
-        **_by_schema(calls, tools),
-        **({} if response_schema is None else _json_mode(parsed, finished, response_schema, answer)),
+        alternatives_match=complete and matches_alternatives(calls, gold, tools or []) if gold else None,
+        unoffered=num_unoffered,
+        checked=len(checks) - checks.count(None),
+        valid=checks.count(True),
+        **json_verdicts,
     )
 
 
 def argument_pairs(calls: Sequence[ToolCall]) -> Counter[Hashable]:
-    """The (call, argument) pairs: tool, argument and value of each; a call without arguments is a pair with nothing."""
+    """Count each (tool, argument, value) of the calls; a call without arguments counts as one of its own."""
     pairs: Counter[Hashable] = Counter()
     for call in calls:
         pairs.update(ToolCall(call.name, {name: value}) for name, value in call.arguments.items())
@@ -140,20 +157,13 @@ def argument_pairs(calls: Sequence[ToolCall]) -> Counter[Hashable]:
     return pairs
 
 
-def _by_schema(calls: Sequence[ToolCall], tools: Sequence[Tool] | None) -> dict[str, Any]:
-    offered = {tool.name: tool.parameters for tool in tools or []}
-    answers = [fits_schema(call.arguments, offered[call.name]) for call in calls if call.name in offered]
-    unoffered = 0 if tools is None else sum(call.name not in offered for call in calls)
-    return {"unoffered": unoffered, "checked": len(answers) - answers.count(None), "valid": answers.count(True)}
-
-
-def _json_mode(parsed: Turn, finished: bool, schema: dict[str, Any], answer: str) -> dict[str, Any]:
+def _judge_json_answer(content: str, finished: bool, schema: dict[str, Any], answer: str) -> dict[str, bool]:
     try:
-        value = json.loads(parsed.content)
+        value = json.loads(content)
     except (ValueError, RecursionError):
         return {"json_valid": False, "json_schema_valid": False, "json_equal": False}
     try:
-        # Equal as arguments are: the order of keys does not count, 1 and 1.0 are one number, 1 and true are not.
+        # Compared as arguments are: key order is ignored, 1 equals 1.0, and 1 does not equal true.
         equal = ToolCall("", {"answer": value}) == ToolCall("", {"answer": json.loads(answer)})
     except (ValueError, RecursionError):
         equal = False

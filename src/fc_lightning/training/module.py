@@ -29,7 +29,7 @@ from fc_lightning.evaluation.evaluator import (
 from fc_lightning.models.attention import choose_attention
 from fc_lightning.models.fsdp import are_finite, shard
 from fc_lightning.models.loading import base_digest, load_base, load_config
-from fc_lightning.models.lora import add_adapter, add_token_rows
+from fc_lightning.models.lora import add_adapter, add_token_rows, unwrap_peft
 from fc_lightning.models.loss import HEAD_CHUNK, token_loss_sum
 from fc_lightning.utils.malloc import release_freed_memory
 from fc_lightning.utils.pretrained import BaseModelError
@@ -221,7 +221,7 @@ class FunctionCallingModule(LightningModule):
 
     def predict_step(self, batch: Any, batch_idx: int) -> list[dict[str, Any]]:
         """Generate from prompts; returns the evaluated turns in JSON's types."""
-        turns = self.turn_generator.turns(self.model, batch, synced_gpus=self._sharded)
+        turns = self.turn_generator.turns(unwrap_peft(self.model), batch, synced_gpus=self._sharded)
         self._evaluated += turns
         return [turn.to_dict() for _, turn in turns]
 
@@ -320,7 +320,7 @@ class FunctionCallingModule(LightningModule):
             if count or self._sharded:
                 self.token_loss.update(token_loss_sum(self.model, batch, self.head_chunk) / max(count, 1), weight=count)
             return
-        self._evaluated += self.turn_generator.turns(self.model, batch, synced_gpus=self._sharded)
+        self._evaluated += self.turn_generator.turns(unwrap_peft(self.model), batch, synced_gpus=self._sharded)
 
     def _finish_evaluation(self, stage: str) -> None:
         mine, self._evaluated = self._evaluated, []
