@@ -38,7 +38,7 @@ def split_turn(text: str) -> list[Span]:
     known: list[Span] = []
     position = 0
     if think := _THINK.match(text):
-        known.append((*think.span("thought"), "reasoning"))
+        known.append((*think.span(1), "reasoning"))
         position = think.end()
     while (start := text.find(CALL_OPEN, position)) >= 0:
         known += _answer(text, position, start)
