@@ -123,7 +123,7 @@ def supervised(template: ChatTemplate, encoded: Encoded) -> None:
     parts += [box(8, 8, 14, 14, "onsoft", 3), text(28, 20, "learned: the model's own turns", "small")]
     parts += [box(232, 8, 14, 14, "plain", 3), text(252, 20, "read only", "small")]
     pieces = [template.tokenizer.decode([token]) for token in encoded.input_ids]
-    for piece, on in zip(pieces, encoded.supervised, strict=True):
+    for piece, on in zip(pieces, encoded.supervised_mask, strict=True):
         shown = piece.replace("\n", "⏎")
         width = 7.23 * len(shown) + 7
         if x + width > WIDTH - 8:
@@ -190,7 +190,7 @@ def packed_row(rows: Sequence[tuple[str, Encoded]]) -> None:
 
 def spans(encoded: Encoded) -> list[int]:
     """Half-open ranges of the supervised tokens, flat."""
-    flags = [False, *encoded.supervised, False]
+    flags = [False, *encoded.supervised_mask, False]
     return [n for n in range(len(flags) - 1) if flags[n] != flags[n + 1]]
 
 

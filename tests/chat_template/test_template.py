@@ -29,7 +29,7 @@ from tests.helpers.chat import (
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from fc_lightning.chat_template.template import ChatTemplate, ChatTemplateError
+from fc_lightning.chat_template.template import ChatTemplate, ChatTemplateError, Encoded, Rendered
 from fc_lightning.chat_template.tokens import SpecialToken, register_tokens
 from fc_lightning.conversation.parsing import parse_turn
 from fc_lightning.conversation.types import Conversation, Message, Tool, ToolCall
@@ -141,7 +141,7 @@ def test_generation_prompt_comes_behind_the_turns():
     conversation, marked = GOLDEN["no tools, an answer"]
     prompt = TEMPLATE.render(TEMPLATE.messages(conversation)[:1], conversation, generation_prompt=True)
     assert prompt.text == marked[: marked.index("⟦")]
-    assert prompt.supervised == ()
+    assert prompt.supervised_spans == ()
 
 
 def test_verbatim_mask():
@@ -222,7 +222,7 @@ def test_the_mask_is_what_prompts_lack(conversation):
             assert whole.startswith(prompt)
             start, end = len(ids(prompt)), len(ids(whole.removesuffix("\n")))
             expected[start:end] = [True] * (end - start)
-    assert encoded.supervised == expected
+    assert encoded.supervised_mask == expected
 
 
 @many
@@ -233,13 +233,39 @@ def test_ids_are_those_of_the_whole_text(conversation):
     assert rendered.text == server_text(conversation)
 
 
+hostile_pieces = [" ", "▁", "\n\n", "\t", "\r", "\0", "on", "é", "🙂", "\u2028", "<0x0A>", "<unk>", "<unused1>"]
+hostile_pieces += ["<end_of_turn>", "<tool_call>", "</tool_call>", "<eos>"]
+hostile_texts = st.lists(st.sampled_from(hostile_pieces) | st.characters(exclude_categories=["Cs"]), max_size=12).map(
+    "".join
+)
+
+
+@many
+@given(hostile_texts, st.data())
+def test_supervised_tokens_are_those_that_start_in_a_supervised_span(text, data):
+    positions = st.integers(0, len(text))
+    spans = data.draw(st.lists(st.tuples(positions, positions).map(sorted).map(tuple), max_size=3).map(sorted))
+    breaks = tuple(sorted(data.draw(st.sets(st.integers(1, max(1, len(text) - 1)), max_size=2)))) if text else ()
+    rendered = Rendered(text, tuple(spans), breaks)
+    (encoded,) = TEMPLATE.encode([rendered])
+    ids, expected = [], []
+    for start, end in pairwise((0, *breaks, len(text))):
+        piece = TOKENIZER(text[start:end], add_special_tokens=False, return_offsets_mapping=True)
+        ids += piece.input_ids
+        # The tokens of one character all start where the character does.
+        expected += [any(a <= start + begin < b for a, b in spans) for begin, _ in piece.offset_mapping]
+    assert encoded.input_ids == ids
+    assert encoded.supervised_mask == expected
+    assert TEMPLATE.encode([rendered], "all") == [Encoded(ids, [(0, len(ids))] if ids else [])]
+
+
 def server_text(conversation):
     """What a server makes of a request: Jinja without any of our own code."""
     messages = []
     for message in conversation.messages:
         messages.append({"role": message.role, "content": message.content})
-        if message.thought is not None:
-            messages[-1]["reasoning_content"] = message.thought
+        if message.reasoning is not None:
+            messages[-1]["reasoning_content"] = message.reasoning
         if message.tool_calls:
             functions = [{"name": call.name, "arguments": call.arguments} for call in message.tool_calls]
             messages[-1]["tool_calls"] = [{"type": "function", "function": function} for function in functions]
@@ -254,12 +280,12 @@ def server_text(conversation):
 def test_what_is_supervised_reads_back(conversation):
     rendered = render(conversation)
     turns = [message for message in conversation.messages if message.role == "assistant"]
-    assert len(rendered.supervised) == len(turns)
-    for message, (start, end) in zip(turns, rendered.supervised, strict=True):
+    assert len(rendered.supervised_spans) == len(turns)
+    for message, (start, end) in zip(turns, rendered.supervised_spans, strict=True):
         text = rendered.text[start:end]
         assert text.endswith("<end_of_turn>")
         turn = parse_turn(text.removesuffix("<end_of_turn>"))
-        assert Message("assistant", turn.content, turn.thought, turn.tool_calls) == message
+        assert Message("assistant", turn.content, turn.reasoning, turn.tool_calls) == message
         assert turn.errors == ()
 
 
@@ -374,9 +400,9 @@ def test_errors_say_what_to_do(tmp_path):
     unmarked = tmp_path / "unmarked.jinja"
     unmarked.write_text(bare, encoding="utf-8")
     for arguments, named in (
-        ((foreign_tokenizer(opens="<s>"),), "name a file with `data.chat_template`"),
-        ((foreign_tokenizer(bare, opens="<s>"),), "name it with `data.chat_template`"),
-        ((TOKENIZER, "canonical", unmarked), "unmarked.jinja: .* name it with `data.chat_template`"),
+        ((foreign_tokenizer(opens="<s>"),), "set `data.chat_template` to a template file"),
+        ((foreign_tokenizer(bare, opens="<s>"),), "set `data.chat_template` to it"),
+        ((TOKENIZER, "canonical", unmarked), "unmarked.jinja: .* set `data.chat_template` to it"),
         ((TOKENIZER, "canonical", tmp_path / "none.jinja"), r"none\.jinja: .*\(`data.chat_template`\)"),
         ((foreign_tokenizer(CHATML), "verbatim"), "use `data.render: canonical`"),
     ):

@@ -89,7 +89,7 @@ EXPECTED = {
 
 def tokenizer_of(family: str, bos: str | None, eos: str, chat_template: str | None = None) -> PreTrainedTokenizerFast:
     """A byte-level tokenizer trained on the quickstart's questions, with the family's marks."""
-    marks = next(one.tokens for one in CHAT_FORMATS if one.name == family)
+    marks = next(one.marker_tokens for one in CHAT_FORMATS if one.name == family)
     rows = map(json.loads, Path("data/quickstart/train.jsonl").read_text(encoding="utf-8").splitlines()[:60])
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -132,7 +132,7 @@ def test_turns_of_each_family(family):
     for turn in template.model_turns(messages):
         asked = template.render(messages[:turn], CONVERSATION, generation_prompt=True).text
         assert whole.startswith(asked)
-        assert asked.endswith(template.family.answer)
+        assert asked.endswith(template.chat_format.generation_prompt)
 
 
 def test_the_models_own_template_counts_if_it_marks_its_turns(tmp_path):
@@ -164,7 +164,7 @@ def test_a_run_of_another_model(base, run, tmp_path):
     text = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False)
     assert text == render(CONVERSATION, template).text
     prompt = tokenizer.apply_chat_template(messages[:2], tools=tools, tokenize=False, add_generation_prompt=True)
-    answer = text[len(prompt) :].split(template.family.open)[0]
+    answer = text[len(prompt) :].split(template.chat_format.turn_start)[0]
     parsed = tokenizer.parse_response(answer, prefix=prompt)
     assert parsed["reasoning_content"] == "A city."
     assert json.loads(parsed["tool_calls"][0]["function"]["arguments"]) == {"city": "Paris"}

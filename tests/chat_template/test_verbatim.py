@@ -1,6 +1,7 @@
 r"""Verbatim rendering against the recipe that it repeats: the original Jinja text, run by transformers itself.
 
-To compare more rows, name files of JSON lines: ``FC_LIGHTNING_ROWS=a.jsonl:b.jsonl pytest tests/chat_template/test_verbatim.py``.
+To compare more rows, name files of JSON lines:
+``FC_LIGHTNING_ROWS=a.jsonl:b.jsonl pytest tests/chat_template/test_verbatim.py``.
 """
 
 import json

@@ -72,12 +72,12 @@ def check_turn(prompt: str, turn: str, message: Message) -> None:
     """Parsing a rendered turn gives the message, whole and streamed."""
     parsed = TOKENIZER.parse_response(turn, PARSER, prefix=prompt)
     assert parsed.get("content", "") == message.content
-    assert parsed.get("reasoning_content") == message.thought
+    assert parsed.get("reasoning_content") == message.reasoning
     functions = [call["function"] for call in parsed.get("tool_calls", [])]
     assert [ToolCall(one["name"], json.loads(one["arguments"])) for one in functions] == list(message.tool_calls)
     again, content, thought, closed = streamed(turn, prompt, 3)
     assert again == parsed
-    assert (content, thought, closed) == (message.content, message.thought or "", parsed.get("tool_calls", []))
+    assert (content, thought, closed) == (message.content, message.reasoning or "", parsed.get("tool_calls", []))
 
 
 def check_conversation(conversation: Conversation, template=TEMPLATE) -> None:
@@ -107,8 +107,8 @@ def test_openai_shapes_are_one_text(conversation, data):
     for nth, message in enumerate(conversation.messages):
         role = data.draw(st.sampled_from(["system", "developer"])) if message.role == "system" else message.role
         one = {"role": role, "content": message.content}
-        if message.thought is not None:
-            one[data.draw(st.sampled_from(["reasoning_content", "reasoning", "thinking"]))] = message.thought
+        if message.reasoning is not None:
+            one[data.draw(st.sampled_from(["reasoning_content", "reasoning", "thinking"]))] = message.reasoning
         if message.tool_calls:
             text = data.draw(st.booleans())
             functions = [
@@ -223,7 +223,7 @@ PARIS, OSLO = ToolCall("weather", {"city": "Paris"}), ToolCall("weather", {"city
 LEARNED = [
     (
         Message("user", "Is it grey in Paris?"),
-        Message("assistant", thought="The sky is asked for.", tool_calls=(PARIS,)),
+        Message("assistant", reasoning="The sky is asked for.", tool_calls=(PARIS,)),
         Message("tool", '{"sky": "grey"}'),
         Message("assistant", "Yes, it is grey."),
     ),
@@ -322,7 +322,7 @@ def test_a_client_gets_thinking_calls_and_answers(learned, client, stream):
     for messages in LEARNED:
         for index, message in enumerate(messages):
             # transformers serve 5.23 keeps the thinking of earlier turns from the template: ask only before them.
-            if message.role == "assistant" and not any(earlier.thought for earlier in messages[:index]):
+            if message.role == "assistant" and not any(earlier.reasoning for earlier in messages[:index]):
                 assert asked(client, learned, messages[:index], stream) == message
 
 

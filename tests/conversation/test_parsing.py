@@ -94,7 +94,7 @@ def test_turn_with_thought_and_calls():
         '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>\n'
         "<tool_call>\n{'arguments': {'x': 'é'}, 'name': 'g'}\n</tool_call>\n"
     )
-    assert turn.thought == "Two calls."
+    assert turn.reasoning == "Two calls."
     assert turn.content == ""
     assert turn.tool_calls == (ToolCall("f", {}), ToolCall("g", {"x": "é"}))
     assert turn.errors == ()
@@ -156,14 +156,14 @@ def test_call_that_is_not_closed():
 )
 def test_turns_without_calls(text, thought, content, grammatical):
     turn = parse_turn(text)
-    assert (turn.thought, turn.content, turn.grammatical) == (thought, content, grammatical)
+    assert (turn.reasoning, turn.content, turn.grammatical) == (thought, content, grammatical)
     assert turn.tool_calls == turn.errors == ()
 
 
 def test_call_before_the_thought_and_text_around_calls_break_the_grammar():
     call = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
     late = parse_turn(f"{call}<think>why</think>")
-    assert (late.thought, late.content, late.grammatical) == (None, "<think>why</think>", False)
+    assert (late.reasoning, late.content, late.grammatical) == (None, "<think>why</think>", False)
     assert late.tool_calls == (ToolCall("f", {}),)
     around = parse_turn(f"Wait. {call} Done.")
     assert (around.content, around.tool_calls, around.grammatical) == (
@@ -265,7 +265,7 @@ messages = st.builds(
     Message,
     role=st.just("assistant"),
     content=plain,
-    thought=st.none() | plain,
+    reasoning=st.none() | plain,
     tool_calls=st.lists(calls, max_size=3).map(tuple),
 )
 
@@ -275,7 +275,7 @@ messages = st.builds(
 def test_what_is_written_reads_the_same(message):
     turn = parse_turn(render_turn(message))
     assert turn.errors == ()
-    assert Message("assistant", turn.content, turn.thought, turn.tool_calls) == message
+    assert Message("assistant", turn.content, turn.reasoning, turn.tool_calls) == message
     assert turn.grammatical == (bool(message.content) != bool(message.tool_calls))
 
 

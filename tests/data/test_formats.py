@@ -746,5 +746,5 @@ def test_any_row_is_read_or_refused_and_what_has_no_defect_reads_back(row, forma
     for message in conversation.messages if not conversation.defects else ():
         if message.role == "assistant":
             turn = parse_turn(render_turn(message))
-            assert Message("assistant", turn.content, turn.thought, turn.tool_calls) == message
+            assert Message("assistant", turn.content, turn.reasoning, turn.tool_calls) == message
             assert turn.errors == ()

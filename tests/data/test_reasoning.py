@@ -10,7 +10,7 @@ import pytest
 
 from fc_lightning.conversation.parsing import parse_turn, render_turn
 from fc_lightning.conversation.types import Conversation, Message, Tool, ToolCall
-from fc_lightning.conversation.value_matching import Text
+from fc_lightning.conversation.value_matching import SearchableText
 from fc_lightning.data import DataError, FunctionCallingDataModule, Source
 from fc_lightning.data.formats import read_row
 from fc_lightning.data.reasoning import add_reasoning, rationale
@@ -39,22 +39,24 @@ def mentioned_arguments(thought: str) -> list[tuple[str, object]]:
 def contradictions(conversation: Conversation, index: int) -> list[str]:
     """What a written thought says that its turn, rendered and parsed, does not do."""
     turn = parse_turn(render_turn(conversation.messages[index]))
-    if turn.thought is None:
-        return [] if conversation.messages[index].thought is None else ["the thought is gone"]
+    if turn.reasoning is None:
+        return [] if conversation.messages[index].reasoning is None else ["the thought is gone"]
     problems = [] if turn.grammatical else ["not grammatical"]
     if turn.tool_calls != conversation.messages[index].tool_calls:
         problems.append("other calls")
     if turn.tool_calls:
         counts = Counter(call.name for call in turn.tool_calls)
-        named = set(re.findall(r"`([^`]+)`", turn.thought))
+        named = set(re.findall(r"`([^`]+)`", turn.reasoning))
         problems += [f"names {sorted(named)}"] if named != set(counts) else []
-        said = dict(re.findall(r"`([^`]+)` \((\d+) calls\)", turn.thought))
+        said = dict(re.findall(r"`([^`]+)` \((\d+) calls\)", turn.reasoning))
         if said != {name: str(count) for name, count in counts.items() if count > 1}:
             problems.append(f"counts {said}")
         pairs = [(name, json.dumps(value)) for call in turn.tool_calls for name, value in call.arguments.items()]
-        wrong = Counter((name, json.dumps(value)) for name, value in mentioned_arguments(turn.thought)) - Counter(pairs)
+        wrong = Counter((name, json.dumps(value)) for name, value in mentioned_arguments(turn.reasoning)) - Counter(
+            pairs
+        )
         problems += [f"arguments {wrong}"] if wrong else []
-    elif not NO_CALL.search(turn.thought) or mentioned_arguments(turn.thought):
+    elif not NO_CALL.search(turn.reasoning) or mentioned_arguments(turn.reasoning):
         problems.append("a thought of a call")
     return problems
 
@@ -67,7 +69,7 @@ def check_all(read: list[Conversation]) -> int:
         for index, message in enumerate(thinking.messages):
             if message.role == "assistant":
                 assert not contradictions(thinking, index), (conversation.id, message)
-                mentions += len(mentioned_arguments(message.thought or "")) if message.tool_calls else 0
+                mentions += len(mentioned_arguments(message.reasoning or "")) if message.tool_calls else 0
     return mentions
 
 
@@ -142,16 +144,16 @@ def test_tags_in_questions_names_and_values_do_not_reach_the_thought():
             turn = parse_turn(render_turn(add_reasoning(conversation, "template").messages[1]))
             assert turn.grammatical
             assert turn.tool_calls == answer.tool_calls
-            assert "<" not in turn.thought
+            assert "<" not in turn.reasoning
 
 
 def test_keep_none_and_a_share():
     thought = Message("assistant", "Hi.", "A greeting.")
     some = [Conversation(str(number), (Message("user", "Hello"), thought)) for number in range(1000)]
     assert [add_reasoning(one, "keep") for one in some] == some
-    assert not any(add_reasoning(one, "none").messages[1].thought for one in some)
+    assert not any(add_reasoning(one, "none").messages[1].reasoning for one in some)
     assert add_reasoning(some[0], "template") == some[0]  # a row's own thought stays
-    thinking = sum(add_reasoning(one, "keep", 0.3).messages[1].thought is not None for one in some)
+    thinking = sum(add_reasoning(one, "keep", 0.3).messages[1].reasoning is not None for one in some)
     assert 250 < thinking < 350
     assert rationale(some[0], 1) is None  # nothing to decide without tools
 
@@ -196,16 +198,16 @@ def test_a_data_module_trains_on_written_thoughts(tmp_path):
     ],
 )
 def test_what_stands_in_a_text(value, holds, hints):
-    text = Text("From Rome to New York on May 1st: three people, $1,200 at 5% interest, 007 bonds")
-    assert (text.holds(value), text.hints_at(value)) == (holds, hints)
+    text = SearchableText("From Rome to New York on May 1st: three people, $1,200 at 5% interest, 007 bonds")
+    assert (text.contains(value), text.contains_part_of(value)) == (holds, hints)
 
 
 @pytest.mark.parametrize("text", ["the median of 3,40,5", "cash_flows=[3,40,5]", "3, 40 and 5"])
 def test_numbers_of_a_list_are_told_apart(text):
-    assert Text(text).holds([3, 40, 5])
-    assert not Text(text).hints_at(3405)
+    assert SearchableText(text).contains([3, 40, 5])
+    assert not SearchableText(text).contains_part_of(3405)
 
 
 def test_a_comma_may_group_thousands_or_divide_a_list():
-    assert Text("200,300,400").holds([200, 300, 400, 200_300_400])
-    assert not Text("1,2000").hints_at(12000)
+    assert SearchableText("200,300,400").contains([200, 300, 400, 200_300_400])
+    assert not SearchableText("1,2000").contains_part_of(12000)

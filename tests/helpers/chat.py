@@ -59,6 +59,6 @@ def encode(conversation: Conversation, template: ChatTemplate = TEMPLATE, superv
 
 def mark(encoded: Encoded, tokenizer=TOKENIZER) -> str:
     """The tokens as text, with ⟦ and ⟧ around each run of supervised ones."""
-    runs = groupby(zip(encoded.input_ids, encoded.supervised, strict=True), key=lambda token: token[1])
+    runs = groupby(zip(encoded.input_ids, encoded.supervised_mask, strict=True), key=lambda token: token[1])
     texts = [(flag, tokenizer.decode([token for token, _ in run])) for flag, run in runs]
     return "".join(f"⟦{text}⟧" if flag else text for flag, text in texts)

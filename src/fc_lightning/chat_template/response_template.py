@@ -27,21 +27,21 @@ _ARGUMENTS = r'"arguments"\s*+:\s*+(?P<arguments>(?&object))'
 _CALL = rf"\{{\s*+(?:{_NAME}\s*+,\s*+{_ARGUMENTS}|{_ARGUMENTS}\s*+,\s*+{_NAME})\s*+\}}"
 
 
-def response_template(family: ChatFormat = CHAT_FORMATS[0], eos_token: str = "<eos>") -> dict[str, Any]:
+def response_template(chat_format: ChatFormat = CHAT_FORMATS[0], eos_token: str = "<eos>") -> dict[str, Any]:
     """The template that reads what the canonical chat template writes, for ``tokenizer.response_template``.
 
     ``reasoning_content`` is a think block that opens the turn; ``tool_calls`` are its calls in OpenAI's shape, with the
     arguments as the text that the model wrote; ``content`` is everything else. Streamed or not, the parts are the same.
 
     Args:
-        family: How turns are marked; Gemma's way if not given.
+        chat_format: How turns are marked; Gemma's way if not given.
         eos_token: What ends a text.
     """
-    ends = "|".join(dict.fromkeys(map(re.escape, (family.close, eos_token))))
+    ends = "|".join(dict.fromkeys(map(re.escape, (chat_format.turn_end, eos_token))))
     return {
         "version": 1,
         "defaults": {"role": "assistant"},
-        "start_anchor": family.answer,
+        "start_anchor": chat_format.generation_prompt,
         "fields": {
             "reasoning_content": {
                 "open_pattern": r"\A\s*<think>\s*",

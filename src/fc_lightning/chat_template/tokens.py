@@ -9,7 +9,8 @@ from enum import StrEnum
 
 from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase
 
-from fc_lightning.utils.pretrained import BaseModelError, first_line, resolve_base
+from fc_lightning.utils.errors import first_line
+from fc_lightning.utils.pretrained import BaseModelError, resolve_base
 
 
 class SpecialToken(StrEnum):

@@ -1,7 +1,7 @@
-"""Families of models: how each marks the turns of a conversation.
+"""Chat formats: how each family of models marks the turns of a conversation.
 
-The grammar of acting is the same for all of them, see :mod:`fc_lightning.conversation.parsing`; only what stands around a turn
-differs. Which family a model belongs to is seen from the vocabulary of its tokenizer.
+The text inside a turn follows the same grammar for every family, see :mod:`fc_lightning.conversation.parsing`; only
+the markers around it differ. A model's family is recognised by the marker tokens in its tokenizer's vocabulary.
 """
 
 from __future__ import annotations
@@ -13,57 +13,83 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """How a family of models marks turns: ``{open}{role}{head}…{close}{gap}``.
+    """The markers of one family of models.
+
+    A turn is ``{turn_start}{role}{role_end}…{turn_end}{turn_separator}``.
 
     Attributes:
-        name: Of the family.
-        tokens: What its vocabulary has; this is how it is recognised.
-        open: Opens a turn, before the role.
-        head: Between the role and the text.
-        close: Ends a turn; the model learns to say it.
-        gap: Between turns.
-        model: The role of the model's turns.
-        tool: The role of a tool's turns.
-        bos: Whether a conversation begins with the tokenizer's token for it.
+        name: Name of the format.
+        marker_tokens: Tokens that identify the format: a vocabulary that has all of them belongs to it.
+        turn_start: Opens a turn, before the role.
+        role_end: Separates the role from the text.
+        turn_end: Ends a turn. It is supervised in the model's turns.
+        turn_separator: Text between two turns.
+        model_role: Role name of the model's turns.
+        tool_role: Role name of turns with a tool's response.
+        has_bos: Whether a conversation begins with the tokenizer's BOS token.
     """
 
     name: str
-    tokens: tuple[str, ...]
-    open: str
-    head: str
-    close: str
-    gap: str
-    model: str = "assistant"
-    tool: str = "tool"
-    bos: bool = True
+    marker_tokens: tuple[str, ...]
+    turn_start: str
+    role_end: str
+    turn_end: str
+    turn_separator: str
+    model_role: str = "assistant"
+    tool_role: str = "tool"
+    has_bos: bool = True
 
     @property
-    def answer(self) -> str:
-        """What opens a turn of the model."""
-        return f"{self.open}{self.model}{self.head}"
+    def generation_prompt(self) -> str:
+        """The text that opens a turn of the model."""
+        return f"{self.turn_start}{self.model_role}{self.role_end}"
 
     def jinja(self) -> str:
-        """The family as a line of Jinja, that a template for all families begins with."""
-        return f"{{%- set family = {json.dumps(asdict(self))} -%}}\n"
+        """A Jinja statement that sets ``chat_format``, the variable that ``turns_canonical.jinja`` reads."""
+        return f"{{%- set chat_format = {json.dumps(asdict(self))} -%}}\n"
 
 
 CHAT_FORMATS = (
-    # Gemma 1 to 3 have a template of their own: no system role, see templates/gemma_canonical.jinja.
-    ChatFormat("gemma", ("<start_of_turn>", "<end_of_turn>"), "<start_of_turn>", "\n", "<end_of_turn>", "\n", "model"),
-    ChatFormat("gemma4", ("<|turn>", "<turn|>"), "<|turn>", "\n", "<turn|>", "\n", "model"),
-    ChatFormat("chatml", ("<|im_start|>", "<|im_end|>"), "<|im_start|>", "\n", "<|im_end|>", "\n", bos=False),
+    # Gemma 1 to 3 have no system role and therefore a template of their own, templates/gemma_canonical.jinja.
+    ChatFormat(
+        "gemma",
+        ("<start_of_turn>", "<end_of_turn>"),
+        turn_start="<start_of_turn>",
+        role_end="\n",
+        turn_end="<end_of_turn>",
+        turn_separator="\n",
+        model_role="model",
+    ),
+    ChatFormat(
+        "gemma4",
+        ("<|turn>", "<turn|>"),
+        turn_start="<|turn>",
+        role_end="\n",
+        turn_end="<turn|>",
+        turn_separator="\n",
+        model_role="model",
+    ),
+    ChatFormat(
+        "chatml",
+        ("<|im_start|>", "<|im_end|>"),
+        turn_start="<|im_start|>",
+        role_end="\n",
+        turn_end="<|im_end|>",
+        turn_separator="\n",
+        has_bos=False,
+    ),
     ChatFormat(
         "llama3",
         ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
-        open="<|start_header_id|>",
-        head="<|end_header_id|>\n\n",
-        close="<|eot_id|>",
-        gap="",
-        tool="ipython",
+        turn_start="<|start_header_id|>",
+        role_end="<|end_header_id|>\n\n",
+        turn_end="<|eot_id|>",
+        turn_separator="",
+        tool_role="ipython",
     ),
 )
 
 
 def chat_format_of(vocabulary: Container[str]) -> ChatFormat | None:
-    """The family whose marks are in a vocabulary; None if it is none of those that are known here."""
-    return next((one for one in CHAT_FORMATS if all(token in vocabulary for token in one.tokens)), None)
+    """The first format whose marker tokens are all in a vocabulary; None if there is none."""
+    return next((each for each in CHAT_FORMATS if all(token in vocabulary for token in each.marker_tokens)), None)

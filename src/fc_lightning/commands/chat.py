@@ -58,7 +58,7 @@ def reply(module: FunctionCallingModule, data: FunctionCallingDataModule, conver
     tools = dump_json([tool.to_openai() for tool in conversation.tools])
     text, _ = module.turn_generator.texts(unwrap_peft(module.model), [encoded.input_ids], [tools], len(messages))[0]
     turn = parse_turn(text)
-    return Message("assistant", text if turn.errors else turn.content, turn.thought, turn.tool_calls)
+    return Message("assistant", text if turn.errors else turn.content, turn.reasoning, turn.tool_calls)
 
 
 def _ask(who: str) -> str:
@@ -69,8 +69,8 @@ def _ask(who: str) -> str:
 
 
 def _show(console: Console, answer: Message) -> None:
-    if answer.thought is not None:
-        console.print(answer.thought, style="dim", markup=False)
+    if answer.reasoning is not None:
+        console.print(answer.reasoning, style="dim", markup=False)
     if answer.content:
         console.print(answer.content, markup=False)
     for call in answer.tool_calls:

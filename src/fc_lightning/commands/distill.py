@@ -135,7 +135,7 @@ def think(
         counts[outcome[0]] += 1
         if outcome[0] == "accepted":
             messages = list(conversation.messages)
-            messages[question.turn] = replace(messages[question.turn], thought=outcome[1])
+            messages[question.turn] = replace(messages[question.turn], reasoning=outcome[1])
             thoughtful[question.conversation] = replace(conversation, messages=tuple(messages))
     write_text(output, "".join(f"{dump_json(to_row(one))}\n" for one in thoughtful))
     print(
@@ -149,7 +149,7 @@ def ask_for(conversations: Sequence[Conversation], teacher: str) -> Iterator[Que
     """A question for each of the model's turns that could call a tool and has no thought."""
     for number, conversation in enumerate(conversations):
         for turn, message in enumerate(conversation.messages):
-            if message.role == "assistant" and message.thought is None and conversation.tools:
+            if message.role == "assistant" and message.reasoning is None and conversation.tools:
                 prompt = (
                     {"role": "system", "content": _INSTRUCTION},
                     {"role": "user", "content": _describe(conversation, turn)},

@@ -25,7 +25,7 @@ from fc_lightning.conversation.types import Message, Tool, ToolCall
 CALL_OPEN, CALL_CLOSE = "<tool_call>", "</tool_call>"
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 _TAGS = (CALL_OPEN, CALL_CLOSE, THINK_OPEN, THINK_CLOSE)
-_THINK = re.compile(r"\s*<think>(?P<thought>.*?)</think>", re.DOTALL)
+_THINK = re.compile(r"\s*<think>(?P<reasoning>.*?)</think>", re.DOTALL)
 # A broken call is searched for its end only so often, so that hostile text costs linear time.
 _MAX_CLOSING_TAGS = 16
 _MAX_BODY = 1_000_000
@@ -43,7 +43,7 @@ class Turn:
     """A model turn, parsed.
 
     Attributes:
-        thought: The text of the think block, stripped; ``None`` without a closed one.
+        reasoning: The text of the think block, stripped; ``None`` without a closed one.
         content: The text outside of the blocks, stripped.
         tool_calls: The calls that could be read.
         errors: One sentence for each call that could not; it begins with the call's number, counted from 1.
@@ -51,7 +51,7 @@ class Turn:
             ones too, or an answer.
     """
 
-    thought: str | None
+    reasoning: str | None
     content: str
     tool_calls: tuple[ToolCall, ...]
     errors: tuple[str, ...]
@@ -78,18 +78,18 @@ def parse_literal(text: str) -> Any:
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             where = f" (as JSON: {json_error})" if isinstance(json_error, json.JSONDecodeError) else ""
             raise CallSyntaxError(f"neither JSON nor a Python literal{where}: {_shorten(text)}") from None
-    return plain(value)
+    return to_json_value(value)
 
 
 def parse_call(text: str) -> ToolCall:
     """Read one call, the text between ``<tool_call>`` and ``</tool_call>``, or raise :class:`CallSyntaxError`."""
-    return call_from_value(parse_literal(text), is_plain=True)
+    return call_from_value(parse_literal(text), is_json_value=True)
 
 
-def call_from_value(value: Any, is_plain: bool = False) -> ToolCall:
+def call_from_value(value: Any, is_json_value: bool = False) -> ToolCall:
     """Make a call from ``{"name": …, "arguments": …}``; arguments may be a string, as OpenAI's are.
 
-    With ``is_plain`` the value comes from :func:`plain` and is not gone through once more.
+    With ``is_json_value`` the value comes from :func:`to_json_value` and is not gone through once more.
 
     Raises:
         CallSyntaxError: If a key is missing or of another type.
@@ -106,10 +106,10 @@ def call_from_value(value: Any, is_plain: bool = False) -> ToolCall:
         arguments = parse_literal(arguments)
     if not isinstance(arguments, dict):
         raise CallSyntaxError(f"the arguments of {name} are no object: {_show(arguments)}")
-    return ToolCall(_text(name), arguments if is_plain else plain(arguments))
+    return ToolCall(_text(name), arguments if is_json_value else to_json_value(arguments))
 
 
-def tool_from_value(value: Any, is_plain: bool = False) -> Tool:
+def tool_from_value(value: Any, is_json_value: bool = False) -> Tool:
     """Make a tool from OpenAI's ``{"type": "function", "function": {…}}`` or from the inner object alone.
 
     Raises:
@@ -122,7 +122,7 @@ def tool_from_value(value: Any, is_plain: bool = False) -> Tool:
     if not isinstance(parameters, dict):
         raise CallSyntaxError(f"the parameters of {function['name']} are no object: {_show(parameters)}")
     description = str(function.get("description") or "")
-    return Tool(_text(function["name"]), _text(description), parameters if is_plain else plain(parameters))
+    return Tool(_text(function["name"]), _text(description), parameters if is_json_value else to_json_value(parameters))
 
 
 def parse_turn(text: str) -> Turn:
@@ -133,7 +133,7 @@ def parse_turn(text: str) -> Turn:
 
     Example:
         >>> turn = parse_turn('<think>2+2</think><tool_call>{"name": "add", "arguments": {"a": 2}}</tool_call>')
-        >>> turn.thought, turn.tool_calls, turn.grammatical
+        >>> turn.reasoning, turn.tool_calls, turn.grammatical
         ('2+2', (ToolCall(name='add', arguments={'a': 2}),), True)
     """
     think = _THINK.match(text)
@@ -150,10 +150,10 @@ def parse_turn(text: str) -> Turn:
             errors.append(f"call {len(calls) + len(errors) + 1}: {outcome}")
     outside.append(text[position:])
     content = "".join(outside).strip()
-    clean = not any(tag in content for tag in _TAGS) and not (think and THINK_OPEN in think["thought"])
+    clean = not any(tag in content for tag in _TAGS) and not (think and THINK_OPEN in think["reasoning"])
     either = bool(calls or errors) != bool(content)
-    thought = think["thought"].strip() if think else None
-    return Turn(thought, content, tuple(calls), tuple(errors), clean and either)
+    reasoning = think["reasoning"].strip() if think else None
+    return Turn(reasoning, content, tuple(calls), tuple(errors), clean and either)
 
 
 def same_calls(first: Iterable[ToolCall], second: Iterable[ToolCall]) -> bool:
@@ -168,7 +168,7 @@ def same_names(first: Iterable[ToolCall], second: Iterable[ToolCall]) -> bool:
 
 def render_turn(message: Message) -> str:
     """Write an assistant's turn as the canonical template does: the inverse of :func:`parse_turn`."""
-    parts = [] if message.thought is None else [f"{THINK_OPEN}\n{message.thought}\n{THINK_CLOSE}"]
+    parts = [] if message.reasoning is None else [f"{THINK_OPEN}\n{message.reasoning}\n{THINK_CLOSE}"]
     parts += [message.content] if message.content else []
     parts += [f"{CALL_OPEN}\n{dump_json(call.to_dict())}\n{CALL_CLOSE}" for call in message.tool_calls]
     return "\n".join(parts)
@@ -196,7 +196,7 @@ def _take_call(text: str, start: int) -> tuple[int, ToolCall | str]:
     return first_end + len(CALL_CLOSE), error
 
 
-def plain(value: Any, depth: int = 0) -> Any:
+def to_json_value(value: Any, depth: int = 0) -> Any:
     """The value in JSON's types.
 
     Raises:
@@ -207,9 +207,9 @@ def plain(value: Any, depth: int = 0) -> Any:
     if isinstance(value, str):  # as most values are
         return value if value.isascii() else _text(value)
     if isinstance(value, dict):
-        return {_key(key): plain(item, depth + 1) for key, item in value.items()}
+        return {_key(key): to_json_value(item, depth + 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item, depth + 1) for item in value]
+        return [to_json_value(item, depth + 1) for item in value]
     if isinstance(value, int) and value.bit_length() > _MAX_INT_BITS:
         raise CallSyntaxError("a number has more than 3,000 digits")
     if value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):

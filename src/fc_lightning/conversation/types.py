@@ -62,13 +62,13 @@ class Message:
     Attributes:
         role: Who speaks.
         content: The text: a question, an answer, or a tool's response as it came.
-        thought: What an assistant thought before acting; ``None`` if it did not.
+        reasoning: What an assistant thought before acting; ``None`` if it did not.
         tool_calls: The calls of an assistant's turn, in order.
     """
 
     role: Role
     content: str = ""
-    thought: str | None = None
+    reasoning: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
 
 

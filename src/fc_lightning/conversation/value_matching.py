@@ -17,7 +17,7 @@ _NUMERALS |= {"half": 0.5, "dozen": 12.0, "first": 1.0, "second": 2.0, "third": 
 
 
 @dataclass
-class Text:
+class SearchableText:
     """A text that values are looked for in.
 
     Attributes:
@@ -34,25 +34,25 @@ class Text:
         self._joined = f" {' '.join(self._words)} "
         self._numbers = set(_numbers(self.source.lower())) | {_NUMERALS[w] for w in self._words if w in _NUMERALS}
 
-    def holds(self, value: Any) -> bool:
+    def contains(self, value: Any) -> bool:
         """Whether the whole value stands in the text, whatever its case and punctuation; a number in any notation.
 
         Example:
-            >>> Text("Send $1,200 to Ana-María, 5% more").holds([1200, "ana maría", 0.05])
+            >>> SearchableText("Send $1,200 to Ana-María, 5% more").contains([1200, "ana maría", 0.05])
             True
         """
         leaves_ = list(leaves(value))
-        return bool(leaves_) and all(self._holds_leaf(leaf) for leaf in leaves_)
+        return bool(leaves_) and all(self._contains_leaf(leaf) for leaf in leaves_)
 
-    def hints_at(self, value: Any) -> bool:
+    def contains_part_of(self, value: Any) -> bool:
         """Whether any word or number of the value stands in the text: the value may be a form of what is there."""
         return any(
-            self._holds_leaf(leaf)
+            self._contains_leaf(leaf)
             or (isinstance(leaf, str) and any(f" {word} " in self._joined for word in words(leaf)))
             for leaf in leaves(value)
         )
 
-    def _holds_leaf(self, leaf: Any) -> bool:
+    def _contains_leaf(self, leaf: Any) -> bool:
         if isinstance(leaf, str):
             found = words(leaf)
             return f" {' '.join(found)} " in self._joined if found else leaf in self.source

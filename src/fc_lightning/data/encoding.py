@@ -75,9 +75,11 @@ def documents_of(
         if fitting is not None:
             report.documents += 1
             report.tokens += len(fitting.input_ids)
-            report.supervised += sum(last - first for first, last in fitting.spans)
+            report.supervised += sum(last - first for first, last in fitting.supervised_spans)
             row = Document(
-                id=conversation.id, input_ids=fitting.input_ids, supervised=[*chain.from_iterable(fitting.spans)]
+                id=conversation.id,
+                input_ids=fitting.input_ids,
+                supervised=[*chain.from_iterable(fitting.supervised_spans)],
             )
             yield {**row, "source": source, "category": conversation.category, "place": place}
 

@@ -91,7 +91,7 @@ def prepare(
     """
     if is_sound(folder):
         return
-    with wrap_os_errors(folder, error=DataError, more=" (`data.cache_dir`)"):
+    with wrap_os_errors(folder, error_type=DataError, details=" (`data.cache_dir`)"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if is_sound(folder):

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from fc_lightning.conversation.parsing import dump_json
 from fc_lightning.conversation.types import Conversation, Message, Tool, ToolCall
-from fc_lightning.conversation.value_matching import Text
+from fc_lightning.conversation.value_matching import SearchableText
 
 Thoughts = Literal["keep", "none", "template"]
 
@@ -77,13 +77,13 @@ def add_reasoning(conversation: Conversation, thoughts: Thoughts, share: float =
         share: Of all conversations so many are to have thoughts, chosen by their ids; the others have none.
     """
     if thoughts == "none" or _draw(conversation.id, "share") >= share:
-        return replace(conversation, messages=tuple(replace(one, thought=None) for one in conversation.messages))
+        return replace(conversation, messages=tuple(replace(one, reasoning=None) for one in conversation.messages))
     if thoughts == "keep":
         return conversation
     messages = list(conversation.messages)
     for index, message in enumerate(messages):
-        if message.role == "assistant" and message.thought is None:
-            messages[index] = replace(message, thought=rationale(conversation, index))
+        if message.role == "assistant" and message.reasoning is None:
+            messages[index] = replace(message, reasoning=rationale(conversation, index))
     return replace(conversation, messages=tuple(messages))
 
 
@@ -136,19 +136,19 @@ def _reason_to_call(
     return re.sub(r"\s+", " ", f"{start} {arguments}").strip()
 
 
-def _places(before: Sequence[Message]) -> list[tuple[int, Text]]:
+def _places(before: Sequence[Message]) -> list[tuple[int, SearchableText]]:
     """The texts that a value may come from, the likeliest first, each with the number of its origin."""
     last = max((index for index, message in enumerate(before) if message.role == "user"), default=-1)
     texts: list[list[str]] = [[], [], []]
     for index, message in enumerate(before):
         texts[0 if index == last else 2 if message.role == "tool" else 1].append(message.content)
-    return [(origin, Text("\n".join(texts[origin]))) for origin in (0, 2, 1) if texts[origin]]
+    return [(origin, SearchableText("\n".join(texts[origin]))) for origin in (0, 2, 1) if texts[origin]]
 
 
 def _arguments(
     calls: Sequence[ToolCall],
     tools: dict[str, Tool],
-    places: Sequence[tuple[int, Text]],
+    places: Sequence[tuple[int, SearchableText]],
     origins: Sequence[str],
     budget: int,
 ) -> str:
@@ -179,9 +179,11 @@ def _arguments(
     return " ".join(parts) or "It needs no arguments."
 
 
-def _origin(call: ToolCall, name: str, value: Any, tools: dict[str, Tool], places: Sequence[tuple[int, Text]]) -> int:
+def _origin(
+    call: ToolCall, name: str, value: Any, tools: dict[str, Tool], places: Sequence[tuple[int, SearchableText]]
+) -> int:
     for origin, text in places:
-        if text.holds(value):
+        if text.contains(value):
             return origin
     properties = tools[call.name].parameters.get("properties") if call.name in tools else None
     schema = properties.get(name) if isinstance(properties, dict) else None

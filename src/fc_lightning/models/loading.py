@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from fc_lightning.utils.errors import first_line
 from fc_lightning.utils.pretrained import BaseModelError, resolve_base
 
 
@@ -56,8 +57,7 @@ def load_base(
     except ImportError as error:
         raise BaseModelError('`model.quantization` needs bitsandbytes: pip install "fc-lightning[qlora]"') from error
     except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n", 1)[0]
-        raise BaseModelError(f"{base}: the model could not be loaded (`model.base`): {reason}") from error
+        raise BaseModelError(f"{base}: the model could not be loaded (`model.base`): {first_line(error)}") from error
 
 
 def base_digest(model: PreTrainedModel) -> str:
@@ -83,5 +83,6 @@ def load_config(base: str, revision: str | None) -> PretrainedConfig:
         folder = resolve_base(base)
         return AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=False).get_text_config()
     except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n", 1)[0]
-        raise BaseModelError(f"{base}: no model configuration could be loaded (`model.base`): {reason}") from error
+        raise BaseModelError(
+            f"{base}: no model configuration could be loaded (`model.base`): {first_line(error)}"
+        ) from error

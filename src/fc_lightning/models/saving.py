@@ -35,8 +35,8 @@ def write_model(
         weights: The adapter's, if not those in the model's memory: see :func:`fc_lightning.models.loading.trained_weights`.
     """
     tokenizer = template.tokenizer
-    if template.family and template.opens_turn(template.family.answer):
-        tokenizer.response_template = response_template(template.family, tokenizer.eos_token)
+    if template.chat_format and template.has_generation_prompt(template.chat_format.generation_prompt):
+        tokenizer.response_template = response_template(template.chat_format, tokenizer.eos_token)
     tokenizer.save_pretrained(str(folder))
     (folder / "chat_template.jinja").write_text(template.source, encoding="utf-8")
     if isinstance(model, PeftModel) and not merge:

@@ -21,7 +21,8 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 
-from fc_lightning.utils.atomic_files import OLD, PARTIAL, sync_folder, wrap_os_errors
+from fc_lightning.utils.atomic_files import OLD_SUFFIX, PARTIAL_SUFFIX, sync_folder, wrap_os_errors
+from fc_lightning.utils.errors import first_line
 
 _MARK = b"\nfc-lightning sha256 "
 _TRAILER = len(_MARK) + 64 + 1
@@ -50,7 +51,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             return
         path = Path(path)
         checkpoint = {**checkpoint, _OURS: 1}
-        partial = path.with_name(path.name + PARTIAL)
+        partial = path.with_name(path.name + PARTIAL_SUFFIX)
         with writing(path, lambda: _size(checkpoint)):
             try:
                 # A folder that was there and is gone was taken away: by hand, or with the disk that it was on.
@@ -121,9 +122,9 @@ def last_checkpoint(folders: Iterable[Path]) -> Path | None:
 
 def sweep(folder: Path) -> None:
     """Remove what killed processes have left half done in a folder of checkpoints."""
-    for orphan in folder.glob(f"*{PARTIAL}"):
+    for orphan in folder.glob(f"*{PARTIAL_SUFFIX}"):
         shutil.rmtree(orphan) if orphan.is_dir() else orphan.unlink()
-    for old in folder.glob(f"*{OLD}"):
+    for old in folder.glob(f"*{OLD_SUFFIX}"):
         shutil.rmtree(old) if old.with_suffix("").exists() else old.rename(old.with_suffix(""))
 
 
@@ -219,8 +220,7 @@ def _read(path: Path, map_location: Any) -> dict[str, Any]:
             "that is never run"
         ) from error
     except Exception as error:  # torch raises whatever the damage leads to
-        reason = str(error).strip().split("\n", 1)[0]
-        raise CheckpointError(f"{path}: cannot be read as a checkpoint: {reason}") from error
+        raise CheckpointError(f"{path}: cannot be read as a checkpoint: {first_line(error)}") from error
     if not isinstance(checkpoint, dict) or (not marked and _OURS in checkpoint):
         raise CheckpointError(f"{path}: cannot be read as a checkpoint: its end is missing")
     return checkpoint

@@ -27,6 +27,7 @@ from typing import Any
 from lightning import Trainer
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
+from fc_lightning.utils.errors import first_line
 from fc_lightning.utils.secrets import redact
 
 # For the processes that `Launcher` starts: where they put their errors down, and who has started them.
@@ -55,7 +56,7 @@ class Ranks:
         """Put an error of this rank down, unless it has put one down already."""
         file = self.folder / f"{self.rank}.json"
         if not file.exists():
-            last = f"{type(error).__name__}: {error}".split("\n", 1)[0]
+            last = f"{type(error).__name__}: {first_line(error)}"
             partial = file.with_suffix(".partial")
             partial.write_text(json.dumps({"time": time.time(), "last": last, "text": told(error)}), encoding="utf-8")
             partial.rename(file)

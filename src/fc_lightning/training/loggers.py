@@ -18,7 +18,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
-from fc_lightning.utils.atomic_files import PARTIAL, reason, refused, room
+from fc_lightning.utils.atomic_files import PARTIAL_SUFFIX, describe_free_space, is_write_error, os_error_text
 
 _WRITES = ("log_metrics", "log_hyperparams", "log_graph", "save", "finalize")
 
@@ -45,11 +45,12 @@ def _sparing(logger: Logger, write: Callable[..., Any]) -> Callable[..., Any]:
             place = Path(getattr(logger, "log_dir", None) or logger.save_dir or ".")
             # TensorBoard's says that a number cannot be logged, and the system's is behind it.
             error = next((one for one in (raised, raised.__context__) if isinstance(one, OSError)), None)
-            if error is None or not refused(error, place):
+            if error is None or not is_write_error(error, place):
                 raise
             if logger._spares_the_run:
                 rank_zero_warn(
-                    f"{place}: {type(logger).__name__} could not write there: {reason(error)}; {room(place / '_')}; "
+                    f"{place}: {type(logger).__name__} could not write there: {os_error_text(error)}; "
+                    f"{describe_free_space(place / '_')}; "
                     "the run goes on without what it logs"
                 )
             logger._spares_the_run = False
@@ -80,7 +81,7 @@ class AtomicMetricsWriter(ExperimentWriter):
 
     def _rewrite_with_new_header(self, fieldnames: Sequence[str]) -> None:
         file = Path(self.metrics_file_path)
-        partial = file.with_name(file.name + PARTIAL)
+        partial = file.with_name(file.name + PARTIAL_SUFFIX)
         try:
             with file.open(newline="") as old, partial.open("w", newline="") as new:
                 writer = csv.DictWriter(new, fieldnames=fieldnames)

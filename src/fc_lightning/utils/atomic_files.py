@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-PARTIAL = ".partial"  # what is being written
-OLD = ".old"  # what is being replaced
+PARTIAL_SUFFIX = ".partial"  # what is being written
+OLD_SUFFIX = ".old"  # what is being replaced
 
 
 class DiskError(ValueError):
@@ -20,16 +20,16 @@ class DiskError(ValueError):
 def wrap_os_errors(
     path: Path,
     size: Callable[[], int] | None = None,
-    error: type[ValueError] = DiskError,
-    more: str | Callable[[], str] = "",
+    error_type: type[ValueError] = DiskError,
+    details: str | Callable[[], str] = "",
 ) -> Iterator[None]:
     """Tell in one sentence that a file or a folder cannot be written: full, read-only or vanished disks.
 
     Args:
         path: What is being written. Errors about files elsewhere are left as they are.
         size: Gives the bytes that it needs, if known.
-        error: What is raised.
-        more: What there is to say besides, or what gives it.
+        error_type: What is raised.
+        details: What there is to say besides, or what gives it.
 
     Raises:
         ValueError: ``error``, instead of the system's.
@@ -37,19 +37,21 @@ def wrap_os_errors(
     try:
         yield
     except Exception as cause:
-        if not refused(cause, path):
+        if not is_write_error(cause, path):
             raise
         needed = f"{size():,} bytes are needed, " if size else ""
-        said = more() if callable(more) else more
-        raise error(f"{path}: could not be written: {reason(cause)}; {needed}{room(path)}{said}") from cause
+        said = details() if callable(details) else details
+        raise error_type(
+            f"{path}: could not be written: {os_error_text(cause)}; {needed}{describe_free_space(path)}{said}"
+        ) from cause
 
 
-def reason(error: Exception) -> str:
+def os_error_text(error: Exception) -> str:
     """What the system says."""
     return getattr(error, "strerror", None) or str(error)
 
 
-def room(path: Path) -> str:
+def describe_free_space(path: Path) -> str:
     """How much room there is for a file."""
     existing = next((folder for folder in path.absolute().parents if folder.is_dir()), Path("/"))
     return f"{shutil.disk_usage(existing).free:,} bytes are free there"
@@ -62,7 +64,7 @@ def write_text(path: Path, text: str) -> None:
         DiskError: If it cannot be written.
     """
     data = text.encode()
-    partial = path.with_name(path.name + PARTIAL)
+    partial = path.with_name(path.name + PARTIAL_SUFFIX)
     with wrap_os_errors(path, lambda: len(data)):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,12 +80,12 @@ def partial_path(path: Path) -> Path:
 
     Who calls it holds the path's lock: nobody else is writing.
     """
-    for left in path.parent.glob(f"{path.name}.*{PARTIAL}"):
+    for left in path.parent.glob(f"{path.name}.*{PARTIAL_SUFFIX}"):
         shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink()
-    return path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+    return path.with_name(f"{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
 
 
-def refused(error: Exception, path: Path) -> bool:
+def is_write_error(error: Exception, path: Path) -> bool:
     """Whether the system has refused to write something; it names no file where it is an open one that does not fit."""
     if not isinstance(error, OSError):
         return "(os error" in str(error)  # as the tokenizers and safetensors libraries wrap it
@@ -103,7 +105,7 @@ def atomic_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
         folder: Its name in the end.
         replace: Whether an older folder of that name gives way to it.
     """
-    partial, old = folder.with_name(folder.name + PARTIAL), folder.with_name(folder.name + OLD)
+    partial, old = folder.with_name(folder.name + PARTIAL_SUFFIX), folder.with_name(folder.name + OLD_SUFFIX)
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)

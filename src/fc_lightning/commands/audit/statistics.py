@@ -81,7 +81,7 @@ def measure(conversations: Sequence[Conversation], prepared: Prepared, capacity:
         rows=prepared.report.rows,
         documents=prepared.report.documents,
         turns=len(turns),
-        thoughts=sum(turn.thought is not None for turn in turns),
+        thoughts=sum(turn.reasoning is not None for turn in turns),
         tokens=prepared.report.tokens,
         supervised=prepared.report.supervised,
         lengths=lengths,

@@ -17,6 +17,7 @@ from fc_lightning.models.saving import write_model
 from fc_lightning.training.checkpoint_io import last_checkpoint, read_checkpoint
 from fc_lightning.training.module import FunctionCallingModule
 from fc_lightning.utils.atomic_files import atomic_folder, wrap_os_errors
+from fc_lightning.utils.errors import first_line
 from fc_lightning.utils.pretrained import commit_of
 
 
@@ -59,7 +60,10 @@ def export(
     state = load_checkpoint(module, checkpoint)
     base_dtype = load_config(module.base, module.revision).dtype or torch.float32
     own = base_dtype if dtype == "auto" else getattr(torch, dtype)
-    with wrap_os_errors(folder, error=ExportError, more="; nothing was left there"), atomic_folder(folder) as partial:
+    with (
+        wrap_os_errors(folder, error_type=ExportError, details="; nothing was left there"),
+        atomic_folder(folder) as partial,
+    ):
         write_model(module.model, data.template, partial, merge, own, commit_of(module.base, module.revision))
         write_card(partial, trainer, module, data, checkpoint, state, own if merge else None)
     print(f"{checkpoint} → {folder}" + (f"\nnext:    transformers serve {folder}" if merge else ""))
@@ -129,8 +133,8 @@ def _upload(folder: Path, name: str) -> None:
         url = HfApi().create_repo(name, private=True, exist_ok=True)
         HfApi().upload_folder(repo_id=name, folder_path=folder, commit_message="Export of fc-lightning")
     except (HfHubHTTPError, OSError) as error:
-        reason = str(error).strip().split("\n", 1)[0]
         raise ExportError(
-            f"{name}: could not be uploaded: {reason}; the export is whole, try again with: hf upload {name} {folder}"
+            f"{name}: could not be uploaded: {first_line(error)}; "
+            f"the export is whole, try again with: hf upload {name} {folder}"
         ) from error
     print(f"{folder} → {url}")

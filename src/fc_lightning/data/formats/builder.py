@@ -17,7 +17,7 @@ from fc_lightning.conversation.parsing import (
     call_from_value,
     parse_literal,
     parse_turn,
-    plain,
+    to_json_value,
     render_turn,
     tool_from_value,
 )
@@ -67,11 +67,11 @@ class ConversationBuilder:
         """Add an assistant's turn from the text between its tags."""
         turn = parse_turn(text)
         self.defects += [f"turn {number}, {error}" for error in turn.errors]
-        said = text.partition(THINK_CLOSE)[2] if turn.thought is not None else text
+        said = text.partition(THINK_CLOSE)[2] if turn.reasoning is not None else text
         if turn.tool_calls and not said.partition(CALL_OPEN)[0].rstrip().endswith(turn.content):
             # The canonical form has one place for text, before the calls; there it would say something else.
             self.defects.append(f"turn {number}: text behind a call")
-        self.add(number, "assistant", turn.content, turn.thought or thought, turn.tool_calls)
+        self.add(number, "assistant", turn.content, turn.reasoning or thought, turn.tool_calls)
 
     def take_back_assistant(self) -> Message:
         """Remove the last message if it is the assistant's, to add to it; else make an empty one."""
@@ -89,7 +89,7 @@ class ConversationBuilder:
     def read_schema(self, value: Any) -> None:
         """The JSON schema that the answer must follow, an object or a text of one."""
         try:
-            schema = parse_literal(value) if isinstance(value, str) else plain(value)
+            schema = parse_literal(value) if isinstance(value, str) else to_json_value(value)
         except CallSyntaxError as problem:
             self.defects.append(f"schema: {problem}")
         else:
@@ -99,7 +99,7 @@ class ConversationBuilder:
     def read_gold(self, value: Any) -> tuple[dict[str, Any], ...]:
         """Each call's accepted values, ``{name: {argument: [value, …]}}`` as the Berkeley leaderboard writes them."""
         try:
-            calls = plain(_as_list(value))
+            calls = to_json_value(_as_list(value))
         except CallSyntaxError as problem:
             self.defects.append(f"gold: {problem}")
             return ()
@@ -179,14 +179,14 @@ def _problem(message: Message) -> str:
     """What keeps an assistant's message from being written and read back; empty if nothing does."""
     for where, text, tags in (
         ("text", message.content, (CALL_OPEN, CALL_CLOSE, THINK_OPEN, THINK_CLOSE)),
-        ("thought", message.thought or "", (THINK_OPEN, THINK_CLOSE)),
+        ("thought", message.reasoning or "", (THINK_OPEN, THINK_CLOSE)),
     ):
         if tag := next((tag for tag in tags if tag in text), ""):
             return f"its {where} holds the tag {tag} (format `hermes` reads rows that write calls as text)"
     if not message.content and not message.tool_calls:
         return "neither an answer nor a call"
     turn = parse_turn(render_turn(message))
-    read_back = Message("assistant", turn.content, turn.thought, turn.tool_calls)
+    read_back = Message("assistant", turn.content, turn.reasoning, turn.tool_calls)
     return "" if read_back == message and not turn.errors else "in canonical form it reads differently"
 
 
@@ -200,9 +200,9 @@ def read_tools(value: Any) -> tuple[Tool, ...]:
     return tuple(_read_tool(item, is_text) for item in _as_list(value))
 
 
-def _read_tool(value: Any, is_plain: bool) -> Tool:
+def _read_tool(value: Any, is_json_value: bool) -> Tool:
     if isinstance(value, str):
-        value, is_plain = parse_literal(value), True
+        value, is_json_value = parse_literal(value), True
     function = value.get("function", value) if isinstance(value, dict) else value
     parameters = function.get("parameters") if isinstance(function, dict) else None
     if isinstance(parameters, dict) and parameters:
@@ -212,7 +212,7 @@ def _read_tool(value: Any, is_plain: bool) -> Tool:
         if "required" not in schema and isinstance(required, list):
             schema = {**schema, "required": required}
         function = {**function, "parameters": schema}
-    return tool_from_value(function, is_plain)
+    return tool_from_value(function, is_json_value)
 
 
 def _standard(parameters: dict[str, Any]) -> dict[str, Any]:
@@ -222,14 +222,14 @@ def _standard(parameters: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_call(value: Any) -> ToolCall:
-    is_plain = isinstance(value, str)
-    value = parse_literal(value) if is_plain else value
+    is_json_value = isinstance(value, str)
+    value = parse_literal(value) if is_json_value else value
     if isinstance(value, dict) and isinstance(value.get("function"), dict):
         value = value["function"]
     if isinstance(value, dict) and "arguments" in value and value["arguments"] in (None, ""):
         # Servers write these for a call without arguments.
         value = {**value, "arguments": {}}
-    return call_from_value(value, is_plain)
+    return call_from_value(value, is_json_value)
 
 
 def _as_list(value: Any) -> list[Any]:
