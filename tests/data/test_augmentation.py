@@ -108,7 +108,7 @@ def test_masked_names_are_the_same_in_schema_call_response_and_accepted_answers(
     assert tool.description == f"Weather of a city; {tool.name} takes `city`."
     assert masked.messages[0].content == f"Use {tool.name} when asked for the weather in a city."
     assert masked.messages[1] == WEATHER_TALK.messages[1]
-    assert masked.messages[2].thought == f'I need `{tool.name}`. From the question: {city} = "Rome"'
+    assert masked.messages[2].reasoning == f'I need `{tool.name}`. From the question: {city} = "Rome"'
     response = {"name": tool.name, "content": {city: "Rome", "kind": "city", "sky": "blue"}}
     assert json.loads(masked.messages[3].content) == response
     assert masked.gold == ({tool.name: {city: ["Rome", "ROME"], place: [{lat: [1.0], lon: [2.0, 2.5]}]}},)
@@ -216,7 +216,7 @@ def test_a_dropped_tool_is_gone_and_the_turn_calls_nothing(rows, pool):
 def test_dropping_replaces_a_written_thought_and_leaves_ambiguous_rows():
     pool = ToolPool([WEATHER_TALK], lambda tool: 1)
     dropped = drop_tool(WEATHER_TALK, random.Random(0), pool)
-    assert "get_weather" not in (dropped.messages[-1].thought or "get_weather")
+    assert "get_weather" not in (dropped.messages[-1].reasoning or "get_weather")
     twin = replace(WEATHER_TALK, tools=(WEATHER, Tool("weather_get", "Another one.")))
     assert drop_tool(twin, random.Random(0), pool) is twin
     json_mode = replace(WEATHER_TALK, response_schema={})

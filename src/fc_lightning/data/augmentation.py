@@ -182,9 +182,9 @@ def drop_tool(conversation: Conversation, rng: random.Random, pool: ToolPool) ->
     answer = Message("assistant", rng.choice(_REFUSALS))
     messages = (*conversation.messages[: calling[0]], answer)
     out = replace(conversation, messages=messages, tools=tuple(kept), raw_turns=(), gold=())
-    if message.thought is None:
+    if message.reasoning is None:
         return out
-    answer = replace(answer, thought=rationale(out, calling[0]))
+    answer = replace(answer, reasoning=rationale(out, calling[0]))
     return replace(out, messages=(*messages[:-1], answer))
 
 

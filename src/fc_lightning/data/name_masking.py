@@ -55,13 +55,13 @@ def mask_names(conversation: Conversation, rng: random.Random) -> Conversation:
         return ToolCall(new_functions[call.name], _rename_value(call.arguments, schemas[call.name], new_parameters))
 
     def rename_message(message: Message) -> Message:
-        thought, content = message.thought, message.content
+        reasoning, content = message.reasoning, message.content
         if message.role != "user":
             content = _rename_text(content, new_functions, new_parameters, message.role == "tool")
         return replace(
             message,
             content=content,
-            thought=None if thought is None else _rename_text(thought, new_functions, new_parameters, True),
+            reasoning=None if reasoning is None else _rename_text(reasoning, new_functions, new_parameters, True),
             tool_calls=tuple(map(rename_call, message.tool_calls)),
         )
 
@@ -97,7 +97,7 @@ def _meaningless_words(rng: random.Random, taken: str) -> Iterator[str]:
 def _texts(conversation: Conversation) -> Iterator[str]:
     for message in conversation.messages:
         yield message.content
-        yield message.thought or ""
+        yield message.reasoning or ""
         yield dump_json([call.arguments for call in message.tool_calls])
 
 
