@@ -29,7 +29,7 @@ from tests.helpers.chat import (
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from fc_lightning.chat_template.template import ChatTemplate, ChatTemplateError, Encoded, Rendered
+from fc_lightning.chat_template.template import ChatTemplate, ChatTemplateError, Rendered
 from fc_lightning.chat_template.tokens import SpecialToken, register_tokens
 from fc_lightning.conversation.parsing import parse_turn
 from fc_lightning.conversation.types import Conversation, Message, Tool, ToolCall
@@ -256,7 +256,8 @@ def test_supervised_tokens_are_those_that_start_in_a_supervised_span(text, data)
         expected += [any(a <= start + begin < b for a, b in spans) for begin, _ in piece.offset_mapping]
     assert encoded.input_ids == ids
     assert encoded.supervised_mask == expected
-    assert TEMPLATE.encode([rendered], "all") == [Encoded(ids, [(0, len(ids))] if ids else [])]
+    (every,) = TEMPLATE.encode([rendered], "all")
+    assert (every.input_ids, every.supervised_spans) == (ids, [(0, len(ids))] if ids else [])
 
 
 def server_text(conversation):

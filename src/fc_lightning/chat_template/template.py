@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
@@ -57,10 +57,12 @@ class Encoded:
     Attributes:
         input_ids: Token ids of the complete text.
         supervised_spans: Half-open ranges of supervised tokens: sorted, not empty, and not adjacent to each other.
+        starts: The character of the text at which each token starts.
     """
 
     input_ids: list[int]
     supervised_spans: list[tuple[int, int]]
+    starts: list[int]
 
     @property
     def supervised_mask(self) -> list[bool]:
@@ -163,7 +165,7 @@ class ChatTemplate:
         encodings = iter(self.tokenizer.backend_tokenizer.encode_batch(pieces, add_special_tokens=False))
         encoded = [_join_pieces(each, encodings) for each in rendered]
         if supervise == "all":
-            return [Encoded(each.input_ids, _merge_spans([(0, len(each.input_ids))])) for each in encoded]
+            return [replace(each, supervised_spans=_merge_spans([(0, len(each.input_ids))])) for each in encoded]
         return encoded
 
     def _break_control_tokens(self, value: Any) -> Any:
@@ -251,13 +253,13 @@ def _cuts(rendered: Rendered) -> tuple[int, ...]:
 def _join_pieces(rendered: Rendered, encodings: Iterator[Encoding]) -> Encoded:
     """Join the encoded pieces of a text. A token is supervised if it starts inside a supervised span."""
     input_ids: list[int] = []
-    starts: list[int] = []  # the character at which each token starts
+    starts: list[int] = []
     for offset in _cuts(rendered)[:-1]:
         encoding = next(encodings)
         input_ids += encoding.ids
         starts += [offset + start for start, _ in encoding.offsets]
     spans = [(bisect_left(starts, start), bisect_left(starts, end)) for start, end in rendered.supervised_spans]
-    return Encoded(input_ids, _merge_spans(spans))
+    return Encoded(input_ids, _merge_spans(spans), starts)
 
 
 def _merge_spans(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
