@@ -325,3 +325,15 @@ def test_accepted_answers_judge_masked_calls_as_they_judge_plain_ones():
         assert matches_alternatives([call], row.gold, row.tools) is is_right
         assert matches_alternatives(masked.messages[2].tool_calls, masked.gold, masked.tools) is is_right
         assert not same_calls(masked.messages[2].tool_calls, [call])
+
+
+def test_a_rejected_turn_is_varied_like_the_chosen_one(pool):
+    wrong = Message("assistant", "", None, (ToolCall("get_weather", {"city": "Oslo"}), ToolCall("made_up", {"a": 1})))
+    row = replace(WEATHER_TALK, messages=WEATHER_TALK.messages[:3], rejected=wrong)
+    masked = mask_names(row, random.Random(0))
+    (known, made_up), right = masked.rejected.tool_calls, masked.messages[2].tool_calls[0]
+    assert known.name == right.name
+    assert set(known.arguments) < set(right.arguments)
+    assert made_up == ToolCall("made_up", {"a": 1})
+    assert shuffle_tools(row, random.Random(0)).rejected == wrong
+    assert drop_tool(row, random.Random(0), pool).rejected is None

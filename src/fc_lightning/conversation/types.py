@@ -86,6 +86,7 @@ class Conversation:
             form, because what cannot be parsed cannot be written again.
         gold: Other calls that are right too, as BFCL writes them: ``{name: {argument: [accepted, …]}}`` for each call.
         response_schema: The JSON schema that the answer must follow, if it must follow one.
+        rejected: A worse turn in place of the last one, to learn a preference from.
     """
 
     id: str
@@ -96,6 +97,7 @@ class Conversation:
     defects: tuple[str, ...] = ()
     gold: tuple[dict[str, Any], ...] = ()
     response_schema: dict[str, Any] | None = None
+    rejected: Message | None = None
 
 
 def _canonical(value: Any) -> Hashable:

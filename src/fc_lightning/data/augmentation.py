@@ -129,8 +129,12 @@ def shuffle_tools(conversation: Conversation, rng: random.Random) -> Conversatio
     def reorder(call: ToolCall) -> ToolCall:
         return ToolCall(call.name, _in_schema_order(call.arguments, schemas.get(call.name)))
 
-    messages = [replace(one, tool_calls=tuple(map(reorder, one.tool_calls))) for one in conversation.messages]
-    return replace(conversation, messages=tuple(messages), tools=tuple(tools), raw_turns=())
+    def reorder_calls(message: Message) -> Message:
+        return replace(message, tool_calls=tuple(map(reorder, message.tool_calls)))
+
+    out = replace(conversation, messages=tuple(map(reorder_calls, conversation.messages)), tools=tuple(tools))
+    rejected = conversation.rejected
+    return replace(out, raw_turns=(), rejected=None if rejected is None else reorder_calls(rejected))
 
 
 def add_distractors(
@@ -181,7 +185,7 @@ def drop_tool(conversation: Conversation, rng: random.Random, pool: ToolPool) ->
         return conversation
     answer = Message("assistant", rng.choice(_REFUSALS))
     messages = (*conversation.messages[: calling[0]], answer)
-    out = replace(conversation, messages=messages, tools=tuple(kept), raw_turns=(), gold=())
+    out = replace(conversation, messages=messages, tools=tuple(kept), raw_turns=(), gold=(), rejected=None)
     if message.reasoning is None:
         return out
     answer = replace(answer, reasoning=rationale(out, calling[0]))

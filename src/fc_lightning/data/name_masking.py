@@ -52,7 +52,8 @@ def mask_names(conversation: Conversation, rng: random.Random) -> Conversation:
     schemas = {tool.name: tool.parameters for tool in conversation.tools}
 
     def rename_call(call: ToolCall) -> ToolCall:
-        return ToolCall(new_functions[call.name], _rename_value(call.arguments, schemas[call.name], new_parameters))
+        name = new_functions.get(call.name, call.name)  # a rejected turn may call what is not on offer
+        return ToolCall(name, _rename_value(call.arguments, schemas.get(call.name), new_parameters))
 
     def rename_message(message: Message) -> Message:
         reasoning, content = message.reasoning, message.content
@@ -81,6 +82,7 @@ def mask_names(conversation: Conversation, rng: random.Random) -> Conversation:
         tools=tuple(map(rename_tool, conversation.tools)),
         gold=tuple(gold),
         raw_turns=(),
+        rejected=None if conversation.rejected is None else rename_message(conversation.rejected),
     )
 
 
@@ -95,7 +97,8 @@ def _meaningless_words(rng: random.Random, taken: str) -> Iterator[str]:
 
 
 def _texts(conversation: Conversation) -> Iterator[str]:
-    for message in conversation.messages:
+    rejected = () if conversation.rejected is None else (conversation.rejected,)
+    for message in (*conversation.messages, *rejected):
         yield message.content
         yield message.reasoning or ""
         yield dump_json([call.arguments for call in message.tool_calls])
