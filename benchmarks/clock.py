@@ -1,4 +1,4 @@
-"""A callback that keeps the time of every optimizer step, for `contenders.py`, which names it in a recipe."""
+"""A callback that records the time of every optimizer step. `contenders.py` names it in its configuration."""
 
 import time
 from typing import Any, ClassVar
@@ -7,12 +7,12 @@ from lightning import Callback
 
 
 class Clock(Callback):
-    """Where the command line makes the instance, what it has seen is found on the class.
+    """The command line creates the instance, so the records are kept on the class.
 
     Attributes:
-        ends: Seconds at the start, and at the end of each step.
-        tokens: Of each step; the last is that of the step under way.
-        supervised: The same of supervised tokens.
+        ends: Clock readings in seconds: at the start of training, then at the end of each step.
+        tokens: Tokens of each step; the last entry is the current step.
+        supervised: Supervised tokens of each step, likewise.
     """
 
     ends: ClassVar[list[float]] = []

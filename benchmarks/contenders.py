@@ -2,8 +2,8 @@
 
     python benchmarks/contenders.py SPEC.json RESULT.json
 
-Both contenders take their rows in the order of the file, with the same LoRA, optimizer, learning rate and rows a step;
-the documents are encoded once, by this project, and TRL is given the same ids and labels.
+Both contenders read the rows in the order of the file, with the same LoRA, optimizer, learning rate and number of rows
+per step. This project encodes the documents once, and TRL gets the same ids and labels.
 """
 
 import csv
@@ -21,9 +21,9 @@ PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 
 
 def run_ours(spec: dict[str, Any]) -> dict[str, Any]:
-    """The command line, as a user starts it."""
+    """This project, through the command line."""
     from clock import Clock
-    from fc_lightning.cli.lightning_cli import lightning_cli as cli
+    from fc_lightning.cli.lightning_cli import main
 
     with tempfile.TemporaryDirectory() as folder:
         recipe = {
@@ -62,14 +62,14 @@ def run_ours(spec: dict[str, Any]) -> dict[str, Any]:
             },
         }
         (Path(folder) / "recipe.yaml").write_text(json.dumps(recipe))
-        cli.main(["fit", "--config", f"{folder}/recipe.yaml"])
+        main(["fit", "--config", f"{folder}/recipe.yaml"])
         (file,) = Path(folder).glob("**/metrics.csv")
         losses = [float(row["train/loss"]) for row in csv.DictReader(file.read_text().splitlines())]
     return {"ends": Clock.ends, "tokens": Clock.tokens[:-1], "supervised": Clock.supervised[:-1], "losses": losses}
 
 
 def run_trl(spec: dict[str, Any]) -> dict[str, Any]:
-    """TRL's SFTTrainer with its defaults, but for what both must have in common."""
+    """TRL's SFTTrainer with its defaults, except for the settings that both must share."""
     import datasets
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback

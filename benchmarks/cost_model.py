@@ -1,16 +1,16 @@
-"""The tables of docs/scaling.md: what a run costs, from the shapes of the model alone.
+"""The tables of docs/scaling.md: the cost of a run, calculated from the shapes of the model.
 
 python benchmarks/cost_model.py
 """
 
 from dataclasses import dataclass
 
-PEAK = 989e12  # dense bf16 operations a second of an H100 SXM, by its data sheet
-UTILISATION = 0.5  # what is assumed of it
-RANK = 16  # of LoRA, on the seven projections
-TOKENS = 540  # of a conversation: the median of real rows
-SUPERVISED = 0.12  # of them
-PACK = 8192  # tokens a device and micro-batch
+PEAK = 989e12  # dense bf16 operations per second of an H100 SXM, from its data sheet
+UTILISATION = 0.5  # assumed share of the peak
+RANK = 16  # LoRA rank on the seven projections
+TOKENS = 540  # tokens of a conversation: the median of real rows
+SUPERVISED = 0.12  # share of the tokens
+PACK = 8192  # tokens per device and micro-batch
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Shape:
         return self.layers * sum(RANK * (a + b) for a, b in self.matrices())
 
     def flops(self) -> float:
-        """Operations a token needs in training, as `fc_lightning.models.loading.training_flops` counts them."""
+        """Operations per token in training, as `fc_lightning.models.flops.training_flops` counts them."""
         attention = 12 * self.heads * self.head_width * (TOKENS + 1) / 2 * self.layers
         return 4 * self.body + 6 * self.adapter + SUPERVISED * 4 * self.head + attention
 
@@ -56,7 +56,7 @@ class Shape:
         return 2 * (self.body + self.head) + 16 * self.adapter
 
     def activations(self, tokens: int) -> float:
-        """With checkpointing: each layer's input, and one layer's insides; bf16. 512 rows of logits in fp32, twice."""
+        """With checkpointing: all layer inputs and one layer's activations in bf16; 512 rows of fp32 logits twice."""
         inside = sum(a + b for a, b in self.matrices()) + 4 * self.width
         return 2 * tokens * (self.layers * self.width + inside) + 2 * 4 * 512 * self.vocabulary
 
@@ -77,7 +77,7 @@ def clock(seconds: float) -> str:
 
 def main() -> None:
     """Print the tables."""
-    print("| model | weights | adapter | GFLOP a token | tokens/s a GPU | memory a GPU, DDP | of it fixed |")
+    print("| model | weights | adapter | GFLOP per token | tokens/s per GPU | memory per GPU, DDP | of which fixed |")
     print("|---|---:|---:|---:|---:|---:|---:|")
     for shape in SHAPES:
         fixed, moving = shape.fixed_bytes() / 1e9, shape.activations(PACK) / 1e9
@@ -86,7 +86,7 @@ def main() -> None:
             f"| {shape.name} | {(shape.body + shape.head) / 1e9:.2f} B | {shape.adapter / 1e6:.1f} M | "
             f"{shape.flops() / 1e9:.1f} | {rate:,.0f} | {fixed + moving:.0f} GB | {fixed:.0f} GB |"
         )
-    print("\n| model | GPUs | DDP, a rank and step | FSDP2, a rank and micro-batch | FSDP2, fixed memory a GPU |")
+    print("\n| model | GPUs | DDP, per rank and step | FSDP2, per rank and micro-batch | FSDP2, fixed memory per GPU |")
     print("|---|---:|---:|---:|---:|")
     for shape in SHAPES:
         for gpus in (8, 64):

@@ -7,8 +7,8 @@ Rows of 2,048, 4,096 and 8,192 tokens, of conversations whose lengths are drawn 
 are spread (log-normal, median 540 tokens), a tenth, a third or all of their tokens supervised. Three contenders, each
 in a process of its own: this project; TRL with its defaults, unpacked; TRL tuned: packed, without gradient
 checkpointing, with flash attention where that is installed and flex attention otherwise. Utilisation is the operations
-that the training needs (`fc_lightning.models.loading.training_flops`) over those of a large bf16 matrix product measured in
-the same process.
+that the training needs (`fc_lightning.models.flops.training_flops`) over those of a large bf16 matrix product measured
+in the same process.
 
 `--tiny` runs it all on a CPU with a small model, to see that it works.
 """

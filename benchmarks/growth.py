@@ -1,10 +1,10 @@
-"""How cost grows: seconds a token against the length of a row, and seconds against the number of rows, on a CPU.
+"""Growth of cost on a CPU: seconds per token against the length of a row, and seconds against the number of rows.
 
     python benchmarks/growth.py
 
-One document a row, an eighth of it supervised, the smallest Gemma 3 with LoRA, forward and backward pass; the time of
-attention is measured by leaving it out, so that the plot shows which part grows. Seconds are those of one thread's own
-work, so that nothing else on the machine counts. Writes results/growth.json and .svg.
+Each row is one document, an eighth of it supervised; the model is the smallest Gemma 3 with LoRA, and a forward and a
+backward pass are timed. A second run leaves attention out, so that the plot shows which part grows. Seconds are CPU
+seconds of one thread, so that other work on the machine does not count. Writes results/growth.json and .svg.
 """
 
 import argparse
@@ -27,7 +27,7 @@ PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 
 
 def row(length: int) -> Batch:
-    """One document of random ids."""
+    """A batch of one document of random ids."""
     ids = torch.randint(10, 200_000, (length,), generator=torch.Generator().manual_seed(length)).tolist()
     return PackingCollator(0)([[{"id": "a", "input_ids": ids, "supervised": [length - length // 8, length]}]])
 
@@ -85,7 +85,7 @@ def plot(by_length: dict[int, float], without: dict[int, float], by_rows: dict[i
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
     left.plot(list(by_length), [1e3 * value for value in by_length.values()], "o-", label="all")
     left.plot(list(without), [1e3 * value for value in without.values()], "o-", label="without attention")
-    left.set(xlabel="tokens in a row", ylabel="milliseconds a token", ylim=(0, None))
+    left.set(xlabel="tokens in a row", ylabel="milliseconds per token", ylim=(0, None))
     left.legend()
     right.plot(list(by_rows), list(by_rows.values()), "o-")
     right.set(xlabel="rows of 512 tokens", ylabel="seconds", xlim=(0, None), ylim=(0, None))

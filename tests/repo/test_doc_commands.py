@@ -1,5 +1,6 @@
 """Commands and code in the documentation: each is run, or parsed, or said to belong to another program."""
 
+import dataclasses
 import json
 import re
 import shlex
@@ -8,14 +9,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from tests.helpers.documentation import PAGES, ROOT, code_blocks
+from transformers import TrainingArguments
 
 from fc_lightning.cli.lightning_cli import FunctionCallingCLI, main
 from fc_lightning.cli.main import main as start
 from fc_lightning.conversation.types import ToolCall
 from fc_lightning.data.formats import read_row
 
-ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 TINY = "configs/debug/tiny.yaml"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
@@ -23,8 +24,6 @@ QUICK = {"--help", "--version", "init"}  # answered at once, without a run
 
 # Commands of other programs, and why they are not run here. A new one must be put here, with a reason.
 ELSEWHERE = {
-    "git clone REPOSITORY fc-lightning": "the reader's own address",
-    "cd fc-lightning": "the reader's own folder",
     "transformers serve ./exported --port 8000": "tests/commands/test_serving.py serves an export",
     "vllm serve ./exported --enable-auto-tool-choice --tool-call-parser hermes": "needs vLLM and a GPU",
     "python -m sglang.launch_server --model-path ./exported --tool-call-parser hermes": "needs SGLang and a GPU",
@@ -33,19 +32,10 @@ ELSEWHERE = {
 }
 
 
-def blocks(language: str, pages: list[Path] = PAGES) -> list[tuple[str, str]]:
-    """Fenced blocks of a language, each with the page that it stands on."""
-    found = []
-    for page in pages:
-        for name, text in re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S):
-            found += [(page.name, text)] if name == language else []
-    return found
-
-
 def commands(pages: list[Path] = PAGES) -> list[str]:
     """Every command of the bash blocks, without comments, each once."""
     lines = []
-    for _, text in blocks("bash", pages):
+    for _, text in code_blocks("bash", pages):
         for line in text.replace("\\\n", " ").splitlines():
             lines += [shlex.join(shlex.split(part, comments=True)) for part in line.split(" && ")]
     return [line for line in dict.fromkeys(lines) if line]
@@ -65,7 +55,7 @@ def workspace(tmp_path, monkeypatch):
     run = tmp_path / "runs" / "quickstart" / "version_0"
     run.mkdir(parents=True)
     (run / "config.yaml").write_text((ROOT / TINY).read_text(encoding="utf-8"))
-    for _, text in blocks("python"):
+    for _, text in code_blocks("python"):
         if name := re.match(r"# (\w+\.py)\n", text):
             (tmp_path / name[1]).write_text(text)
     monkeypatch.chdir(tmp_path)
@@ -226,13 +216,23 @@ def test_the_commands_run(workspace, monkeypatch, capsys):
     assert (workspace / "comparison.html").is_file()
 
 
-@pytest.mark.parametrize(("page", "text"), blocks("yaml"))
+@pytest.mark.parametrize(("page", "text"), code_blocks("yaml"))
 def test_yaml_is_accepted(page, text, workspace, parser):
     (workspace / "overlay.yaml").write_text(text)
     parser.parse_args(["fit", "--config", TINY, "--config", "overlay.yaml"])
 
 
-@pytest.mark.parametrize(("page", "text"), blocks("python"))
+def test_the_page_for_trl_users_names_keys_and_all_training_arguments(workspace, parser):
+    text = (ROOT / "docs/from_trl.md").read_text(encoding="utf-8")
+    fields = {field.name for field in dataclasses.fields(TrainingArguments)}
+    assert [name for name in sorted(fields) if f"`{name}`" not in text] == []
+    keys = set(re.findall(r"`((?:model|data|trainer)\.\w+)\+?`", text))
+    assert len(keys) > 30
+    known = set(parser.parse_args(["fit", "--config", TINY])["fit"].keys())  # every leaf: a key may be a prefix of some
+    assert [key for key in sorted(keys) if not any(f"{name}.".startswith(f"{key}.") for name in known)] == []
+
+
+@pytest.mark.parametrize(("page", "text"), code_blocks("python"))
 def test_python_compiles(page, text):
     compile(text.replace("evaluated): ...", "evaluated):\n    ..."), page, "exec")
 
@@ -242,7 +242,7 @@ def test_a_reader_of_your_own(workspace):
     assert conversation.messages[1].tool_calls == (ToolCall("look_up", {"what": "me"}),)
 
 
-@pytest.mark.parametrize(("page", "text"), blocks("json"))
+@pytest.mark.parametrize(("page", "text"), code_blocks("json"))
 def test_rows_can_be_read(page, text):
     conversation = read_row(json.loads(text))
     assert not conversation.defects

@@ -10,11 +10,11 @@ from xml.etree import ElementTree
 
 import pytest
 import yaml
-from test_doc_commands import PAGES, ROOT, blocks
+from tests.helpers.documentation import PAGES, ROOT, code_blocks
 
 import fc_lightning
 
-SNAPSHOTS = ROOT / "tests" / "snapshots"  # of what the command line says to mistakes
+SNAPSHOTS = ROOT / "tests" / "cli" / "snapshots"  # error messages of the command line
 
 
 def test_the_reference_is_up_to_date():
@@ -45,7 +45,7 @@ def messages_of_the_source() -> list[str]:
 def test_messages_of_troubleshooting_are_those_of_the_source():
     known = messages_of_the_source()
     page = [ROOT / "docs" / "troubleshooting.md"]
-    listed = [line.removeprefix("error: ") for _, text in blocks("text", page) for line in text.splitlines()]
+    listed = [line.removeprefix("error: ") for _, text in code_blocks("text", page) for line in text.splitlines()]
     assert len(listed) > 40
     missing = []
     for line in listed:
@@ -75,11 +75,11 @@ def test_links_lead_somewhere(page):
     assert all((page.parent / link).exists() for link in links if link), links
 
 
-def test_the_rooms_of_the_design_are_there():
+def test_the_design_lists_the_packages():
     table = (ROOT / "docs/design.md").read_text(encoding="utf-8").partition("| in `src/fc_lightning/` |")[2]
-    rooms = re.findall(r"`([\w/]+(?:\.py|/))`", table)
-    assert len(rooms) > 25
-    assert all((ROOT / "src" / "fc_lightning" / room).exists() for room in rooms)
+    paths = re.findall(r"`([\w/]+(?:\.py|/))`", table)
+    assert len(paths) > 25
+    assert all((ROOT / "src" / "fc_lightning" / path).exists() for path in paths)
 
 
 def test_figures_are_small_and_plain():

@@ -23,6 +23,7 @@ from fc_lightning.evaluation.report import read_predictions
 from fc_lightning.models.attention import BY_DOCUMENT
 from fc_lightning.models.flops import parameter_counts
 from fc_lightning.models.memory import estimate_training_bytes, memory_in_use
+from fc_lightning.models.transformers_internals import attention_implementation
 
 
 class RunSummary(Callback):
@@ -160,7 +161,7 @@ def _memory(trainer: Trainer, module: Any, data: FunctionCallingDataModule, plan
         lengths, counts = (of(data.prepared["train"].documents) for of in (lengths_of, supervised_of))
         if not data.packing:
             tokens, attended = data.batch_size * max(lengths), max(lengths)
-        elif module.model.config._attn_implementation == BY_DOCUMENT:
+        elif attention_implementation(module.model.config) == BY_DOCUMENT:
             attended = sum(length * length for length in lengths) // sum(lengths)
         most = max(sum(counts[document] for row in batch for document in row) for batch in plan)
         supervised = min(module.head_chunk, most)

@@ -11,7 +11,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.utilities.throughput import get_available_flops
 
 from fc_lightning.data.collator import Batch
-from fc_lightning.models.flops import training_flops
+from fc_lightning.models.flops import TrainingCost
 
 
 class Throughput(Callback):
@@ -24,8 +24,8 @@ class Throughput(Callback):
     rank: ``train/data_seconds`` and ``train/step_seconds`` (of an optimizer step, on average), ``val/seconds`` (of an
     evaluation), ``train/peak_memory_gb`` (of the device since the run began; of the process where there is no GPU), and
     where the device's peak is known ``train/mfu``: the operations that the training needs, see
-    :func:`fc_lightning.models.loading.training_flops`, over those that the devices could have done in bf16 (PaLM, appendix B,
-    but that frozen weights need no gradients and unsupervised positions no logits).
+    :class:`fc_lightning.models.flops.TrainingCost`, over those that the devices could have done in bf16 (PaLM, appendix
+    B, but that frozen weights need no gradients and unsupervised positions no logits).
 
     Args:
         peak_tflops: Of one device, dense bf16, in 10¹² operations a second; null for Lightning's table of devices.
@@ -45,6 +45,8 @@ class Throughput(Callback):
         """Start the clock."""
         if self.peak_flops is None and pl_module.device.type == "cuda":
             self.peak_flops = get_available_flops(pl_module.device, torch.bfloat16)
+        if self.peak_flops:
+            self._cost = TrainingCost.of_model(pl_module.model)
         self._reset(time.perf_counter())
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
@@ -54,7 +56,7 @@ class Throughput(Callback):
         self._supervised += batch["num_supervised"]
         self._positions += batch["input_ids"].numel()
         if self.peak_flops:
-            self._flops += training_flops(pl_module.model, batch)
+            self._flops += self._cost.flops(batch)
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Waiting for data starts here."""

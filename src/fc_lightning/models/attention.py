@@ -1,8 +1,8 @@
-"""Attention by document, for CPUs: each document of a pack attends to itself alone, and nothing is computed in vain.
+"""Attention by document: each document of a pack attends to itself only, and no work is wasted on other pairs.
 
-A dense mask over a row of packed documents costs the square of the row's length; this costs the sum of the squares of
-the documents' lengths. Registered with transformers under :data:`BY_DOCUMENT`; without documents, as in generation, it
-goes by the mask.
+A dense mask over a row of packed documents costs the square of the row's length; attention by document costs the sum
+of the squares of the documents' lengths. It is registered with transformers as :data:`BY_DOCUMENT`. Without documents,
+as in generation, it follows the attention mask.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from transformers.utils import is_flash_attn_2_available
 
 BY_DOCUMENT = "by_document"
 
-# Positions whose scores are made at a time: what they cannot see, behind them or out of the window, is left out.
+# Queries whose scores are computed at a time. Keys after a block, or outside its window, are left out.
 _BLOCK = 512
 
-Documents = list[tuple[int, int, int]]  # row, first position, one past the last
+Documents = list[tuple[int, int, int]]  # row, first position, one past the last position
 
 
 def attention_by_document(
@@ -38,64 +38,69 @@ def attention_by_document(
     documents: Documents | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention in transformers' form.
+    """Attention with the signature that transformers expects.
 
     Args:
         module: The attention layer.
         query: ``(rows, heads, length, width)``.
-        key: ``(rows, key heads, keys, width)``; each serves a group of query heads.
-        value: As the keys.
-        attention_mask: ``(rows, 1, length, keys)``, true where attended; used when no documents are given.
-        scaling: Of the scores.
-        dropout: Not supported, as no model that this serves trains with it.
-        sliding_window: How many positions back a position sees, itself included.
-        softcap: Cap of the scores.
-        documents: Where documents stand in the rows. They cover them.
+        key: ``(rows, key heads, keys, width)``; each key head serves a group of query heads.
+        value: Shaped like the keys.
+        attention_mask: ``(rows, 1, length, keys)``, true where a query attends; used if ``documents`` is missing.
+        scaling: Factor of the scores; ``width ** -0.5`` if missing.
+        dropout: Ignored: no supported model trains with attention dropout.
+        sliding_window: Number of keys that a query attends to, its own position included.
+        softcap: Soft cap of the scores.
+        documents: Positions of the documents. They cover the rows.
 
     Returns:
-        ``(rows, length, heads, width)``, and no weights.
+        The result, ``(rows, length, heads, width)``, and no attention weights.
     """
     if documents is None:
-        seen = attention_mask
         length = query.shape[2]
-        bias = _causal_bias(length, length, None, query.dtype) if seen is None else _bias(seen, query.dtype)
+        if attention_mask is None:
+            bias = _causal_bias(length, length, None, query.dtype)  # (length, length)
+        else:
+            bias = _as_bias(attention_mask, query.dtype)  # (rows, 1, length, keys)
         return _attend(query, key, value, bias, scaling, softcap).transpose(1, 2), None
-    out = torch.empty_like(query)
+    out = torch.empty_like(query)  # (rows, heads, length, width)
     for row, first, last in documents:
         for start, end in pairwise((*range(first, last, _BLOCK), last)):
-            seen_from = first if sliding_window is None else max(first, start - sliding_window + 1)
-            q = query[row : row + 1, :, start:end]
-            k, v = (part[row : row + 1, :, seen_from:end] for part in (key, value))
-            bias = _causal_bias(end - start, end - seen_from, sliding_window, q.dtype)
+            first_key = first if sliding_window is None else max(first, start - sliding_window + 1)
+            q = query[row : row + 1, :, start:end]  # (1, heads, block, width)
+            k, v = (part[row : row + 1, :, first_key:end] for part in (key, value))  # (1, key heads, keys, width)
+            bias = _causal_bias(end - start, end - first_key, sliding_window, q.dtype)
             out[row : row + 1, :, start:end] = _attend(q, k, v, bias, scaling, softcap)
     return out.transpose(1, 2), None
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float | None, cap: float | None) -> Tensor:
-    """Attention of ``(rows, heads, length, width)`` by two matrix products.
+    """Attention as two matrix products, ``(rows, heads, length, width)``.
 
-    On a CPU this trains twice as fast as sdpa. The query heads that share a key head are one tall matrix. As in the
-    eager attention of transformers, scores have the precision of the query and softmax sums in fp32.
+    On a CPU this trains twice as fast as ``scaled_dot_product_attention``. The query heads that share a key head form
+    one tall matrix. As in the eager attention of transformers, scores have the precision of the query, and the softmax
+    accumulates in fp32.
     """
     rows, heads, length, width = query.shape
-    shared = (rows, key.shape[1], heads // key.shape[1] * length)
-    tall = (query * (scale or width**-0.5)).reshape(*shared, width)
-    scores = (tall @ key.transpose(2, 3)).view(*shared[:2], -1, length, key.shape[2])
+    tall_shape = (rows, key.shape[1], heads // key.shape[1] * length)
+    tall = (query * (scale or width**-0.5)).reshape(*tall_shape, width)
+    scores = (tall @ key.transpose(2, 3)).view(*tall_shape[:2], -1, length, key.shape[2])
     if cap is not None:
         scores = torch.tanh(scores / cap) * cap
-    weights = (scores + (bias.unsqueeze(2) if bias.dim() == 4 else bias)).softmax(-1)
-    return (weights.view(*shared, key.shape[2]) @ value).view(rows, heads, length, width)
+    # Insert a dimension for the query heads of a group: scores are (rows, key heads, group, length, keys).
+    bias = bias.unsqueeze(2) if bias.dim() == 4 else bias
+    weights = (scores + bias).softmax(-1)
+    return (weights.view(*tall_shape, key.shape[2]) @ value).view(rows, heads, length, width)
 
 
 @functools.lru_cache(maxsize=32)
 def _causal_bias(length: int, keys: int, window: int | None, dtype: torch.dtype) -> Tensor:
-    """``(length, keys)``, the positions being the last of the keys: 0 where one sees another, itself or before it."""
-    seen = torch.ones(length, keys, dtype=torch.bool).tril(keys - length)
-    return _bias(seen if window is None else seen.triu(keys - length + 1 - window), dtype)
+    """``(length, keys)``, for queries at the last ``length`` of the keys: 0 where a query attends, else the minimum."""
+    mask = torch.ones(length, keys, dtype=torch.bool).tril(keys - length)
+    return _as_bias(mask if window is None else mask.triu(keys - length + 1 - window), dtype)
 
 
-def _bias(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, torch.finfo(dtype).min)
+def _as_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
 
 
 AttentionInterface.register(BY_DOCUMENT, attention_by_document)
@@ -103,19 +108,22 @@ AttentionMaskInterface.register(BY_DOCUMENT, sdpa_mask)
 
 
 def choose_attention(config: PretrainedConfig, device: torch.device, mixed: bool) -> tuple[str, str]:
-    """The attention implementation for a model on a device, and why.
+    """Choose the attention implementation for a model on a device.
 
-    Each of them keeps packed documents apart; the tests show it for those that run on a CPU.
+    All of them keep packed documents apart.
 
     Args:
-        config: Of the model.
-        device: Where it runs.
-        mixed: Whether it runs in half precision, as flash kernels must.
+        config: The model's configuration.
+        device: Where the model runs.
+        mixed: Whether it runs in half precision, which flash kernels require.
+
+    Returns:
+        The name of the implementation, and the reason for it.
     """
     if device.type != "cuda":
-        return BY_DOCUMENT, "without a GPU, each document by itself costs least"
+        return BY_DOCUMENT, "fastest without a GPU"
     if mixed and is_flash_attn_2_available():
-        return "flash_attention_2", "flash-attn is installed, and computes nothing between documents"
+        return "flash_attention_2", "flash-attn is installed"
     if getattr(config, "attn_logit_softcapping", None):
-        return "flex_attention", "the model caps its attention logits, which flex does on a GPU"
-    return "sdpa", "the model caps no attention logits"
+        return "flex_attention", "the model caps its attention logits"
+    return "sdpa", "the model does not cap its attention logits"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 from torch import nn
 
 from fc_lightning.data.collator import Batch
@@ -9,37 +12,82 @@ from fc_lightning.models.lora import unwrap_peft
 
 
 def parameter_counts(model: nn.Module) -> tuple[int, int]:
-    """How many parameters are trained, and how many there are."""
+    """The number of trained parameters, and of all parameters."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
 
 
-def training_flops(model: nn.Module, batch: Batch) -> float:
-    """Floating-point operations that a forward and a backward pass over a batch need.
+@dataclass(frozen=True)
+class TrainingCost:
+    """Floating-point operations that a forward and a backward pass require. Recomputation and padding do not count.
 
-    Two for each weight of a matrix and token in the forward pass, two in the backward pass, and two more where the
-    weight itself is trained; the head's for supervised tokens alone. In attention 12 for each pair of positions that
-    see each other, layer, head and width. What is computed again, or on padding, is not needed.
-
-    Args:
-        model: A causal language model of transformers, or a PeftModel around one.
-        batch: See :class:`fc_lightning.data.packing.Batch`.
+    Attributes:
+        per_token: Matrix products of all decoder layers.
+        per_supervised_token: Matrix product of the head, which is computed for supervised tokens only.
+        per_attended_pair: Attention of one layer, for a query and a key that it attends to.
+        windows: Sliding window of each decoder layer; ``None`` for full attention.
     """
-    causal, head = unwrap_peft(model), unwrap_peft(model).get_output_embeddings()
-    config = causal.config.get_text_config()
 
-    def of(module: nn.Module) -> int:
-        matrices = [weight for weight in module.parameters() if weight.dim() == 2]
-        return sum(weight.numel() * (6 if weight.requires_grad else 4) for weight in matrices)
+    per_token: int
+    per_supervised_token: int
+    per_attended_pair: int
+    windows: tuple[int | None, ...]
 
-    layers = causal.get_decoder().layers
-    total = batch["num_tokens"] * sum(map(of, layers)) + batch["num_supervised"] * of(head)
-    width = getattr(config, "head_dim", config.hidden_size // config.num_attention_heads) * config.num_attention_heads
-    kinds = getattr(config, "layer_types", None) or ["full_attention"] * len(layers)
-    in_rows = [[end - start for at, start, end in batch["documents"] if at == row] for row in range(len(batch["ids"]))]
-    lengths = [n for row, ids in zip(in_rows, batch["ids"], strict=True) for n in row[: len(ids)]]  # not of padding
-    for length in lengths:
-        for kind in kinds:
-            seen = min(config.sliding_window, length) if kind == "sliding_attention" else length
-            total += 12 * width * (seen * (seen + 1) / 2 + (length - seen) * seen)
-    return total
+    @classmethod
+    def of_model(cls, model: nn.Module) -> TrainingCost:
+        """The cost of training a causal language model of transformers, or a PeftModel around one."""
+        causal = unwrap_peft(model)
+        config, layers = causal.config.get_text_config(), causal.get_decoder().layers
+        head_width = getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
+        kinds = getattr(config, "layer_types", None) or ["full_attention"] * len(layers)
+        return cls(
+            per_token=sum(map(_matrix_flops, layers)),
+            per_supervised_token=_matrix_flops(causal.get_output_embeddings()),
+            # Scores and weighted values are 2 products of 2 operations per weight and pair, and twice that backward.
+            per_attended_pair=12 * head_width * config.num_attention_heads,
+            windows=tuple(config.sliding_window if kind == "sliding_attention" else None for kind in kinds),
+        )
+
+    def flops(self, batch: Batch) -> float:
+        """The floating-point operations of one micro-batch."""
+        pairs = sum(_attended_pairs(length, window) for length in _document_lengths(batch) for window in self.windows)
+        return (
+            batch["num_tokens"] * self.per_token
+            + batch["num_supervised"] * self.per_supervised_token
+            + pairs * self.per_attended_pair
+        )
+
+
+def training_flops(model: nn.Module, batch: Batch) -> float:
+    """The floating-point operations that a forward and a backward pass over a batch require.
+
+    See :class:`TrainingCost`, which is worth keeping where there are many batches.
+    """
+    return TrainingCost.of_model(model).flops(batch)
+
+
+def _matrix_flops(module: nn.Module) -> int:
+    """Operations per token: 2 per weight of a matrix forward, 2 backward, and 2 more if the weight is trained."""
+    matrices = [weight for weight in module.parameters() if weight.dim() == 2]
+    return sum(_num_weights(weight) * (6 if weight.requires_grad else 4) for weight in matrices)
+
+
+def _num_weights(weight: nn.Parameter) -> int:
+    """Bitsandbytes packs a 4-bit matrix into ``(numel / 2, 1)`` bytes and keeps its shape in ``quant_state``."""
+    packed = getattr(weight, "quant_state", None)
+    return math.prod(packed.shape) if packed is not None else weight.numel()
+
+
+def _document_lengths(batch: Batch) -> list[int]:
+    """Lengths of the documents of a batch. Padding, which is the document after the last one of a row, is left out."""
+    lengths: list[int] = []
+    for row, ids in enumerate(batch["ids"]):
+        in_row = [end - start for document_row, start, end in batch["documents"] if document_row == row]
+        lengths += in_row[: len(ids)]
+    return lengths
+
+
+def _attended_pairs(length: int, window: int | None) -> float:
+    """Pairs of a query and a key in causal attention over a document."""
+    seen = length if window is None else min(window, length)
+    return seen * (seen + 1) / 2 + (length - seen) * seen

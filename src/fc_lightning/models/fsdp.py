@@ -1,4 +1,4 @@
-"""FSDP2: the weights are sharded over the ranks."""
+"""FSDP2: weights that are sharded over the ranks."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from fc_lightning.models.loss import causal_loss_sum
 
 
 def shard(model: nn.Module, mesh: Any) -> None:
-    """Spread the weights over the ranks of a device mesh (FSDP2): each decoder layer by itself, the rest together.
+    """Shard the weights over the ranks of a device mesh: one unit for each decoder layer, one for all the rest.
 
-    Embedding and head must be in one unit, because they may share a matrix.
-    The loss does not go through the model's ``forward``, and calls the head as often as a rank has chunks of labels.
-    As a forward method of the whole it gathers the head once, so that all ranks wait for each other equally often.
+    Embedding and head must be in the same unit, because they may share a matrix. The loss does not go through the
+    model's ``forward``, and calls the head once for each chunk of labels, of which ranks have different numbers. As a
+    forward method of the outer unit it gathers the head once, so that all ranks take part in the same collectives.
 
     Args:
-        model: A causal language model or a PeftModel.
+        model: A causal language model or a PeftModel, changed in place.
         mesh: The data-parallel dimension of a device mesh.
     """
     causal = unwrap_peft(model)
@@ -35,13 +35,13 @@ def shard(model: nn.Module, mesh: Any) -> None:
 
 
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:
-    """What is trained, by name. Of a sharded model the shards are put together: all ranks must call it."""
+    """The trained weights by name. Shards are gathered, so all ranks must call this."""
     trained = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
     return {name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for name, tensor in trained.items()}
 
 
 def are_finite(gradients: Sequence[Tensor]) -> Tensor:
-    """Whether all gradients are finite, a scalar; of sharded ones, this rank's shards."""
+    """Whether all gradients are finite, as a scalar tensor. Of sharded gradients, this rank's shards are checked."""
     local = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
     norms = torch._foreach_norm([gradient for gradient in local if gradient.numel()])
     return torch.stack(norms).isfinite().all() if norms else torch.tensor(True)

@@ -1,4 +1,4 @@
-"""The model: a base with rows for the new tokens and an adapter, and its loss."""
+"""Loading a base model, its configuration, and the fingerprint by which checkpoints recognise it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    BitsAndBytesConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
 from fc_lightning.utils.errors import first_line
 from fc_lightning.utils.pretrained import BaseModelError, resolve_base
@@ -32,13 +26,13 @@ def load_base(
     Args:
         base: See :func:`fc_lightning.utils.pretrained.resolve_base`.
         revision: Revision on the hub.
-        dtype: Of its weights.
-        attention: One of transformers' attention implementations.
-        quantization: Fields of transformers' ``BitsAndBytesConfig``, to keep the matrices in 4 or 8 bits.
-        device: Where a quantized model is loaded to; others stay in the machine's memory.
+        dtype: Precision of the weights.
+        attention: An attention implementation of transformers.
+        quantization: Fields of ``BitsAndBytesConfig``, to keep the matrices in 4 or 8 bits.
+        device: Where to load a quantized model. Other models are loaded into main memory.
 
     Raises:
-        BaseModelError: If there is none, or it cannot be quantized.
+        BaseModelError: If there is no such model, or it cannot be quantized.
     """
     extra: dict[str, Any] = {}
     if quantization:
@@ -50,8 +44,8 @@ def load_base(
             revision=revision,
             dtype=dtype,
             attn_implementation=attention,
-            use_safetensors=True,  # never a pickle
-            trust_remote_code=False,  # not given, transformers asks at the terminal
+            use_safetensors=True,  # never unpickle a file
+            trust_remote_code=False,  # if missing, transformers asks at the terminal
             **extra,
         )
     except ImportError as error:
@@ -61,9 +55,9 @@ def load_base(
 
 
 def base_digest(model: PreTrainedModel) -> str:
-    """A fingerprint of a base's weights, the same in whichever precision or quantization it was loaded.
+    """A fingerprint of a base's weights, the same in every precision and quantization.
 
-    Looked at are the vectors (norms, biases) and rows of the embedding, which no quantization touches.
+    It covers the vectors (norms, biases) and a sample of the embedding's rows, which no quantization touches.
     """
     embedding = model.get_input_embeddings().weight
     digest = hashlib.sha256(str(list(embedding.shape)).encode())
@@ -74,7 +68,11 @@ def base_digest(model: PreTrainedModel) -> str:
 
 
 def load_config(base: str, revision: str | None) -> PretrainedConfig:
-    """The configuration of a base.
+    """Load the configuration of a base.
+
+    Args:
+        base: See :func:`fc_lightning.utils.pretrained.resolve_base`.
+        revision: Revision on the hub.
 
     Raises:
         BaseModelError: If there is none.

@@ -1,4 +1,4 @@
-"""The loss: summed cross-entropy of the supervised tokens, with logits for these alone."""
+"""The loss: summed cross-entropy of the supervised tokens. Other positions have no logits."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from fc_lightning.data.collator import Batch
 from fc_lightning.models.attention import BY_DOCUMENT
 from fc_lightning.models.lora import unwrap_peft
+from fc_lightning.models.transformers_internals import attention_implementation
 
 HEAD_CHUNK = 512  # rows of logits that are held at a time
 
@@ -20,12 +21,12 @@ HEAD_CHUNK = 512  # rows of logits that are held at a time
 def token_loss_sum(model: nn.Module, batch: Batch, chunk: int = HEAD_CHUNK) -> Tensor:
     """The sum of the cross-entropies of all supervised tokens of a batch, a scalar in fp32.
 
-    Logits are made only where there is a label, and no more than ``chunk`` rows of them at a time: past that, chunks
-    are computed again in the backward pass.
+    Logits are computed only for positions that have a label, at most ``chunk`` rows of them at a time. If there are
+    more, chunks are computed again in the backward pass.
 
     Args:
         model: A causal language model of transformers, or a PeftModel around one.
-        batch: See :class:`fc_lightning.data.packing.Batch`.
+        batch: See :class:`fc_lightning.data.collator.Batch`.
         chunk: Rows of logits held at a time.
     """
     causal = unwrap_peft(model)
@@ -35,18 +36,16 @@ def token_loss_sum(model: nn.Module, batch: Batch, chunk: int = HEAD_CHUNK) -> T
 
 
 def causal_loss_sum(causal: Any, batch: Batch, chunk: int) -> Tensor:
-    # No mask and no cache: transformers then tells documents apart by positions that start again.
-    extra: dict[str, Any] = {}
-    if causal.config._attn_implementation == BY_DOCUMENT:
-        extra = {"documents": batch["documents"]}
-    elif "flash" in causal.config._attn_implementation:
-        extra = _flash_arguments(batch)
+    """:func:`token_loss_sum` of a model that is not wrapped."""
+    # With neither a mask nor a cache, transformers separates documents where positions restart.
     hidden = causal.get_decoder()(
-        input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False, **extra
-    ).last_hidden_state
-    places = batch["supervised_index"]
-    hidden = hidden.flatten(0, 1)[places]  # (supervised, width)
-    labels = batch["labels"].flatten()[places]  # (supervised,)
+        input_ids=batch["input_ids"],
+        position_ids=batch["position_ids"],
+        use_cache=False,
+        **_attention_arguments(causal, batch),
+    ).last_hidden_state  # (rows, length, width)
+    hidden = hidden.flatten(0, 1)[batch["supervised_index"]]  # (supervised, width)
+    labels = batch["labels"].flatten()[batch["supervised_index"]]  # (supervised,)
     head, cap = causal.get_output_embeddings(), getattr(causal.config, "final_logit_softcapping", None)
     if len(labels) <= chunk:
         return _head_loss(head, hidden, labels, cap)
@@ -55,20 +54,29 @@ def causal_loss_sum(causal: Any, batch: Batch, chunk: int) -> Tensor:
     return torch.stack(losses).sum()
 
 
-def _flash_arguments(batch: Batch) -> dict[str, Any]:
-    """Where documents end in the rows one behind the other, as flash kernels want it.
+def _attention_arguments(causal: Any, batch: Batch) -> dict[str, Any]:
+    """What the model's attention implementation needs beyond positions to keep documents apart."""
+    attention = attention_implementation(causal.config)
+    if attention == BY_DOCUMENT:
+        return {"documents": batch["documents"]}
+    return _flash_arguments(batch) if "flash" in attention else {}
 
-    Left to itself, transformers finds them again in every layer, with a sync each, and only where a batch is one row.
+
+def _flash_arguments(batch: Batch) -> dict[str, Any]:
+    """The ends of the documents in the concatenated rows, as flash kernels expect them.
+
+    If they are missing, transformers searches for them in every layer, with a device sync each, and only in batches of
+    one row.
     """
     sizes = torch.tensor([0] + [end - start for _, start, end in batch["documents"]], dtype=torch.int32)
-    ends = sizes.cumsum(0, dtype=torch.int32).to(batch["input_ids"].device, non_blocking=True)
+    ends = sizes.cumsum(0, dtype=torch.int32).to(batch["input_ids"].device, non_blocking=True)  # (documents + 1,)
     longest = int(sizes.max())
     return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
 
 
 def _head_loss(head: nn.Module, hidden: Tensor, labels: Tensor, cap: float | None) -> Tensor:
     """Summed cross-entropy of ``(n, width)`` hidden states against ``(n,)`` labels."""
-    logits = head(hidden).float()
+    logits = head(hidden).float()  # (n, vocabulary)
     if cap is not None:
         logits = cap * torch.tanh(logits / cap)
     return F.cross_entropy(logits, labels, reduction="sum")

@@ -1,7 +1,7 @@
-"""What training will need of a device's memory, estimated before it begins.
+"""The memory that training needs on a device, estimated before it begins.
 
-Counted is what autograd keeps for the backward pass of the decoder layers that the Gemma, Llama and Qwen families
-share, with the sizes of the model that is really there.
+The estimate counts what autograd keeps for the backward pass of the decoder layers that the Gemma, Llama and Qwen
+families share, with the sizes of the loaded model.
 """
 
 from __future__ import annotations
@@ -10,80 +10,88 @@ from typing import Any
 
 import psutil
 import torch
-from peft import PeftModel
 from torch import nn
 
 from fc_lightning.models.attention import BY_DOCUMENT
+from fc_lightning.models.lora import unwrap_peft
+from fc_lightning.models.transformers_internals import attention_implementation
 
 _FUSED = ("sdpa", "flex_attention", "flash")  # attention that keeps no scores
 
 
 def memory_in_use(device: torch.device) -> int:
-    """What is taken now: by tensors on a GPU; or by this process, its libraries and all of its weights with it.
+    """Bytes in use now: of tensors on a GPU; otherwise of this process, with its libraries and all of its weights.
 
-    Weights are mapped from their files, and of these only what has been read is in memory yet.
+    Weights are mapped from their files, so pages that have not been read yet are added.
     """
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     process = psutil.Process()
-    maps = process.memory_maps() if hasattr(process, "memory_maps") else []
-    unread = sum(one.size - one.rss for one in maps if one.path.endswith(".safetensors"))
+    maps = process.memory_maps() if hasattr(process, "memory_maps") else []  # not on macOS
+    unread = sum(mapped.size - mapped.rss for mapped in maps if mapped.path.endswith(".safetensors"))
     return process.memory_info().rss + unread
 
 
 def estimate_training_bytes(
     model: nn.Module, tokens: int, attended: int, supervised: int, checkpointing: bool, half: bool
 ) -> int:
-    """What training adds to the weights.
+    """The bytes that training adds to the weights.
 
-    Gradients and Adam's two moments are 12 bytes a trained weight in fp32, and under autocast its copy 2 more. The
-    activations of a micro-batch are those of all layers; with checkpointing the layers' inputs, and of one layer, while
-    it is computed again, its activations and their gradients, unless the logits, which are gone by then, are more.
-    A logit takes 12 bytes, for the log of its softmax and two gradients, and 16 where it is capped. Not counted is what
-    the allocator keeps of freed memory.
+    - Gradients and Adam's two moments take 12 bytes per trained weight, and under autocast a cast copy 2 more.
+    - Without checkpointing, the activations of all layers and the logits are kept.
+    - With checkpointing, the inputs of all layers are kept. On top comes the larger of the logits and one layer's
+      activations with their gradients, because the logits are freed before the first layer is recomputed.
+    - A logit takes 12 bytes, for the log-softmax and two gradients, and 16 if it is capped.
+
+    Freed memory that the allocator caches is not counted.
 
     Args:
         model: A causal language model, or a PeftModel around one.
-        tokens: Of a micro-batch.
-        attended: Positions that a token's attention scores are computed for.
-        supervised: Rows of logits that are held at a time.
-        checkpointing: Whether layers are computed again in the backward pass.
+        tokens: Tokens of a micro-batch.
+        attended: Keys for which attention scores are computed, per token.
+        supervised: Rows of logits held at a time.
+        checkpointing: Whether layers are recomputed in the backward pass.
         half: Whether activations are in half precision.
     """
-    causal: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    causal = unwrap_peft(model)
     config, layers = causal.config.get_text_config(), causal.get_decoder().layers
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    inside = tokens * _token_bytes(layers[0], config, attended, half)
+    layer = tokens * _bytes_per_token(layers[0], config, attended, half)
     inputs = tokens * config.hidden_size * len(layers) * (2 if half else 4)
     logits = supervised * config.vocab_size * (16 if getattr(config, "final_logit_softcapping", None) else 12)
-    moving = inputs + max(logits, 2 * inside) if checkpointing else inside * len(layers) + logits
-    return trained * (14 if half else 12) + moving
+    activations = inputs + max(logits, 2 * layer) if checkpointing else layer * len(layers) + logits
+    return trained * (14 if half else 12) + activations
 
 
-def _token_bytes(layer: nn.Module, config: Any, attended: int, half: bool) -> int:
-    """What a decoder layer keeps of a token.
+def _bytes_per_token(layer: nn.Module, config: Any, attended: int, half: bool) -> int:
+    """The bytes that a decoder layer keeps per token.
 
-    Attention keeps queries, keys, values and its result; the MLP both of its halves, the activation and the product;
-    the adapters the two normed inputs. Each norm keeps what it saw in fp32; dropout before an adapter keeps its result,
-    and where it was.
+    Attention keeps queries, keys, values and its result. The MLP keeps its two halves, the activation and the product.
+    The adapters keep the two normed inputs. Each norm keeps its input in fp32. Dropout before an adapter keeps its
+    result and a mask.
     """
     size, width = 2 if half else 4, config.hidden_size
-    heads = {"q": config.num_attention_heads, "k": config.num_key_value_heads}
+    num_heads = {"q": config.num_attention_heads, "k": config.num_key_value_heads}
     values = inner = normed = dropped = 0
     for name, module in layer.named_modules():
         if isinstance(module, nn.Linear) and "lora_" not in name:
             values += module.out_features + (module.in_features if module.out_features == width else 0)
             inner = max(inner, module.in_features)
         elif isinstance(weight := getattr(module, "weight", None), nn.Parameter) and weight.dim() == 1:
-            per_head = heads.get(name.rpartition(".")[2][0], 1) if weight.numel() < width else 1
+            per_head = num_heads.get(name.rpartition(".")[2][0], 1) if weight.numel() < width else 1
             normed += weight.numel() * per_head
         dropouts = getattr(module, "lora_dropout", nn.ModuleDict()).values()
         if any(isinstance(dropout, nn.Dropout) for dropout in dropouts):
             dropped += module.in_features
-    scores = 0
-    if not str(config._attn_implementation).startswith(_FUSED):
-        # Softmax, before it the cap; transformers' own eager attention casts to fp32 and back for it.
-        copies = 1 if config._attn_implementation == BY_DOCUMENT or not half else 3
-        copies += getattr(config, "attn_logit_softcapping", None) is not None
-        scores = config.num_attention_heads * attended * copies
+    scores = _scores_per_token(config, attended, half)
     return size * (values + inner + scores) + 4 * normed + (size + 1) * dropped
+
+
+def _scores_per_token(config: Any, attended: int, half: bool) -> int:
+    """The attention scores that a layer keeps per token: the softmax, the cap before it, and casts to fp32 and back."""
+    attention = attention_implementation(config)
+    if attention.startswith(_FUSED):
+        return 0
+    copies = 3 if half and attention != BY_DOCUMENT else 1  # the eager attention of transformers casts, ours does not
+    copies += getattr(config, "attn_logit_softcapping", None) is not None
+    return config.num_attention_heads * attended * copies

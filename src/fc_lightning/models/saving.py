@@ -23,16 +23,16 @@ def write_model(
     revision: str | None = None,
     weights: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a model, its tokenizer, and the templates by which servers write its prompts and read its answers.
+    """Write a model, its tokenizer, and the templates that servers use to write prompts and to read answers.
 
     Args:
-        model: A PeftModel or a whole model. Merging uses it up.
-        template: What it was trained with.
+        model: A PeftModel or a model of transformers. Merging consumes it.
+        template: The chat template that it was trained with.
         folder: An existing folder.
-        merge: Whether to merge an adapter, or to write it alone.
-        dtype: What the merged weights are rounded to; as they are if not given.
-        revision: Of the base, for the adapter's configuration.
-        weights: The adapter's, if not those in the model's memory: see :func:`fc_lightning.models.loading.trained_weights`.
+        merge: Whether to merge an adapter into the base, or to write the adapter alone.
+        dtype: Precision of merged weights; unchanged if missing.
+        revision: Revision of the base, for the adapter's configuration.
+        weights: The adapter's weights, if not those in memory: see :func:`fc_lightning.models.fsdp.trained_weights`.
     """
     tokenizer = template.tokenizer
     if template.chat_format and template.has_generation_prompt(template.chat_format.generation_prompt):
@@ -44,11 +44,11 @@ def write_model(
             config.revision = revision
         model.save_pretrained(str(folder), state_dict=weights, save_embedding_layers=False)
         return
-    whole = model.merge_and_unload() if isinstance(model, PeftModel) else model
-    whole.generation_config = GenerationConfig(
+    merged = model.merge_and_unload() if isinstance(model, PeftModel) else model
+    merged.generation_config = GenerationConfig(
         do_sample=False,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=template.end_ids(tokenizer),
         pad_token_id=tokenizer.pad_token_id,
     )
-    whole.to(dtype or whole.dtype).save_pretrained(str(folder))
+    merged.to(dtype or merged.dtype).save_pretrained(str(folder))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message.
+    r"""The first line of an error's message.
 
     Example:
-        >>> first_line(ValueError("no such file\\nSee the documentation of …"))
+        >>> first_line(ValueError("no such file\nSee the documentation of …"))
         'no such file'
     """
     return str(error).strip().split("\n", 1)[0]

@@ -17,8 +17,8 @@ from fc_lightning.conversation.parsing import (
     call_from_value,
     parse_literal,
     parse_turn,
-    to_json_value,
     render_turn,
+    to_json_value,
     tool_from_value,
 )
 from fc_lightning.conversation.types import Conversation, Message, Role, Tool, ToolCall

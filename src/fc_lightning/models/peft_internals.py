@@ -1,0 +1,79 @@
+"""Faster forward passes for PEFT's layers, and with them every internal name of PEFT that this package uses.
+
+PEFT has no public way to replace a layer's forward pass. Parameters and results stay the same; PEFT still creates,
+saves and merges the layers.
+"""
+
+from __future__ import annotations
+
+from types import MethodType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft import PeftConfig
+from peft.tuners.lora.layer import Linear as LoraLinear
+from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
+from peft.tuners.tuners_utils import check_target_module_exists
+from torch import Tensor, nn
+
+
+def adapts_module(peft: PeftConfig, name: str) -> bool:
+    """Whether a configuration puts an adapter on the module of this name, whichever way it names its targets."""
+    return bool(check_target_module_exists(peft, name))
+
+
+def use_fast_forward(model: nn.Module) -> None:
+    """Replace the forward pass of plain LoRA layers and of new-token rows throughout a model."""
+    for module in model.modules():
+        if isinstance(module, TrainableTokensLayer):
+            indices = torch.tensor(next(iter(module.token_indices.values())))  # (new,)
+            module.register_buffer("new_tokens", indices, persistent=False)
+            module.forward = MethodType(_token_rows_forward, module)
+        elif type(module) is LoraLinear and type(module.base_layer) is nn.Linear and not module.lora_variant:
+            module.forward = MethodType(_lora_forward, module)
+
+
+def _lora_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """``base(x) + scaling · B A dropout(x)``.
+
+    PEFT casts the whole input to the adapter's precision and scales the whole output. Here autocast casts the small
+    matrices, the ``(…, r)`` product is scaled, and the sum is part of the second matrix product.
+    """
+    if self.disable_adapters or self.merged or args or kwargs:
+        return type(self).forward(self, x, *args, **kwargs)
+    # A slice of the last positions is not contiguous, and torch then multiplies row by row: seconds on a CPU.
+    x = x.contiguous()
+    out = self.base_layer(x)
+    for name in self.active_adapters:
+        if name not in self.lora_A:
+            continue
+        if not torch.is_autocast_enabled(x.device.type):
+            x = x.to(self.lora_A[name].weight.dtype)
+        inner = self.lora_A[name](self.lora_dropout[name](x)) * self.scaling[name]  # (…, r)
+        flat = torch.addmm(
+            out.flatten(0, -2).to(inner.dtype), inner.flatten(0, -2), self.lora_B[name].weight.T.to(inner.dtype)
+        )
+        out = flat.view(out.shape).to(out.dtype)
+    return out
+
+
+def _token_rows_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """The base's rows, with the trained rows in place of those of new tokens. PEFT copies the whole matrix instead.
+
+    In an embedding ``x`` holds ids. In a tied head it is the hidden state, and the logits of new tokens replace those
+    that the base computes.
+    """
+    if self.disable_adapters or self.merged or args or kwargs:
+        return type(self).forward(self, x, *args, **kwargs)
+    (name,) = self.active_adapters
+    rows = self.trainable_tokens_delta[name]  # (new, width)
+    out = self.base_layer(x.contiguous())  # contiguous for the reason given in _lora_forward
+    if isinstance(self.base_layer, nn.Linear):
+        return out.index_copy_(-1, self.new_tokens, F.linear(x.to(out.dtype), rows.to(out.dtype)))
+    is_new = x.unsqueeze(-1) == self.new_tokens  # (…, new)
+    scale = self._get_embed_scale()  # Gemma multiplies embeddings by a scale of its own
+    rows = rows if scale is None else rows * scale.to(rows.dtype)
+    # A one-hot product picks the row. Its backward pass sums the gradients of a row within (…, new) and (new, width).
+    new = is_new.to(rows.dtype) @ rows  # (…, width)
+    return torch.where(is_new.any(-1, keepdim=True), new.to(out.dtype), out)

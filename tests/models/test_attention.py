@@ -1,0 +1,101 @@
+"""Attention by document and the arguments of flash kernels, against plain transformers on separate documents."""
+
+import itertools
+
+import pytest
+import torch
+from tests.helpers.losses import DOCUMENTS, loss_alone
+from tests.helpers.small_models import SIZES
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, Gemma2Config
+from transformers.masking_utils import flash_attention_mask
+
+from fc_lightning.data.collator import PackingCollator
+from fc_lightning.models.attention import BY_DOCUMENT, choose_attention
+from fc_lightning.models.loading import load_base
+from fc_lightning.models.loss import token_loss_sum
+
+
+@pytest.mark.parametrize(("attention", "block"), [(BY_DOCUMENT, 512), (BY_DOCUMENT, 5), ("eager", 512)])
+@pytest.mark.parametrize("packs", [[[0, 1, 2]], [[0], [2, 1]], [[1], [], [2, 0]]], ids=str)
+def test_packed_documents_have_the_loss_of_separate_ones(base, attention, block, packs, monkeypatch):
+    monkeypatch.setattr("fc_lightning.models.attention._BLOCK", block)
+    model = load_base(str(base), None, torch.float32, attention)
+    plain = AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager")
+    batch = PackingCollator(0)([[DOCUMENTS[index] for index in pack] for pack in packs])
+    expected = sum(loss_alone(plain, DOCUMENTS[index]) for pack in packs for index in pack)
+    torch.testing.assert_close(token_loss_sum(model, batch), expected, rtol=1e-5, atol=1e-5)
+
+
+def flash_by_hand(module, query, key, value, attention_mask, *, cu_seq_lens_q, cu_seq_lens_k, max_length_q, **settings):
+    """What a flash kernel computes from its own arguments, one sequence at a time."""
+    assert attention_mask is None
+    assert max_length_q == max(cu_seq_lens_q.diff())
+    assert cu_seq_lens_q.dtype == torch.int32
+    rows, heads, length, width = query.shape
+    flat = [part.transpose(1, 2).reshape(rows * length, -1, width) for part in (query, key, value)]
+    out = torch.empty_like(flat[0])
+    for start, end in itertools.pairwise(cu_seq_lens_q.tolist()):
+        q, k, v = (part[start:end].transpose(0, 1) for part in flat)
+        k, v = (part.repeat_interleave(heads // part.shape[0], 0) for part in (k, v))
+        scores = q @ k.mT * settings["scaling"]
+        if (cap := settings.get("softcap")) is not None:
+            scores = cap * torch.tanh(scores / cap)
+        seen = torch.ones(end - start, end - start, dtype=torch.bool).tril()
+        if (window := settings.get("sliding_window")) is not None:
+            seen = seen.triu(1 - window)
+        out[start:end] = (scores.masked_fill(~seen, -torch.inf).softmax(-1) @ v).transpose(0, 1)
+    return out.view(rows, length, heads, width), None
+
+
+@pytest.mark.parametrize("packs", [[[0, 1, 2]], [[1], [], [2, 0]]], ids=str)
+def test_flash_kernels_get_the_ends_of_the_documents(base, packs):
+    AttentionInterface.register("flash_by_hand", flash_by_hand)
+    AttentionMaskInterface.register("flash_by_hand", flash_attention_mask)
+    model = load_base(str(base), None, torch.float32, "eager")
+    model.config._attn_implementation = "flash_by_hand"  # loading it by this name would look for a kernel on the hub
+    plain = AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager")
+    batch = PackingCollator(0)([[DOCUMENTS[index] for index in pack] for pack in packs])
+    expected = sum(loss_alone(plain, DOCUMENTS[index]) for pack in packs for index in pack)
+    torch.testing.assert_close(token_loss_sum(model, batch), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("device", "mixed", "flash", "cap", "chosen"),
+    [
+        ("cpu", True, True, 50.0, BY_DOCUMENT),
+        ("cpu", False, False, None, BY_DOCUMENT),
+        ("cuda", True, True, 50.0, "flash_attention_2"),
+        ("cuda", True, True, None, "flash_attention_2"),
+        ("cuda", False, True, None, "sdpa"),
+        ("cuda", True, False, 50.0, "flex_attention"),
+        ("cuda", True, False, None, "sdpa"),
+    ],
+)
+def test_which_attention_is_chosen(device, mixed, flash, cap, chosen, monkeypatch):
+    monkeypatch.setattr("fc_lightning.models.attention.is_flash_attn_2_available", lambda: flash)
+    config = Gemma2Config(**SIZES, attn_logit_softcapping=cap)
+    assert choose_attention(config, torch.device(device), mixed)[0] == chosen
+
+
+def test_a_document_does_not_depend_on_the_others_of_its_pack(base):
+    """Only document b is supervised: its loss is bit-equal whatever the tokens of a are."""
+    model = load_base(str(base), None, torch.float32, BY_DOCUMENT)
+    losses = set()
+    for token in (10, 70):
+        other = {"id": "a", "input_ids": [2, *[token] * 17], "supervised": []}
+        losses.add(float(token_loss_sum(model, PackingCollator(0)([[other, DOCUMENTS[1], other]]))))
+    assert len(losses) == 1
+
+
+@pytest.mark.parametrize("attention", [BY_DOCUMENT, "eager"])
+def test_packed_documents_have_the_logits_of_separate_ones(base, attention):
+    packed = load_base(str(base), None, torch.float32, attention)
+    plain = AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager")
+    batch = PackingCollator(0)([DOCUMENTS])
+    extra = {"documents": batch["documents"]} if attention == BY_DOCUMENT else {}
+    with torch.no_grad():
+        logits = packed(
+            input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False, **extra
+        ).logits
+        alone = [plain(torch.tensor([document["input_ids"]])).logits for document in DOCUMENTS]
+    torch.testing.assert_close(logits, torch.cat(alone, dim=1), rtol=1e-5, atol=1e-5)
