@@ -7,12 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from fc_lightning.data.collator import PackingCollator
-from fc_lightning.models.preference_loss import (
-    document_log_probs,
-    dpo_loss_sum,
-    simpo_loss_sum,
-    weighted_loss_sum,
-)
+from fc_lightning.models.preference_loss import Preference, document_log_probs, simpo_losses
 
 TINY = "tests/models/tiny_gemma2"
 TOLERANCE = 1e-5
@@ -59,8 +54,7 @@ def packed_log_probs(model, documents, shuffled: bool = False):
     )
     length = batch["input_ids"].shape[1]
     number_at = torch.full((2 * length,), -1)
-    real = [span for span in batch["documents"] if span[2] - span[1] < length]
-    for number, (row, start, end) in zip(order, real, strict=False):
+    for number, (row, start, end) in zip(order, batch["documents"], strict=False):  # padding comes last
         number_at[row * length + start : row * length + end] = number
     return losses, *document_log_probs(losses, number_at[places], len(documents))
 
@@ -79,44 +73,38 @@ def test_packed_log_probabilities_are_those_of_each_document_alone(model, docume
         assert found == pytest.approx(expected, rel=TOLERANCE)
 
 
-def test_losses_are_those_of_the_plain_formulas(model, documents):
-    reference = [-50.0, -90.0, -40.0, -30.0, -95.0, -60.0]
+def test_the_loss_of_pairs_is_that_of_the_plain_formula(model, documents):
     with torch.no_grad():
-        _, log_probs, counts = packed_log_probs(model, documents)
+        losses, log_probs, counts = packed_log_probs(model, documents)
         plain = [plain_log_prob(model, document) for document in documents]
-    simpo = dpo = 0.0
+    expected, total = [], 0.0
     for pair in range(3):
         (chosen, n_chosen), (rejected, n_rejected) = plain[2 * pair], plain[2 * pair + 1]
-        simpo -= log_sigmoid(2.5 * (chosen / n_chosen - rejected / n_rejected) - 0.7)
-        margin = (chosen - reference[2 * pair]) - (rejected - reference[2 * pair + 1])
-        dpo -= log_sigmoid(0.3 * margin)
-    assert simpo_loss_sum(log_probs, counts, 2.5, 0.7).item() == pytest.approx(simpo, rel=TOLERANCE)
-    assert dpo_loss_sum(log_probs, torch.tensor(reference), 0.3).item() == pytest.approx(dpo, rel=TOLERANCE)
+        expected.append(-log_sigmoid(2.5 * (chosen / n_chosen - rejected / n_rejected) - 0.7))
+        total += -chosen + 0.3 * n_chosen * expected[-1]
+    assert simpo_losses(log_probs, counts, 2.5, 0.7).tolist() == pytest.approx(expected, rel=TOLERANCE)
+    sides = torch.cat([torch.full((int(count),), side) for side, count in enumerate(counts)])
+    weights = (sides % 2 == 0).float()
+    found = Preference(weight=0.3, beta=2.5, margin=0.7)(losses, weights, sides, 3)
+    assert found.item() == pytest.approx(total, rel=TOLERANCE)
 
 
 def test_the_gradient_raises_the_chosen_and_lowers_the_rejected_turn():
-    losses = torch.tensor([0.5, 0.7, 0.2, 0.9], requires_grad=True)
-    log_probs, counts = document_log_probs(losses, torch.tensor([0, 0, 1, 1]), 2)
-    (gradient,) = torch.autograd.grad(simpo_loss_sum(log_probs, counts), losses)
-    assert (gradient[:2] > 0).all()  # a smaller token loss of the chosen turn lowers the loss
-    assert (gradient[2:] < 0).all()
-
-
-def test_a_model_that_is_its_own_reference_has_the_loss_of_a_coin():
-    log_probs = torch.tensor([-3.0, -5.0, -2.0, -9.0])
-    assert dpo_loss_sum(log_probs, log_probs).item() == pytest.approx(2 * math.log(2), rel=1e-6)
+    losses, sides = torch.tensor([0.5, 0.7, 0.2, 0.9, 0.4]), torch.tensor([0, 0, 1, 1, -1])
+    loss, derivative = Preference().gradient(losses, torch.zeros(5), sides, 1)
+    assert (derivative[:2] > 0).all()  # a smaller token loss of the chosen turn lowers the loss
+    assert (derivative[2:4] < 0).all()
+    assert derivative[4] == 0
+    step = 1e-3
+    for token in range(5):
+        moved = losses.clone()
+        moved[token] += step
+        slope = (Preference()(moved, torch.zeros(5), sides, 1) - loss) / step
+        assert slope.item() == pytest.approx(derivative[token].item(), abs=2e-3)
 
 
 def test_a_document_without_supervised_tokens_has_log_probability_zero():
     log_probs, counts = document_log_probs(torch.tensor([0.5]), torch.tensor([0]), 2)
     assert log_probs.tolist() == [-0.5, 0.0]
     assert counts.tolist() == [1.0, 0.0]
-    assert math.isfinite(simpo_loss_sum(log_probs, counts).item())
-
-
-def test_weights_scale_token_losses_and_their_gradients():
-    losses = torch.tensor([0.5, 0.25, 2.0], requires_grad=True)
-    weights = torch.tensor([1.0, 0.0, 3.0])
-    total = weighted_loss_sum(losses, weights)
-    assert total.item() == 6.5
-    assert torch.autograd.grad(total, losses)[0].tolist() == weights.tolist()
+    assert torch.isfinite(simpo_losses(log_probs, counts, 2.0, 1.0)).all()

@@ -10,6 +10,8 @@ document that each token belongs to. Documents come in pairs: 2 i is chosen, 2 i
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -31,8 +33,8 @@ def document_log_probs(token_losses: Tensor, document: Tensor, num_documents: in
     return sums, zeros.index_add(0, document, torch.ones_like(document, dtype=torch.float32))
 
 
-def simpo_loss_sum(log_probs: Tensor, counts: Tensor, beta: float = 2.0, margin: float = 1.0) -> Tensor:
-    """The sum over pairs of a reference-free preference loss (Meng et al., "SimPO", arXiv:2405.14734).
+def simpo_losses(log_probs: Tensor, counts: Tensor, beta: float, margin: float) -> Tensor:
+    """The loss of each pair without a reference model, ``(pairs,)`` (Meng et al., "SimPO", arXiv:2405.14734).
 
     ``-log sigmoid(beta * (mean log-probability of chosen - of rejected) - margin)``. The mean is over a turn's tokens,
     so that longer turns are neither favoured nor punished.
@@ -44,28 +46,47 @@ def simpo_loss_sum(log_probs: Tensor, counts: Tensor, beta: float = 2.0, margin:
         margin: How much larger the scaled difference should be than 0.
     """
     chosen, rejected = (log_probs / counts.clamp(min=1)).view(-1, 2).unbind(1)  # (pairs,) each
-    return -F.logsigmoid(beta * (chosen - rejected) - margin).sum()
+    return -F.logsigmoid(beta * (chosen - rejected) - margin)
 
 
-def dpo_loss_sum(log_probs: Tensor, reference_log_probs: Tensor, beta: float = 0.1) -> Tensor:
-    """The sum over pairs of direct preference optimization's loss (Rafailov et al., "DPO", arXiv:2305.18290).
+@dataclass(frozen=True)
+class Preference:
+    """The preference loss that is added to the token loss for rows with a rejected turn (CPO, arXiv:2401.08417).
 
-    ``-log sigmoid(beta * ((chosen - its reference) - (rejected - its reference)))``, with summed log-probabilities.
+    Both are sums that one number divides, the weighted supervised tokens of the optimizer step: a pair counts as much
+    as its chosen turn has tokens. So the step does not depend on how pairs are spread over packs and ranks.
 
-    Args:
-        log_probs: Of the documents, chosen and rejected by turns, ``(2 * pairs,)``.
-        reference_log_probs: The same documents' log-probabilities under the model before training, ``(2 * pairs,)``.
-        beta: How closely the model is kept to the reference; smaller is freer.
+    Attributes:
+        weight: Weight of the preference loss beside the token loss.
+        beta: Scale of the difference between the turns' mean log-probabilities.
+        margin: How much larger the scaled difference should be than 0.
     """
-    chosen, rejected = (log_probs - reference_log_probs).view(-1, 2).unbind(1)  # (pairs,) each
-    return -F.logsigmoid(beta * (chosen - rejected)).sum()
 
+    weight: float = 1.0
+    beta: float = 2.0
+    margin: float = 1.0
 
-def weighted_loss_sum(token_losses: Tensor, weights: Tensor) -> Tensor:
-    """The weighted sum of token losses; divided by the sum of an optimizer step's weights it is a weighted mean.
+    def __call__(self, token_losses: Tensor, weights: Tensor, pair_side: Tensor, num_pairs: int) -> Tensor:
+        """The loss of a micro-batch, a scalar.
 
-    Args:
-        token_losses: Cross-entropy of each supervised token, ``(tokens,)``.
-        weights: Weight of each, ``(tokens,)``.
-    """
-    return (token_losses * weights.to(token_losses.dtype)).sum()
+        Args:
+            token_losses: Cross-entropy of each supervised token, ``(tokens,)``.
+            weights: Weight of each in the token loss, 0 in rejected turns, ``(tokens,)``.
+            pair_side: ``2 * pair`` in the chosen turn of a pair, one more in its rejected turn, -1 elsewhere,
+                ``(tokens,)``.
+            num_pairs: How many pairs there are.
+        """
+        compared = pair_side >= 0
+        log_probs, counts = document_log_probs(token_losses[compared], pair_side[compared], 2 * num_pairs)
+        pairs = simpo_losses(log_probs, counts, self.beta, self.margin)
+        return (token_losses * weights).sum() + self.weight * (counts[::2] * pairs).sum()
+
+    def gradient(
+        self, token_losses: Tensor, weights: Tensor, pair_side: Tensor, num_pairs: int
+    ) -> tuple[Tensor, Tensor]:
+        """The loss of a micro-batch, and its derivative by each token loss, ``(tokens,)``."""
+        with torch.enable_grad():
+            losses = token_losses.detach().requires_grad_()
+            loss = self(losses, weights, pair_side, num_pairs)
+            (derivative,) = torch.autograd.grad(loss, losses)
+        return loss.detach(), derivative
