@@ -1,16 +1,16 @@
-"""Preprocessing: rows read, rendered, encoded and planned, against the tokenizer's own batched speed.
+"""Measures preprocessing (reading, rendering, encoding, planning packs) against the tokenizer's own batched speed.
 
     python benchmarks/preprocessing.py --data hermes_bfcl/train.jsonl --rows 100000
 
-The file is measured twice: its rows repeated as they are, and repeated with other words each time, so that no part can
-profit from having seen a text before: in each row every number and one word of twenty are new (of the words of
-hermes_bfcl, so many are when it is read for the first time). Each measurement is a process of its own:
+The file is measured twice: with its rows repeated unchanged, and with new words in each repetition, so that nothing
+profits from having seen a text before: in each row every number and one word in twenty are new. Each measurement runs
+in its own process:
 
-- the tokenizer alone: the rendered texts through the untouched tokenizer in batches, on all cores, nothing kept;
-- a first start: what a run does before its first step, from the rows to the plan of an epoch's packs;
+- the tokenizer alone: the rendered texts through the tokenizer in batches, on all cores, results discarded;
+- a first start: everything a run does before its first step, from the rows to the packs of an epoch;
 - a second start, from the cache.
 
-Memory is the sum over all processes of what is theirs (PSS), asked for every second.
+Memory is the sum of the proportional set sizes (PSS) of all processes, sampled every second.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from fc_lightning.data.row_report import RowReport
 from fc_lightning.data.sources import Source
 
 BATCH = 512
-# Words that make a schema, or a call, what it is.
+# Words with a meaning in a schema or a call.
 _GRAMMAR = re.compile(
     "arguments|name|function|parameters|description|properties|required|type|object|string|integer|number|boolean|array"
     "|items|enum|default|float|dict|list|tuple|true|false|null|True|False|None"
@@ -46,12 +46,12 @@ _TOOLS = re.compile(r"<tools>\n.*\n</tools>", re.DOTALL)
 
 
 def repeated(lines: list[str], rows: int) -> Iterator[str]:
-    """The rows again and again."""
+    """Repeat the rows."""
     return (lines[number % len(lines)] for number in range(rows))
 
 
 def distinct(lines: list[str], rows: int) -> Iterator[str]:
-    """The rows again and again, each time with other words and numbers."""
+    """Repeat the rows, each time with new words and numbers."""
     for number, line in enumerate(repeated(lines, rows)):
         mark = "".join(chr(ord("a") + int(digit)) for digit in str(number))
 
@@ -74,7 +74,7 @@ def distinct(lines: list[str], rows: int) -> Iterator[str]:
 
 
 def cpu_time() -> float:
-    """Seconds of all cores, of this process and of those that it has waited for."""
+    """CPU seconds of this process and of the children it has waited for."""
     return sum(os.times()[:4])
 
 
@@ -83,7 +83,7 @@ def module(base: str, file: str, cache: str) -> FunctionCallingDataModule:
 
 
 def tokenizer_alone(base: str, file: str, cache: str) -> dict[str, float]:
-    """The rendered texts through the tokenizer, nothing kept."""
+    """Encode the rendered texts with the tokenizer, and discard the result."""
     data = module(base, file, cache)
     template, backend = data.template, data.template.tokenizer.backend_tokenizer
     seconds, cpu_seconds, tokens, chunk = 0.0, 0.0, 0, []
@@ -107,7 +107,7 @@ def tokenizer_alone(base: str, file: str, cache: str) -> dict[str, float]:
 
 
 def start(base: str, file: str, cache: str) -> dict[str, float]:
-    """What a run does before its first step: open the tokenizer, prepare, open, plan the packs of an epoch."""
+    """Do what a run does before its first step: open the tokenizer, prepare, open, plan the packs of an epoch."""
     started = time.perf_counter()
     data = module(base, file, cache)
     opened = data.template and time.perf_counter() - started
@@ -123,7 +123,7 @@ def start(base: str, file: str, cache: str) -> dict[str, float]:
 
 
 def measured(task: Callable[..., dict[str, float]], *args: str) -> dict[str, float]:
-    """Run a task in a process of its own; with the load of the machine before, and the peak of all its memory."""
+    """Run a task in its own process; adds the load before it, and the peak memory of all processes."""
     result, peak, done = {"load_before": os.getloadavg()[0]}, 0, threading.Event()
 
     def watch() -> None:
@@ -133,7 +133,7 @@ def measured(task: Callable[..., dict[str, float]], *args: str) -> dict[str, flo
             for process in psutil.Process().children(recursive=True):
                 try:
                     total += process.memory_full_info().pss
-                except psutil.Error:  # it has just ended
+                except psutil.Error:  # it has just exited
                     continue
             peak = max(peak, total)
 
@@ -149,7 +149,7 @@ def measured(task: Callable[..., dict[str, float]], *args: str) -> dict[str, flo
 
 
 def compare(base: str, lines: list[str], rows: int, write: Callable[[list[str], int], Iterator[str]]) -> dict[str, Any]:
-    """All measurements of one file."""
+    """Run all measurements of one file."""
     with tempfile.TemporaryDirectory() as folder:
         file, cache = f"{folder}/rows.jsonl", f"{folder}/cache"
         with open(file, "w", encoding="utf-8") as stream:
@@ -165,7 +165,7 @@ def compare(base: str, lines: list[str], rows: int, write: Callable[[list[str], 
 
 
 def page(results: dict[str, Any]) -> str:
-    """The results as a table."""
+    """Format the results as a table."""
     lines = [
         "# Preprocessing on CPU",
         "",
@@ -173,7 +173,7 @@ def page(results: dict[str, Any]) -> str:
         "",
         f"{results['cpu']}, {results['cores']} cores, Python {platform.python_version()}; {results['base']}.",
         "",
-        "| | rows repeated | rows with other words each time |",
+        "| | rows repeated | rows with new words each time |",
         "|---|---|---|",
     ]
     alone, first, second = "tokenizer alone", "first start", "second start"
@@ -182,19 +182,19 @@ def page(results: dict[str, Any]) -> str:
         ("tokens", first, "tokens", ",.0f"),
         ("the tokenizer alone, all cores, s", alone, "seconds", ".1f"),
         ("read, rendered, encoded, written and planned, s", first, "seconds", ".1f"),
-        ("the tokenizer alone, s of all cores together", alone, "cpu_seconds", ".1f"),
-        ("read, rendered, encoded, written and planned, s of all cores together", first, "cpu_seconds", ".1f"),
-        ("a first start, with imports and the opening of the tokenizer, s", first, "seconds_with_imports", ".1f"),
+        ("the tokenizer alone, CPU s", alone, "cpu_seconds", ".1f"),
+        ("read, rendered, encoded, written and planned, CPU s", first, "cpu_seconds", ".1f"),
+        ("a first start, with imports and opening the tokenizer, s", first, "seconds_with_imports", ".1f"),
         ("a second start, from the cache, s", second, "seconds", ".1f"),
-        ("a second start, with imports and the opening of the tokenizer, s", second, "seconds_with_imports", ".1f"),
+        ("a second start, with imports and opening the tokenizer, s", second, "seconds_with_imports", ".1f"),
         ("peak memory of all processes, first start, GB", first, "peak_memory_gb", ".2f"),
-        ("processes that wanted a core before (1 minute), tokenizer alone", alone, "load_before", ".1f"),
-        ("processes that wanted a core before (1 minute), first start", first, "load_before", ".1f"),
+        ("load average before (1 minute), tokenizer alone", alone, "load_before", ".1f"),
+        ("load average before (1 minute), first start", first, "load_before", ".1f"),
     ]
     for name, task, key, form in figures:
         both = [format(results[file][task][key], form) for file in ("repeated", "distinct")]
         lines.append(f"| {name} | {both[0]} | {both[1]} |")
-    for name, key in (("rate to the tokenizer's own", "ratio"), ("the same for a core's time", "cpu_ratio")):
+    for name, key in (("speed relative to the tokenizer, wall time", "ratio"), ("the same, CPU time", "cpu_ratio")):
         lines.append(f"| **{name}** | **{results['repeated'][key]:.2f}** | **{results['distinct'][key]:.2f}** |")
     return "\n".join(lines) + "\n"
 

@@ -2,8 +2,8 @@
 
     python benchmarks/streaming_memory.py --rows 1000000 --steps 200
 
-Prints the peak resident memory of the training process, and of its children, in MB. The rows are written to a folder
-for temporary files (about 700 MB for a million), and removed.
+Prints the peak resident memory of the training process and of its children in MB. The rows are written to a temporary
+folder (about 700 MB for a million).
 """
 
 import argparse
@@ -29,7 +29,7 @@ TOOL = {
 
 
 def write_rows(file: Path, count: int) -> None:
-    """Hermes rows, no two alike."""
+    """Write distinct Hermes rows."""
     rng = random.Random(0)
     tools = json.dumps([{"type": "function", "function": TOOL}])
     with file.open("w") as stream:
@@ -67,5 +67,5 @@ if __name__ == "__main__":
         )
         seconds = time.perf_counter() - start
     print(f"{arguments.rows:,} rows, {arguments.steps} steps in {seconds:.0f} s")
-    print(f"peak memory: {before:.0f} MB before training, {peak(resource.RUSAGE_SELF):.0f} MB behind it", end="")
+    print(f"peak memory: {before:.0f} MB before training, {peak(resource.RUSAGE_SELF):.0f} MB after it", end="")
     print(f"; largest child {peak(resource.RUSAGE_CHILDREN):.0f} MB")

@@ -69,7 +69,7 @@ def test_a_missing_configuration_file(capsys):
 
 def test_a_missing_data_file(capsys):
     error = failed(capsys, "--data.train=[{path: nowhere.jsonl}]")
-    assert error.strip().splitlines()[-1] == "error: nowhere.jsonl: there is no such file or folder"
+    assert error.strip().splitlines()[-1] == "error: nowhere.jsonl: file or folder not found"
 
 
 def test_an_unknown_format(capsys):

@@ -172,7 +172,7 @@ def test_shares_of_a_source_are_disjoint_and_whole(tmp_path, name):
 
 def test_a_broken_parquet_file_is_told_in_one_line(tmp_path):
     (tmp_path / "rows.parquet").write_bytes(b"PAR1 not really PAR1")
-    with pytest.raises(DataError, match=r"rows.parquet: Parquet cannot be read behind row 0"):
+    with pytest.raises(DataError, match=r"rows.parquet: cannot read Parquet after row 0"):
         list(Source(str(tmp_path / "rows.parquet")).rows())
 
 
@@ -205,7 +205,7 @@ def test_long_conversations_are_dropped_or_cut_behind_a_turn(tmp_path):
     assert text.count("<start_of_turn>model") == text.count("<end_of_turn>") / 2 > 0
 
 
-def test_prepared_data_is_used_again_and_made_anew_when_a_file_changes(tmp_path):
+def test_prepared_data_is_reused_and_prepared_again_when_a_file_changes(tmp_path):
     file = write(tmp_path / "rows.jsonl", [row(0)])
     settings = {"train": [Source(str(file))]}
     assert ids(tmp_path, **settings) == ["row0"]
@@ -226,13 +226,13 @@ def test_every_source_has_a_weight_or_none(tmp_path):
         data.train_dataloader()
     zero = FunctionCallingDataModule(BASE, [Source(TRAIN, limit=4, weight=0.0)], cache_dir=str(tmp_path / "cache"))
     zero.setup("fit")
-    with pytest.raises(DataError, match="a `weight` is more than 0"):
+    with pytest.raises(DataError, match="a `weight` must be positive"):
         zero.train_dataloader()
     long = write(tmp_path / "long.jsonl", [row(0, "word " * 900)])
     sources = [Source(TRAIN, limit=4, weight=1.0), Source(str(long), weight=1.0)]
     empty = FunctionCallingDataModule(BASE, sources, max_length=512, cache_dir=str(tmp_path / "cache"))
     empty.setup("fit")
-    with pytest.raises(DataError, match=r"long.jsonl has a `weight`, but no usable row"):
+    with pytest.raises(DataError, match=r"long.jsonl has a `weight` but no usable row"):
         empty.train_dataloader()
 
 

@@ -173,12 +173,14 @@ def test_hermes_json_mode_keeps_the_schema_of_the_answer(columns):
     assert conversation.messages[0].content == system.strip()
     assert conversation.messages[2] == Message("assistant", answer)
     assert conversation.defects == conversation.tools == ()
-    # With tools on offer the answer is a call, whatever the row calls a schema.
+    # With tools the answer is a call, whatever the row calls a schema.
     offered = read_row(hermes(("system", system), ("human", "?"), ("gpt", answer), tools=[FUNCTION], **columns))
     assert offered.response_schema is None
 
 
-@pytest.mark.parametrize(("schema", "defect"), [("{oops", "schema: neither JSON nor"), ("[]", "schema: no object")])
+@pytest.mark.parametrize(
+    ("schema", "defect"), [("{oops", "schema: neither JSON nor"), ("[]", "schema: it is not an object")]
+)
 def test_a_schema_that_cannot_be_read_is_a_defect(schema, defect):
     (found,) = read_row(hermes(("human", "Where?"), ("gpt", "{}"), schema=schema)).defects
     assert found.startswith(defect)
@@ -257,13 +259,13 @@ def test_several_tool_responses_in_one_turn_are_several_messages():
         ("<tool_call>\\n{}\\n</tool_call>", "turn 2, call 1: neither JSON nor a Python literal"),
         ("<tool_call>{}</tool_call>", "turn 2, call 1: the call has no `name`: {}"),
         ("<tool_call>{'name': 'f', 'arguments': {}}", "turn 2, call 1: <tool_call> is not closed"),
-        ("<think>unfinished", "turn 2: its text holds the tag <think>"),
-        ("thought</think>Hi", "turn 2: its text holds the tag </think>"),
-        ("<think>a<think>b</think>Hi", "turn 2: its thought holds the tag <think>"),
-        ("Hi</tool_call>", "turn 2: its text holds the tag </tool_call>"),
+        ("<think>unfinished", "turn 2: its text contains the tag <think>"),
+        ("thought</think>Hi", "turn 2: its text contains the tag </think>"),
+        ("<think>a<think>b</think>Hi", "turn 2: its thought contains the tag <think>"),
+        ("Hi</tool_call>", "turn 2: its text contains the tag </tool_call>"),
         ("<think>only</think>", "turn 2: neither an answer nor a call"),
         (" ", "turn 2: neither an answer nor a call"),
-        ("<tool_call>{'name': 'f', 'arguments': {}}</tool_call> Done.", "turn 2: text behind a call"),
+        ("<tool_call>{'name': 'f', 'arguments': {}}</tool_call> Done.", "turn 2: text after a call"),
     ],
 )
 def test_hermes_turn_with_a_defect_is_still_there_verbatim(text, defect):
@@ -278,9 +280,9 @@ def test_hermes_turn_with_a_defect_is_still_there_verbatim(text, defect):
     [
         (hermes(("human", "a"), ("gpt", "b"), tools="[oops"), "tools: neither JSON nor a Python literal"),
         (hermes(("human", "a"), ("gpt", "b"), tools=[{"x": 1}]), "tools: a tool is an object with a `name`"),
-        (hermes(("human", "a"), ("gpt", "b"), tools=7), "tools: it is neither an object nor a list, but int"),
+        (hermes(("human", "a"), ("gpt", "b"), tools=7), "tools: it is neither an object nor a list but int"),
         (hermes(("system", "<tools>oops</tools>"), ("gpt", "b")), "tools: neither JSON nor a Python literal"),
-        (hermes(("human", "a"), ("gpt", "b"), ("gpt", "c")), "turn 3: a turn of the assistant right behind"),
+        (hermes(("human", "a"), ("gpt", "b"), ("gpt", "c")), "turn 3: an assistant turn directly after"),
         (
             hermes(("human", "a"), ("system", "b"), ("gpt", "c")),
             "turn 2: a system message that is not the first",
@@ -397,7 +399,7 @@ def test_sharegpt_defects():
     row = hermes(("human", "a"), ("function_call", "oops"), ("observation", "b"), ("gpt", "<tool_call>"))
     first, second = read_row(row).defects
     assert first.startswith("turn 2, call 1: neither JSON")
-    assert second.startswith("turn 4: its text holds the tag <tool_call>")
+    assert second.startswith("turn 4: its text contains the tag <tool_call>")
 
 
 @pytest.mark.parametrize("arguments", [CALL["arguments"], json.dumps(CALL["arguments"])])
@@ -483,7 +485,7 @@ def test_openai_defects_and_calls_without_arguments():
     assert image[0] == "turn 2: a part of type 'image_url' is neither text nor a call"
     assert read_row(row(content=None)).defects == ("turn 2: neither an answer nor a call",)
     crowded = {"name": "f", "arguments": {"text": "</tool_call>" * 20}}
-    assert read_row(row(tool_calls=[crowded])).defects == ("turn 2: in canonical form it reads differently",)
+    assert read_row(row(tool_calls=[crowded])).defects == ("turn 2: it reads differently in canonical form",)
 
 
 @pytest.mark.parametrize("write", [json.dumps, lambda value: value])
@@ -555,7 +557,7 @@ def test_trl_prompt_and_completion_as_texts():
     conversation = read_row({**row, "tools": [FUNCTION]})
     assert conversation.messages == (Message("user", "Paris?"), Message("assistant", "", "I look.", (PARIS,)))
     assert (conversation.tools, conversation.defects) == ((TOOL,), ())
-    with pytest.raises(RowError, match="turn 2: its text is no text, but NoneType"):
+    with pytest.raises(RowError, match="turn 2: its text is not text but NoneType"):
         read_row({"prompt": "Paris?", "completion": None})
 
 
@@ -595,7 +597,7 @@ def test_glaive_without_functions_and_with_defects():
     assert plain.messages[0] == Message("system", system.removeprefix("SYSTEM: ").strip())
     assert (plain.tools, plain.defects) == ((), ())
     broken_tools = read_row({"system": GLAIVE + "oops", "chat": "USER: Hi\n\n\nASSISTANT: Ho"})
-    assert broken_tools.defects[0].startswith("tools: function 3 of the system text is no JSON")
+    assert broken_tools.defects[0].startswith("tools: function 3 of the system text is not JSON")
     broken_call = read_row({"system": GLAIVE, "chat": "USER: Hi\n\n\nASSISTANT: <functioncall> {oops <|endoftext|>"})
     assert broken_call.defects[0].startswith("turn 2, call 1: neither JSON")
     with pytest.raises(RowError, match="does not begin with a speaker"):
@@ -613,19 +615,19 @@ def test_glaive_without_functions_and_with_defects():
             "no format fits a row with the keys none; known are sharegpt, hermes, openai, columns, xlam",
         ),
         ({"prompt": "a", "answer": "b"}, None, "no format fits a row with the keys prompt, answer;"),
-        ([1], None, "a row is an object, not list"),
+        ([1], None, "a row must be an object, not list"),
         ({"conversations": []}, None, "the row has no turns in `conversations`"),
         ({"messages": []}, None, "the row has no turns in `messages`"),
-        ({"messages": "a"}, "openai", "`messages` is no list of turns"),
-        ({"conversations": ["a"]}, None, "turn 1 is no object, but str"),
+        ({"messages": "a"}, "openai", "`messages` is not a list of turns"),
+        ({"conversations": ["a"]}, None, "turn 1 is not an object but str"),
         (
             hermes(("human", "a"), ("alien", "b")),
             None,
             "turn 2 has an unknown role, 'alien'; known are system,",
         ),
         ({"conversations": [{"value": "a"}]}, None, "turn 1 has an unknown role, None"),
-        (hermes(("human", None)), None, "turn 1: its text is no text, but NoneType"),
-        (hermes(("human", "\ud800")), None, "turn 1: its text holds half a surrogate pair"),
+        (hermes(("human", None)), None, "turn 1: its text is not text but NoneType"),
+        (hermes(("human", "\ud800")), None, "turn 1: its text contains half a surrogate pair"),
         (
             hermes(("human", "a"), ("function_call", "{}")),
             "hermes",
@@ -639,7 +641,7 @@ def test_glaive_without_functions_and_with_defects():
         (
             {"messages": [{"role": "user", "content": [{"text": 1}]}]},
             None,
-            "turn 1: a part is no text, but int",
+            "turn 1: a part is not text but int",
         ),
         ({"tool_call": "{}"}, "columns", "the row has no `query`"),
         ({"query": None, "answers": "[]"}, None, "the row has no `query`"),
@@ -655,7 +657,7 @@ def test_a_row_nested_too_deep_is_unreadable():
     deep = []
     for _ in range(100_000):
         deep = [deep]
-    with pytest.raises(RowError, match="nested too deep"):
+    with pytest.raises(RowError, match="nested too deeply"):
         read_row({"query": "a", "answers": deep, "tools": deep, "system": deep, "tool_call": deep})
 
 
@@ -682,7 +684,7 @@ def test_registered_format_is_asked_first(registry):
 def test_reader_by_import_path(separator, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "my_module", __import__("sys").modules[__name__])
     assert read_row({"ask": "a", "say": "b"}, f"my_module{separator}read_pairs").messages[1].content == "b"
-    with pytest.raises(TypeError, match="returned dict, no Conversation"):
+    with pytest.raises(TypeError, match="returned dict, not a Conversation"):
         read_row({}, f"my_module{separator}read_wrongly")
 
 

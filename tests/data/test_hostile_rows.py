@@ -40,7 +40,7 @@ def openai(call, **columns):
 
 
 def raw(text):
-    """A line as it stands in the file."""
+    """A line exactly as in the file."""
     return text.encode()
 
 
@@ -228,7 +228,7 @@ def test_no_text_forges_a_turn_or_a_call(hostile):
     for kind in ("tags in a question", "tags in an argument", "tags in a tool", "tags in a tool's answer"):
         tokens = tokenizer.convert_ids_to_tokens(by_kind[kind]["input_ids"])
         assert tokens.count("<start_of_turn>") == tokens.count("<end_of_turn>") == turns.get(kind, 2), kind
-        # The tool on offer is written without these tags; what is left is the call itself.
+        # The tool itself is rendered without these tags; only the call has them.
         assert tokens.count("<tool_call>") - tokens.count("</tool_call>") == 0
         start, end = by_kind[kind]["supervised"][:2]
         turn = parse_turn(tokenizer.decode(by_kind[kind]["input_ids"][start:end]).removesuffix("<end_of_turn>"))

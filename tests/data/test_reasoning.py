@@ -1,4 +1,4 @@
-"""Thoughts: written ones never contradict the calls behind them, and grounding knows what stands in a text."""
+"""Reasoning: written rationales never contradict the calls after them; grounding finds the values of a text."""
 
 import json
 import os

@@ -87,7 +87,7 @@ def test_generation_batches_keep_the_limits(tokens, prompts):
     for batch, following in zip(batches, [*batches[1:], None], strict=True):
         longest = max(LENGTHS[prompt] for prompt in batch)
         assert len(batch) == 1 or (len(batch) <= prompts and longest * len(batch) <= tokens)
-        # It is full: one more would break a limit. And nothing longer comes behind it.
+        # It is full: one more would break a limit. And nothing longer follows.
         if following:
             assert len(batch) == prompts or longest * (len(batch) + 1) > tokens
             assert max(LENGTHS[prompt] for prompt in following) <= min(LENGTHS[prompt] for prompt in batch)
@@ -131,7 +131,7 @@ def test_draws_go_through_a_source_before_they_repeat():
 
 @packing
 def test_weighted_epochs_differ_and_are_as_long_as_the_first(capacity):
-    """Lightning asks for the length once; batches behind it are left out, and missing ones end the epoch too early."""
+    """Lightning asks for the length once; batches after it are skipped, and missing ones end the epoch too early."""
     sources = [int(length > 30) for length in LENGTHS]  # what is drawn decides how many packs there are
     some = samplers(2, 1, capacity, sources=sources, weights=[3.0, 1.0])
     length = len(some[0])

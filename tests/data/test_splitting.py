@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from fc_lightning.data.splitting import hold_out, near_copies
+from fc_lightning.data.splitting import hold_out, near_duplicates
 
 WORDS = ["".join(random.Random(n).choices("aeioubdfgklmnprst", k=2 + n % 8)) for n in range(3000)]
 
@@ -30,13 +30,13 @@ def changed(text, rng):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_near_copies_are_one_group_and_others_are_not(seed):
+def test_near_duplicates_are_one_group_and_others_are_not(seed):
     rng = random.Random(seed)
     originals = [question(rng) for _ in range(400)]
     pairs = [(number, changed(text, rng)) for number, text in enumerate(originals)]
     mixed = [*enumerate(originals), *pairs]
     rng.shuffle(mixed)
-    groups = near_copies([text for _, text in mixed])
+    groups = near_duplicates([text for _, text in mixed])
     of_original = {}
     for (number, _), group in zip(mixed, groups, strict=True):
         of_original.setdefault(number, set()).add(group)
@@ -55,7 +55,7 @@ def test_groups_agree_with_the_similarity_of_each_pair():
     texts = []
     for cut in range(0, 200, 5):  # the first `cut` characters are the base's, the others are not
         texts.append(base[:cut] + "".join(rng.choices("abcdefghijklmnopqrstuvwxyz ", k=200 - cut)))
-    groups = near_copies([base, *texts])
+    groups = near_duplicates([base, *texts])
     for text, group in zip(texts, groups[1:], strict=True):
         similarity = jaccard(base, text)
         if similarity > 0.75:
@@ -77,5 +77,5 @@ def test_a_share_is_held_out_whatever_the_order():
 
 
 def test_short_and_empty_questions():
-    assert near_copies(["", "a", "", "b", "a"]) == [0, 1, 0, 3, 1]
-    assert near_copies([]) == []
+    assert near_duplicates(["", "a", "", "b", "a"]) == [0, 1, 0, 3, 1]
+    assert near_duplicates([]) == []

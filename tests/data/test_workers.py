@@ -18,8 +18,8 @@ import pytest
 
 from fc_lightning.data import DataError, FunctionCallingDataModule, Source, prepare
 from fc_lightning.data.formats import FORMATS, RowError, UnknownFormatError, register_format
-from fc_lightning.data.formats.readers import read_hermes
-from fc_lightning.data.workers import in_order, processes_for
+from fc_lightning.data.formats.hermes import read_hermes
+from fc_lightning.data.workers import choose_num_processes, run_ordered
 
 BASE = "tests/models/tiny_gemma2"
 LINES = Path("data/quickstart/train.jsonl").read_text(encoding="utf-8").splitlines()[:40]
@@ -36,12 +36,12 @@ def shuffled(number, processes):
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 25])
 def test_results_come_in_the_order_of_their_keys(processes):
-    assert list(in_order(shuffled, processes)) == [f"result {key}" for key in range(20)]
+    assert list(run_ordered(shuffled, processes)) == [f"result {key}" for key in range(20)]
     assert multiprocessing.active_children() == []
 
 
 def test_processes_end_when_nobody_wants_more():
-    results = in_order(lambda number, processes: ((key, key) for key in count(number, processes)), 3)
+    results = run_ordered(lambda number, processes: ((key, key) for key in count(number, processes)), 3)
     assert [next(results) for _ in range(9)] == list(range(9))
     assert len(multiprocessing.active_children()) == 3
     results.close()
@@ -70,7 +70,7 @@ def test_an_error_is_the_one_that_a_process_raised(error, expected):
             raise error
 
     with pytest.raises(expected) as raised:
-        list(in_order(part, 3))
+        list(run_ordered(part, 3))
     assert str(error) in str(raised.value)
     assert multiprocessing.active_children() == []
 
@@ -82,8 +82,8 @@ def test_a_process_that_is_killed_is_missed():
             os.kill(os.getpid(), signal.SIGKILL)
         yield number + processes, number
 
-    with pytest.raises(DataError, match=r"was ended \(exit code -9\).*`data.preparation_processes`"):
-        list(in_order(part, 2))
+    with pytest.raises(DataError, match=r"was killed \(exit code -9\).*`data.preparation_processes`"):
+        list(run_ordered(part, 2))
 
 
 @pytest.fixture
@@ -145,16 +145,16 @@ def test_blocks_of_rows_are_dealt_out(sources):
 
 
 def test_only_much_data_is_shared_out(tmp_path, sources):
-    assert processes_for(sources) == 1
-    assert processes_for(sources, 3) == 3
+    assert choose_num_processes(sources) == 1
+    assert choose_num_processes(sources, 3) == 3
     large = tmp_path / "large.jsonl"
     large.write_bytes(b" " * 20_000_000)
-    assert processes_for([*sources, Source(str(large))]) == min(2, len(os.sched_getaffinity(0)))
+    assert choose_num_processes([*sources, Source(str(large))]) == min(2, len(os.sched_getaffinity(0)))
     # It is parsed whole, which each process would do.
     (tmp_path / "rows.json").write_text("[]")
-    assert processes_for([Source(str(tmp_path / "rows.json"))], 3) == 1
+    assert choose_num_processes([Source(str(tmp_path / "rows.json"))], 3) == 1
     with multiprocessing.get_context("fork").Pool(1) as pool:  # its processes may have no children
-        assert pool.apply(processes_for, (sources, 3)) == 1
+        assert pool.apply(choose_num_processes, (sources, 3)) == 1
 
 
 def test_formats_of_ones_own_are_known_and_fail_alike(tmp_path, sources):
@@ -178,7 +178,7 @@ def test_formats_of_ones_own_are_known_and_fail_alike(tmp_path, sources):
     other = FunctionCallingDataModule(
         BASE, [Source(str(rows), format="other")], cache_dir=str(tmp_path), preparation_processes=2
     )
-    with pytest.raises(UnknownFormatError, match="there is no format 'other'"):
+    with pytest.raises(UnknownFormatError, match="unknown format 'other'"):
         other.setup("fit")
 
 

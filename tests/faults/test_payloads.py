@@ -14,7 +14,7 @@ import torch
 
 from fc_lightning.cli.lightning_cli import main
 from fc_lightning.data import DataError, FunctionCallingDataModule
-from fc_lightning.data.cache import seal
+from fc_lightning.data.cache import write_digests
 from fc_lightning.data.prepare import load_prepared
 from fc_lightning.data.sources import Source
 from fc_lightning.training import checkpoint_io as checkpoints
@@ -100,8 +100,8 @@ def test_a_prepared_data_set(tmp_path, payload, sealed):
     for name in ("documents.arrow", "state.json", "dataset_info.json", "dataset.py", "data.pkl"):
         (folder / name).write_bytes(pickle.dumps(payload))
     if sealed:
-        seal(folder)
-        with pytest.raises(DataError, match=f"{folder}: is no prepared data"):
+        write_digests(folder)
+        with pytest.raises(DataError, match=f"{folder}: not a folder of prepared data"):
             data()
     else:
         assert data().prepared["train"].documents[:] == expected
@@ -117,7 +117,7 @@ def test_preparing_that_was_killed_leaves_nothing_behind(tmp_path, monkeypatch):
         return data.prepared["train"].documents[:]
 
     def killed():
-        monkeypatch.setattr("fc_lightning.data.prepare.seal", lambda folder: os.kill(os.getpid(), signal.SIGKILL))
+        monkeypatch.setattr("fc_lightning.data.prepare.write_digests", lambda folder: os.kill(os.getpid(), signal.SIGKILL))
         data()
 
     child = multiprocessing.get_context("fork").Process(target=killed)
@@ -139,6 +139,6 @@ def test_arrow_types_that_are_pickles(tmp_path, payload):
     report = {"rows": 1, "documents": 1, "prompts": 0, "tokens": 1, "supervised": 1}
     lists = {name: [] for name in ("skipped", "flawed", "too_long", "cut")}
     (tmp_path / "report.json").write_text(json.dumps({**report, **lists}))
-    seal(tmp_path)
-    with pytest.raises(DataError, match="is no prepared data"):
+    write_digests(tmp_path)
+    with pytest.raises(DataError, match="not a folder of prepared data"):
         load_prepared(tmp_path)

@@ -61,7 +61,7 @@ def describe(batch: Any, training: bool) -> str:
     """What a batch that did not fit holds, and what to lower.
 
     Args:
-        batch: A :class:`fc_lightning.data.packing.Batch` or a :class:`fc_lightning.data.batches.PromptBatch`.
+        batch: A :class:`fc_lightning.data.packing.Batch` or a :class:`fc_lightning.data.dataloaders.PromptBatch`.
         training: Whether it was trained on.
     """
     if "order" in batch:

@@ -187,7 +187,7 @@ class Resumable(Callback):
             _spread(loops["epoch_loop.batch_progress"], then, now)
 
     def _now(self, trainer: Trainer) -> _Place:
-        data = trainer.datamodule.place() if trainer.datamodule is not None else {}
+        data = trainer.datamodule.position() if trainer.datamodule is not None else {}
         return _Place(trainer.global_step, data, _loops(trainer), _get_rng(trainer.lightning_module.device))
 
 

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fc_lightning.data import FunctionCallingDataModule
-from fc_lightning.data.batches import lengths_of, supervised_of
 from fc_lightning.data.collator import Batch
+from fc_lightning.data.dataloaders import supervised_counts, token_counts
 from fc_lightning.data.samplers import MicroBatch, MicroBatchSampler
 from fc_lightning.evaluation.evaluator import is_baseline_validation
 from fc_lightning.evaluation.metrics import EvaluatedTurn
@@ -158,7 +158,7 @@ def _memory(trainer: Trainer, module: Any, data: FunctionCallingDataModule, plan
     tokens, attended = data.batch_size * data.max_length, data.max_length
     supervised = min(module.head_chunk, tokens)
     if plan:
-        lengths, counts = (of(data.prepared["train"].documents) for of in (lengths_of, supervised_of))
+        lengths, counts = (of(data.prepared["train"].documents) for of in (token_counts, supervised_counts))
         if not data.packing:
             tokens, attended = data.batch_size * max(lengths), max(lengths)
         elif attention_implementation(module.model.config) == BY_DOCUMENT:

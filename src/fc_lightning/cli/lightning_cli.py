@@ -176,7 +176,7 @@ class FunctionCallingTrainer(Trainer):
             ckpt_path: A checkpoint file, or ``best`` or ``last``; the untouched base if not given.
         """
         if prompts is not None or question is not None:
-            datamodule.asked = read_prompts(prompts, question, tools)
+            datamodule.prompt_conversations = read_prompts(prompts, question, tools)
         super().predict(model, datamodule=datamodule, ckpt_path=ckpt_path, return_predictions=False)
 
     def report(

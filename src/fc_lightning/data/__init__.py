@@ -1,4 +1,4 @@
-"""From files and hub data sets to batches: sources, preparation with its cache, and the DataModule."""
+"""Data: sources, row formats, preparation with its cache, and the DataModule."""
 
 from fc_lightning.data.datamodule import FunctionCallingDataModule
 from fc_lightning.data.sources import DataError, Source

@@ -1,4 +1,4 @@
-"""From packs of documents to the batch that a model trains on."""
+"""Collation: packs of documents become the batch of tensors that a model trains on."""
 
 from __future__ import annotations
 
@@ -25,15 +25,21 @@ class Document(TypedDict):
 class Batch(TypedDict):
     """One micro-batch of ``rows`` packs, padded to the longest, ``length`` tokens.
 
-    Labels are shifted already: the label at a position is the token that follows it in the same conversation, if that
-    token is supervised, and -100 otherwise. The counts are plain numbers, so that nobody asks the device for them.
+    Labels are already shifted: the label at a position is the next token of the same conversation if that token is
+    supervised, and -100 otherwise. The counts are Python numbers, so that reading them does not synchronize the device.
+
+    Layout of one row (documents ``a`` and ``b``, padding ``.``)::
+
+        input_ids     a0 a1 a2 a3 b0 b1 b2  .  .
+        position_ids   0  1  2  3  0  1  2  0  1
+        labels         -  - a3  -  - b2  -  -  -
     """
 
     input_ids: torch.Tensor  # (rows, length)
     position_ids: torch.Tensor  # (rows, length), from 0 in each document
     labels: torch.Tensor  # (rows, length)
-    supervised_index: torch.Tensor  # (supervised,), where labels are, counted through the rows
-    documents: list[tuple[int, int, int]]  # row, start and end of each, padding included: they cover the rows
+    supervised_index: torch.Tensor  # (num_supervised,), flat indices of labelled positions
+    documents: list[tuple[int, int, int]]  # (row, start, end) of each document and of the padding
     num_supervised: int
     num_tokens: int
     ids: list[list[str]]
@@ -41,11 +47,11 @@ class Batch(TypedDict):
 
 @dataclass(frozen=True)
 class PackingCollator:
-    """Makes a batch of packs.
+    """Collates packs of documents into a batch.
 
     Args:
-        pad_token_id: What fills a row behind its last document. Padding is a document of its own: nothing sees it.
-        pad_to: Length that rows are filled up to; 0 for that of the longest row in the batch.
+        pad_token_id: Fills a row after its last document. Padding is a separate document: nothing attends to it.
+        pad_to: Length that rows are padded to; 0 for the longest row of the batch.
     """
 
     pad_token_id: int
@@ -54,7 +60,7 @@ class PackingCollator:
     def __call__(self, packs: Sequence[Sequence[Any]]) -> Batch:
         """Collate packs of documents.
 
-        No packs at all give one padded row without labels: a rank that has run out of data still takes part in a step.
+        Without packs the batch is one padded row without labels, for a rank that has run out of data.
         """
         packs = packs or [[]]
         lengths = [sum(len(document["input_ids"]) for document in pack) for pack in packs]
@@ -66,7 +72,7 @@ class PackingCollator:
         for row, pack in enumerate(packs):
             start = 0
             for document in pack:
-                end = _place(document, input_ids[row], position_ids[row], labels[row], start)
+                end = _write_document(document, input_ids[row], position_ids[row], labels[row], start)
                 documents.append((row, start, end))
                 start = end
             position_ids[row, start:] = torch.arange(shape[1] - start)
@@ -85,16 +91,16 @@ class PackingCollator:
         )
 
 
-def _place(
+def _write_document(
     document: Document, input_ids: torch.Tensor, position_ids: torch.Tensor, labels: torch.Tensor, start: int
 ) -> int:
-    """Write a document into a row, ``(length,)`` each, at ``start``; returns where it ends."""
+    """Write a document into a row, tensors of shape ``(length,)``, at ``start``; returns its end."""
     tokens = torch.tensor(document["input_ids"])
     end = start + len(tokens)
     input_ids[start:end] = tokens
     position_ids[start:end] = torch.arange(len(tokens))
     spans = document["supervised"]
     for first, last in zip(spans[::2], spans[1::2], strict=True):
-        first = max(first, 1)  # nothing comes before the first token, so nothing predicts it
+        first = max(first, 1)  # nothing predicts the first token
         labels[start + first - 1 : start + last - 1] = tokens[first:last]
     return end

@@ -1,7 +1,7 @@
-"""Packing: whole conversations side by side in rows of one length, and the batch that a model trains on.
+"""Packing: complete conversations side by side in rows of one length.
 
-Conversations are never split and never see each other: each starts at position 0 again, which is what the attention of
-transformers goes by, and no label reaches across a border.
+Conversations are never split and never see each other: position ids restart at 0 in each, which is how the attention of
+transformers recognises documents, and no label crosses a document boundary.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from collections.abc import Sequence
 
 
 def plan_packs(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Put documents into as few packs as a greedy plan can: best-fit decreasing.
+    """Put documents into few packs: best-fit decreasing.
 
     The longest document goes first, each into the fullest pack that still has room (Johnson 1973; at most 11/9 of the
-    best plan's packs, plus one).
+    optimal number of packs, plus one).
 
     Args:
-        lengths: Tokens of each document; ties keep their order.
+        lengths: Tokens of each document; documents of equal length keep their order.
         capacity: Tokens that a pack holds.
 
     Returns:
@@ -31,26 +31,39 @@ def plan_packs(lengths: Sequence[int], capacity: int) -> list[list[int]]:
         [[1, 2], [3, 0]]
     """
     packs: list[list[int]] = []
-    packs_by_room: dict[int, list[int]] = {}
-    rooms: list[int] = []  # the keys of packs_by_room, sorted
+    open_packs = _OpenPacks()
     for document in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
         length = lengths[document]
         if length > capacity:
             raise ValueError(f"document {document} has {length} tokens, a pack holds {capacity}")
-        nth = bisect_left(rooms, length)
-        if nth == len(rooms):
-            room = capacity
-            pack = len(packs)
+        pack, room = open_packs.pop_fullest(length) or (len(packs), capacity)
+        if pack == len(packs):
             packs.append([])
-        else:
-            room = rooms[nth]
-            pack = packs_by_room[room].pop()
-            if not packs_by_room[room]:
-                del packs_by_room[room], rooms[nth]
         packs[pack].append(document)
-        left = room - length
-        if left not in packs_by_room:
-            packs_by_room[left] = []
-            insort(rooms, left)
-        packs_by_room[left].append(pack)
+        open_packs.push(pack, room - length)
     return packs
+
+
+class _OpenPacks:
+    """Packs by the room that is left in them; of equally full packs, the last one pushed is popped first."""
+
+    def __init__(self) -> None:
+        self._packs_by_room: dict[int, list[int]] = {}
+        self._rooms: list[int] = []  # the keys of `_packs_by_room`, sorted
+
+    def push(self, pack: int, room: int) -> None:
+        if room not in self._packs_by_room:
+            self._packs_by_room[room] = []
+            insort(self._rooms, room)
+        self._packs_by_room[room].append(pack)
+
+    def pop_fullest(self, length: int) -> tuple[int, int] | None:
+        """Remove the fullest pack with room for a document; returns its number and room, or None."""
+        index = bisect_left(self._rooms, length)
+        if index == len(self._rooms):
+            return None
+        room = self._rooms[index]
+        pack = self._packs_by_room[room].pop()
+        if not self._packs_by_room[room]:
+            del self._packs_by_room[room], self._rooms[index]
+        return pack, room

@@ -1,4 +1,4 @@
-"""Prompts without an answer: from a file of them, or one question with a tools file."""
+"""Prompts for prediction: from a file of rows, or one question with a tools file."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from fc_lightning.data.sources import DataError, Source
 
 
 def read_prompts(path: str | None, question: str | None, tools: str | None) -> list[Conversation]:
-    """Conversations to go on with.
+    """Read conversations that end before a model turn.
 
     Args:
         path: A file of rows with ``messages`` and ``tools``, or in any other known format.
-        question: One question instead.
-        tools: A JSON file with a list of tools, for the question and for rows that have none.
+        question: A single question instead.
+        tools: A JSON file with a list of tools, for the question and for rows without tools.
 
     Raises:
-        DataError: If something cannot be read, or a conversation ends with the model's own turn.
+        DataError: If a row cannot be read, or ends with a model turn.
     """
     offered = read_tools(tools) if tools else ()
     if path is None:
@@ -39,27 +39,29 @@ def read_prompts(path: str | None, question: str | None, tools: str | None) -> l
         if conversation.defects:
             raise DataError(f"{place}: {conversation.defects[0]}")
         if conversation.messages[-1].role == "assistant":
-            raise DataError(f"{place}: the last message is the model's own, there is nothing to predict")
+            raise DataError(f"{place}: the last message is a model turn, there is nothing to predict")
         own = conversation.tools or offered
         out.append(Conversation(conversation.id, conversation.messages, own, conversation.category))
     return out
 
 
 def read_tools(path: str) -> tuple[Tool, ...]:
-    """The tools of a JSON file.
+    """Read the tools of a JSON file.
 
     Raises:
-        DataError: If it has none.
+        DataError: If it cannot be read.
     """
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
         return tuple(map(tool_from_value, value if isinstance(value, list) else [value]))
-    except (OSError, ValueError) as error:  # a CallSyntaxError is a ValueError too
-        raise DataError(f"{path}: no list of tools (`--tools`): {error}") from error
+    except FileNotFoundError:
+        raise DataError(f"{path}: file not found (`--tools`)") from None
+    except (OSError, ValueError) as error:  # CallSyntaxError is a ValueError
+        raise DataError(f"{path}: not a list of tools (`--tools`): {error}") from error
 
 
 def prompt_rows(conversations: Sequence[Conversation], template: ChatTemplate) -> list[dict[str, Any]]:
-    """Rows as prepared prompts have them, with nothing expected."""
+    """Encode prompts in the columns of prepared prompts, with empty references."""
     try:
         rendered = [template.render(template.messages(one), one, generation_prompt=True) for one in conversations]
     except ChatTemplateError as error:

@@ -1,7 +1,7 @@
-"""Thoughts: the thinking before an act, kept, taken away, or written from the row itself.
+"""Reasoning before an action: kept, removed, or written from the row itself.
 
-Most rows that call functions have no thinking in them. ``template`` writes a short rationale for each turn of the model
-that has none: what is asked, which tool fits and why, and where the arguments come from; or why nothing is called.
+Most rows with tool calls have no reasoning. ``template`` writes a short rationale for each model turn that has none:
+what is asked, which tool fits and why, and where the arguments come from; or why no tool is called.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from fc_lightning.conversation.value_matching import SearchableText
 
 Thoughts = Literal["keep", "none", "template"]
 
-# About so many tokens in a rationale; what does not fit in is said in fewer words.
+# Approximate number of tokens of a rationale; what does not fit is abbreviated.
 _BUDGET = 72
 _ASK_WORDS, _ASK_CHARS, _PURPOSE_WORDS = 8, 50, 7
-# A cut phrase does not end with these.
+# Words that an abbreviated phrase must not end with.
 _DANGLING = re.compile(
     r"(?: (?:an?|and|as|at|based|by|for|from|given|in|is|its|of|on|or|that|the|this|to|using|with|within))+$"
 )
@@ -59,7 +59,7 @@ _ANSWER = (
     "With this response nothing is left to call; I answer.",
     "The tool has responded. Now I answer the user without another call.",
 )
-# Where arguments come from: the question, what was said before, a response, the tool's default, thinking.
+# Origins of arguments: the question, earlier turns, a tool response, the tool's default, inference.
 _ORIGINS = (
     ("From the question", "From earlier turns", "From the response", "Defaults", "Inferred"),
     ("The question says", "Said before", "The response says", "By default", "I infer"),
@@ -68,13 +68,13 @@ _ORIGINS = (
 
 
 def add_reasoning(conversation: Conversation, thoughts: Thoughts, share: float = 1.0) -> Conversation:
-    """The conversation with its thoughts kept, taken away or added.
+    """Keep, remove or add reasoning.
 
     Args:
         conversation: Any conversation.
-        thoughts: ``keep`` what is there; ``none`` takes it away; ``template`` adds a rationale to each of the model's
-            turns that has none.
-        share: Of all conversations so many are to have thoughts, chosen by their ids; the others have none.
+        thoughts: ``keep`` leaves the conversation unchanged, ``none`` removes reasoning, ``template`` adds a rationale
+            to each model turn that has none.
+        share: Share of the conversations, selected by id, that have reasoning; it is removed from the others.
     """
     if thoughts == "none" or _draw(conversation.id, "share") >= share:
         return replace(conversation, messages=tuple(replace(one, reasoning=None) for one in conversation.messages))
@@ -88,16 +88,16 @@ def add_reasoning(conversation: Conversation, thoughts: Thoughts, share: float =
 
 
 def rationale(conversation: Conversation, index: int) -> str | None:
-    """A short reason for what the model does in a turn, always the same for the same row.
+    """Write a short reason for a model turn; the same row always gives the same text.
 
-    It names tools between backticks, and arguments as ``name = value`` with the value in JSON.
+    Tool names are in backticks, arguments are written as ``name = value`` with the value in JSON.
 
     Args:
         conversation: The conversation.
-        index: Of the assistant's message.
+        index: Index of the assistant message.
 
     Returns:
-        The rationale; ``None`` where there is nothing to decide, because no tool is on offer.
+        The rationale; ``None`` if no tools are available, so that there is nothing to decide.
     """
     message, before = conversation.messages[index], conversation.messages[:index]
     draw = int(_draw(conversation.id, str(index)) * 2**32)
@@ -137,7 +137,7 @@ def _reason_to_call(
 
 
 def _places(before: Sequence[Message]) -> list[tuple[int, SearchableText]]:
-    """The texts that a value may come from, the likeliest first, each with the number of its origin."""
+    """The texts that a value may come from, the likeliest first, each with the index of its origin."""
     last = max((index for index, message in enumerate(before) if message.role == "user"), default=-1)
     texts: list[list[str]] = [[], [], []]
     for index, message in enumerate(before):
@@ -152,8 +152,8 @@ def _arguments(
     origins: Sequence[str],
     budget: int,
 ) -> str:
-    """Where the arguments come from, as many as the budget lets it say; of several calls, one after the other."""
-    found: list[tuple[int, int, int, str]] = []  # origin, number of the call, place in it, text
+    """Name the origins of as many arguments as the budget allows, call by call."""
+    found: list[tuple[int, int, int, str]] = []  # origin, call, position, text
     for number, call in enumerate(calls):
         for place, (name, value) in enumerate(call.arguments.items()):
             text = f"{_TAG.sub('', name)} = {dump_json(value)}"
@@ -192,14 +192,14 @@ def _origin(
 
 
 def _offer(tools: Sequence[Tool]) -> str:
-    """What tools do, in few words."""
+    """Name tools with their purposes, briefly."""
     if len(tools) > 2:
         return f"{len(tools)} tools such as `{tools[0].name}` ({_purpose(tools[0])})"
     return " and ".join(f"`{tool.name}` ({_purpose(tool)})" for tool in tools)
 
 
 def _purpose(tool: Tool) -> str:
-    """What a tool is for: the beginning of its description."""
+    """The purpose of a tool: the beginning of its description."""
     sentence = re.split(r"(?<=[^\W\d_]{3})[.:;!\n]", _TAG.sub("", tool.description).strip())[0].replace("`", "")
     if not sentence:
         return "it does this by its name"
@@ -208,7 +208,7 @@ def _purpose(tool: Tool) -> str:
 
 
 def _excerpt(text: str) -> str:
-    """The beginning of a question, on one line, ending with a mark."""
+    """The beginning of a question, on one line, ending with punctuation."""
     clean = _TAG.sub("", text).replace("`", "'").replace('"', "'")
     words = clean.split()
     short = " ".join(words[:_ASK_WORDS])[:_ASK_CHARS].rstrip()
@@ -222,10 +222,10 @@ def _lower(text: str) -> str:
 
 
 def _cost(text: str) -> int:
-    """About the number of tokens of a text: digits and letters of other scripts are one each."""
+    """Approximate number of tokens of a text; digits and non-Latin letters count one each."""
     return len(re.findall(r"[a-zA-Z]{1,5}|\d|[^\sa-zA-Z\d]", text))
 
 
 def _draw(*key: str) -> float:
-    """A number from 0 to 1 that depends on the key alone."""
+    """A number in [0, 1) that depends only on the key."""
     return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8]) / 2**64

@@ -1,4 +1,4 @@
-"""The report: what became of the rows."""
+"""The row report: which rows were used, skipped or cut, and why."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from fc_lightning.data.sources import DataError
 
 @dataclass
 class RowReport:
-    """What became of the rows; each list has ``[place, id, reason]``.
+    """Counts of rows, documents and tokens; each list has entries ``[place, id, reason]``.
 
     Attributes:
         rows: Rows read.
         documents: Documents made.
         tokens: Their tokens.
-        supervised: Those of them that are learned.
+        supervised: Supervised tokens.
         prompts: Prompts made.
-        skipped: Rows that are not used.
-        flawed: Rows used verbatim though not all of their calls can be read; they make no prompts.
-        too_long: Rows left out because they are longer than ``max_length``.
-        cut: Rows cut behind a turn.
+        skipped: Rows that cannot be used.
+        flawed: Rows rendered verbatim although some calls cannot be read; they have no prompts.
+        too_long: Rows dropped because they are longer than ``max_length``.
+        cut: Rows cut after a turn.
     """
 
     rows: int = 0
@@ -35,12 +35,12 @@ class RowReport:
     cut: list[tuple[str, str, str]] = field(default_factory=list)
 
     def add(self, other: RowReport) -> None:
-        """Add what became of other rows."""
+        """Add the report of other rows."""
         for name, value in vars(other).items():
             setattr(self, name, operator.iadd(getattr(self, name), value))
 
     def check(self, name: str, max_unreadable: float) -> None:
-        """Stop if too many rows are unreadable.
+        """Raise if too many rows are unreadable.
 
         Raises:
             DataError: If a larger share than ``max_unreadable`` of the rows was skipped.
@@ -49,11 +49,11 @@ class RowReport:
             cases = "".join(f"\n  {place} ({id}): {reason}" for place, id, reason in self.skipped[:5])
             raise DataError(
                 f"`data.{name}`: {len(self.skipped):,} of {self.rows:,} rows cannot be read, more than "
-                f"{max_unreadable:.1%} (`data.max_unreadable`); `audit` lists them all, the first are{cases}"
+                f"{max_unreadable:.1%} (`data.max_unreadable`); `audit` lists all of them; first errors:{cases}"
             )
 
     def lines(self, name: str, examples: int = 3) -> list[str]:
-        """The report in a few lines of text."""
+        """The report as text, with the first few cases of each kind."""
         share = self.supervised / self.tokens if self.tokens else 0.0
         out = [
             f"{name}: {self.documents:,} of {self.rows:,} rows, {self.tokens:,} tokens, {share:.1%} of them supervised"

@@ -1,4 +1,4 @@
-"""Plans: which documents go together into a row, which rows into a micro-batch, and which of these to which rank."""
+"""Samplers: which documents form a pack, which packs a micro-batch, and which micro-batches go to which rank."""
 
 from __future__ import annotations
 
@@ -10,24 +10,23 @@ from torch.utils.data import Sampler
 
 from fc_lightning.data.packing import plan_packs
 
-MicroBatch = list[list[int]]  # rows of document numbers
-# Prompts that begin with so many equal ids are kept together. Rendered prompts all begin with some.
-_SHARED = 64
+MicroBatch = list[list[int]]  # packs of document numbers
+_SHARED_PREFIX = 64  # prompts with this many equal leading ids are kept together
 
 
 class MicroBatchSampler(Sampler[MicroBatch]):
-    """Plans an epoch's packs, groups them into micro-batches, and deals these out to ranks.
+    """Plans the packs of an epoch, groups them into micro-batches, and shards these over ranks.
 
-    The plan is made before ranks split: micro-batch ``i`` of rank ``r`` is number ``i * num_replicas + r``, so that a
-    step sees the same rows however they are spread over rows a batch, accumulation and ranks. Where the number does
-    not divide, the last ranks get an empty micro-batch: nothing is repeated and nothing left out.
+    The plan does not depend on the ranks: micro-batch ``i`` of rank ``r`` is number ``i * num_replicas + r``, so that a
+    step sees the same rows regardless of batch size, accumulation and number of ranks. Where the number of
+    micro-batches is not divisible, the last ranks get an empty one: no row is repeated or dropped.
 
     Args:
         lengths: Tokens of each document.
-        capacity: Tokens of a pack; None for a row a document.
-        batch_size: Rows of a micro-batch.
+        capacity: Tokens of a pack; None for one document per row.
+        batch_size: Rows per micro-batch.
         num_replicas: Number of ranks.
-        rank: This one.
+        rank: This rank.
         seed: Shuffles, together with the epoch; None keeps the order of the documents, for evaluation.
         sources: The source of each document, if sources have weights.
         weights: Weight of each source, or None.
@@ -44,11 +43,16 @@ class MicroBatchSampler(Sampler[MicroBatch]):
         sources: Sequence[int] | None = None,
         weights: Sequence[float] | None = None,
     ):
-        self.lengths, self.capacity, self.batch_size = lengths, capacity, batch_size
-        self.num_replicas, self.rank, self.seed = num_replicas, rank, seed
-        self.sources, self.weights = sources, weights
+        self.lengths = lengths
+        self.capacity = capacity
+        self.batch_size = batch_size
+        self.num_replicas = num_replicas
+        self.rank = rank
+        self.seed = seed
+        self.sources = sources
+        self.weights = weights
         self.epoch = 0
-        self._done = (0, 0)  # an epoch, and the micro-batches of all ranks that it is begun behind
+        self._resumed = (0, 0)  # epoch, and the micro-batches of all ranks to skip in it
         self._num_packs: int | None = None  # of an epoch of weighted sources
         self._length: int | None = None
 
@@ -57,8 +61,8 @@ class MicroBatchSampler(Sampler[MicroBatch]):
         self.epoch = epoch
 
     def resume(self, epoch: int, done: int) -> None:
-        """Begin with an epoch in which so many micro-batches, of all ranks together, have been trained on."""
-        self.epoch, self._done = epoch, (epoch, done)
+        """Start with ``epoch``, after ``done`` micro-batches of all ranks together."""
+        self.epoch, self._resumed = epoch, (epoch, done)
 
     def plan(self) -> list[MicroBatch]:
         """All ranks' micro-batches of the epoch, in order."""
@@ -67,7 +71,7 @@ class MicroBatchSampler(Sampler[MicroBatch]):
         if self.weights is not None and self.capacity is not None:
             if self._num_packs is None:
                 self._num_packs = len(self._rows(0, random.Random(f"{self.seed}/0")))
-            rows = self._as_many(rows, self._num_packs)
+            rows = self._with_num_packs(rows, self._num_packs)
         if self.seed is not None and self.capacity is not None:
             rng.shuffle(rows)
         return [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
@@ -86,11 +90,11 @@ class MicroBatchSampler(Sampler[MicroBatch]):
         packs = plan_packs([self.lengths[document] for document in documents], self.capacity)
         return [[documents[index] for index in pack] for pack in packs]
 
-    def _as_many(self, rows: list[list[int]], count: int) -> list[list[int]]:
-        """The draws of an epoch in exactly so many packs, as the trainer counts on every epoch's having.
+    def _with_num_packs(self, rows: list[list[int]], count: int) -> list[list[int]]:
+        """Adjust the number of packs: the trainer expects the same number in every epoch.
 
-        Other draws may need some packs more or less. The few documents that are too many, of whichever source, are left
-        out of this epoch; where packs are missing, a document of a full one gets its own.
+        The documents drawn in another epoch may need slightly more or fewer packs. Surplus documents, of any source,
+        are left out of this epoch; missing packs get a document of a full one.
         """
         while len(rows) > count:
             documents = sorted(document for row in rows for document in row)
@@ -102,43 +106,43 @@ class MicroBatchSampler(Sampler[MicroBatch]):
         return rows
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        epoch, done = self._done
+        epoch, done = self._resumed
         start = -(-done // self.num_replicas) if epoch == self.epoch else 0
         return iter(shard_batches(self.plan(), self.num_replicas, self.rank)[start:])
 
     def __len__(self) -> int:
-        # The number of packs does not depend on the shuffle: equally long documents are interchangeable.
+        # The number of packs does not depend on the shuffle: documents of equal length are interchangeable.
         if self._length is None:
             self._length = -(-len(self.plan()) // self.num_replicas)
         return self._length
 
 
 def shard_batches(batches: Sequence[Any], num_replicas: int, rank: int) -> list[Any]:
-    """This rank's share, one in turn; filled up with empty batches so that all ranks have equally many."""
+    """This rank's batches, round robin; padded with empty ones so that all ranks have the same number."""
     filled = [*batches, *[[]] * (-len(batches) % num_replicas)]
     return filled[rank::num_replicas]
 
 
 def plan_generation(prompts: Sequence[Sequence[int]], max_tokens: int, max_prompts: int) -> list[list[int]]:
-    """Group prompts of similar length: the longest first, so that memory is at its peak at once and not at the end.
+    """Group prompts of similar length, the longest first, so that an out-of-memory error comes at the start.
 
-    Prompts with a long beginning in common stay together, so that it is computed once.
+    Prompts with a long common prefix stay together, so that it is computed once.
 
     Args:
-        prompts: Their ids.
-        max_tokens: Of a group, all of its prompts filled up to the longest.
-        max_prompts: Of a group.
+        prompts: Token ids of each prompt.
+        max_tokens: Largest number of tokens of a group, padding included.
+        max_prompts: Largest number of prompts of a group.
     """
-    families: list[list[int]] = []
+    groups: list[list[int]] = []
     for prompt in sorted(range(len(prompts)), key=lambda number: list(prompts[number])):
-        if families and prompts[prompt][:_SHARED] == prompts[families[-1][-1]][:_SHARED]:
-            families[-1].append(prompt)
+        if groups and prompts[prompt][:_SHARED_PREFIX] == prompts[groups[-1][-1]][:_SHARED_PREFIX]:
+            groups[-1].append(prompt)
         else:
-            families.append([prompt])
-    families.sort(key=lambda family: -max(len(prompts[prompt]) for prompt in family))
+            groups.append([prompt])
+    groups.sort(key=lambda group: -max(len(prompts[prompt]) for prompt in group))
     batches: list[list[int]] = []
     longest = 0
-    for prompt in (prompt for family in families for prompt in family):
+    for prompt in (prompt for group in groups for prompt in group):
         longest = max(longest, len(prompts[prompt]))
         if batches and len(batches[-1]) < max_prompts and longest * (len(batches[-1]) + 1) <= max_tokens:
             batches[-1].append(prompt)
@@ -149,16 +153,16 @@ def plan_generation(prompts: Sequence[Sequence[int]], max_tokens: int, max_promp
 
 
 def draw_by_weight(sources: Sequence[int], weights: Sequence[float], seed: int | None, epoch: int) -> list[int]:
-    """Draw as many documents as there are, each source giving its share by weight.
+    """Draw as many documents as there are, with each source's share given by its weight.
 
-    A source is gone through from epoch to epoch, in another order each time it begins anew: none of its documents is
-    drawn again before all others have been.
+    A source is traversed across epochs and reshuffled for each pass: no document is drawn again before all other
+    documents of its source.
 
     Args:
         sources: The source of each document.
         weights: The weight of each source.
-        seed: Of the orders.
-        epoch: Which draw.
+        seed: Seed of the orders.
+        epoch: The epoch to draw for.
     """
     by_source: list[list[int]] = [[] for _ in weights]
     for document, source in enumerate(sources):

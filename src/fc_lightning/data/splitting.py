@@ -1,4 +1,4 @@
-"""Holding out a share of conversations such that near-copies of one question stay on one side."""
+"""Train/validation split: holds out a share of conversations and keeps near-duplicates in the same split."""
 
 from __future__ import annotations
 
@@ -12,44 +12,44 @@ from fc_lightning.conversation.types import Conversation
 
 _PERMUTATIONS, _BANDS = 128, 32
 _SHINGLE = 5  # bytes
-_SIMILAR = 0.6  # Jaccard similarity of two questions' shingles from which on they are near-copies
-_MAX_TEXT = 10_000  # characters of a question that are compared
-_MAX_LEADERS = 32  # so many members of a band's bucket are compared with all others in it
+_SIMILAR = 0.6  # Jaccard similarity of the shingles of two near-duplicates, at least
+_MAX_TEXT = 10_000  # characters of a text that are compared
+_MAX_LEADERS = 32  # members of a band's bucket that are compared with all others in it
 
 
 def question(conversation: Conversation) -> str:
-    """What the user says in a conversation."""
+    """The user's texts of a conversation."""
     return "\n".join(message.content for message in conversation.messages if message.role == "user")
 
 
 def hold_out(questions: Sequence[str], share: float) -> list[bool]:
     """Choose which conversations are held out.
 
-    It depends on the questions alone, not on their order: a group of near-copies goes where the hash of one of them
-    says.
+    The choice depends on the questions, not on their order: the hash of one member decides for a group of
+    near-duplicates.
 
     Args:
-        questions: What the users ask in each conversation.
-        share: About so many of the groups are held out.
+        questions: The user's texts of each conversation.
+        share: Approximate share of the groups to hold out.
     """
-    groups = near_copies(questions)
+    groups = near_duplicates(questions)
     digests = [hashlib.sha256(_normal(question).encode()).digest()[:8] for question in questions]
     smallest: dict[int, bytes] = {}
     for group, digest in zip(groups, digests, strict=True):
         smallest[group] = min(digest, smallest.get(group, digest))
-    # Of many hashes the smallest is no fair draw; the hash of it is.
+    # The smallest of many hashes is not uniformly distributed; its hash is.
     draws = {group: int.from_bytes(hashlib.sha256(digest).digest()[:8]) for group, digest in smallest.items()}
     return [draws[group] < share * 2**64 for group in groups]
 
 
-def near_copies(texts: Sequence[str]) -> list[int]:
-    """Group texts that are nearly the same: MinHash signatures (Broder 1997), compared where a band of them agrees.
+def near_duplicates(texts: Sequence[str]) -> list[int]:
+    """Group near-duplicate texts: MinHash signatures (Broder 1997), compared where a band of them agrees.
 
-    Two texts are near-copies if about 60 % of their five-byte shingles are common (of a short question, all but one
-    word); what is near a near-copy is of the same group. Case, punctuation and spaces make no difference.
+    Two texts are near-duplicates if they share about 60 % of their five-byte shingles (in a short question, all but one
+    word); the relation is transitive. Case, punctuation and whitespace are ignored.
 
     Returns:
-        For each text the number of its group, which is the index of the group's first text.
+        The group of each text: the index of the group's first text.
     """
     if not texts:
         return []
@@ -77,7 +77,7 @@ def near_copies(texts: Sequence[str]) -> list[int]:
 
 
 def _normal(text: str) -> str:
-    """The words of a text's beginning."""
+    """The lower-case words of the beginning of a text."""
     return " ".join(re.findall(r"\w+", text[:_MAX_TEXT].lower()))
 
 

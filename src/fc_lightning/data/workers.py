@@ -1,4 +1,4 @@
-"""Processes that share a task: each does its part of it, and the results come back in order."""
+"""Multiprocessing: each process does a part of a task, and the results are merged in order."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from typing import Any
 
 from fc_lightning.data.sources import DataError, Source
 
-_MAX_PROCESSES = 16  # a process more needs some 100 MB, and all of them hand their results to one
-_SHARE = 8_000_000  # bytes of rows that are worth a process, about a second's work
+_MAX_PROCESSES = 16  # each needs about 100 MB, and one process receives the results of all
+_MIN_BYTES = 8_000_000  # of rows per process, about a second of work
 
-Keyed = tuple[Any, Any]  # a key that gives the order, and a result
+Keyed = tuple[Any, Any]  # a sort key, and a result
 
 
-def processes_for(sources: Sequence[Source], asked: int | None = None) -> int:
-    """How many processes share the reading of sources.
+def choose_num_processes(sources: Sequence[Source], requested: int | None = None) -> int:
+    """Choose the number of processes that read sources.
 
     Args:
-        sources: Where rows come from.
-        asked: How many are wanted; by default one for each core that this process may use, if there is enough to do.
+        sources: The sources to read.
+        requested: A number to use; by default one per available core if there is enough data.
 
     Returns:
-        1 where processes cannot be copied (outside of Linux, or within a process that may have no children), and for
-        JSON files, which are parsed as a whole.
+        The number of processes; 1 where forking is impossible (outside of Linux, in daemonic processes) and for JSON
+        files, which are parsed in one piece.
     """
     if (
         sys.platform != "linux"
@@ -41,31 +41,31 @@ def processes_for(sources: Sequence[Source], asked: int | None = None) -> int:
         or not all(map(Source.is_divisible, sources))
     ):
         return 1
-    if asked is not None:
-        return asked
-    return max(1, min(len(os.sched_getaffinity(0)), _MAX_PROCESSES, sum(map(Source.size, sources)) // _SHARE))
+    if requested is not None:
+        return requested
+    return max(1, min(len(os.sched_getaffinity(0)), _MAX_PROCESSES, sum(map(Source.size, sources)) // _MIN_BYTES))
 
 
-def in_order(part: Callable[[int, int], Iterator[Keyed]], processes: int) -> Iterator[Any]:
-    """The results of all processes, in the order of their keys.
+def run_ordered(part: Callable[[int, int], Iterator[Keyed]], processes: int) -> Iterator[Any]:
+    """Yield the results of all processes in the order of their keys.
 
-    The processes are copies of this one (``fork``): they know its registered formats and open data sets, need no
-    ``__main__`` that can be imported again, and start in milliseconds. They run Python and the tokenizer, no torch.
+    The processes are forked: they have the registered formats and open datasets of this one, need no importable
+    ``__main__``, and start in milliseconds. They run Python and the tokenizer, not torch.
 
     Args:
-        part: Called as ``part(number, processes)`` in each process. What it yields can be pickled, its keys grow.
-        processes: How many; 1 calls it here.
+        part: Called as ``part(number, processes)`` in each process; yields picklable results with increasing keys.
+        processes: Number of processes; 1 runs in this process.
 
     Raises:
-        Exception: Whatever ``part`` raises.
-        DataError: If a process is ended from outside.
+        Exception: Any exception raised by ``part``.
+        DataError: If a process is killed.
     """
     if processes == 1:
         yield from map(itemgetter(1), part(0, 1))
         return
     context = multiprocessing.get_context("fork")
     workers: list[tuple[Connection, BaseProcess]] = []
-    # The processes are what runs side by side. Said before they are made, or the tokenizer warns of each.
+    # The processes themselves run in parallel. Set before forking, or the tokenizer warns about each fork.
     before = os.environ.get("TOKENIZERS_PARALLELISM")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     try:
@@ -75,7 +75,7 @@ def in_order(part: Callable[[int, int], Iterator[Keyed]], processes: int) -> Ite
                 target=_work, args=(part, number, processes, receiver, sender), daemon=True
             )
             worker.start()
-            sender.close()  # so that there is an end to receive if the process is gone
+            sender.close()  # so that receiving ends if the process is killed
             workers.append((receiver, worker))
     finally:
         del os.environ["TOKENIZERS_PARALLELISM"]
@@ -85,7 +85,7 @@ def in_order(part: Callable[[int, int], Iterator[Keyed]], processes: int) -> Ite
     finally:
         for receiver, worker in workers:
             receiver.close()
-            worker.kill()  # a handler of SIGTERM might be a copy of the trainer's
+            worker.kill()  # not terminate(): the fork may have inherited the trainer's handler
             worker.join()
 
 
@@ -96,25 +96,25 @@ def _work(
     receiver: Connection,
     sender: Connection,
 ) -> None:
-    """One process: send all results, then None, or what was raised."""
+    """Run one process: send all results, then None or the exception."""
     receiver.close()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that asked is interrupted too, and ends this one
-    gc.freeze()  # what it knows from before stays: nothing there needs to be searched for garbage, or copied
-    gc.set_threshold(100_000)  # rows are many small objects, and hardly any of them refer to themselves
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and kills this process
+    gc.freeze()  # inherited objects stay: do not scan, and thereby copy, them
+    gc.set_threshold(100_000)  # rows are many small objects, almost none of them in cycles
     try:
         for keyed in part(number, processes):
             sender.send(keyed)
         sender.send(None)
     except BrokenPipeError:
-        pass  # nobody wants more
+        pass  # the parent has stopped reading
     except Exception as error:
-        told = error if _can_travel(error) else RuntimeError(f"{type(error).__name__}: {error}")
-        told.add_note(f"In process {number + 1} of {processes}:\n{traceback.format_exc()}")
-        sender.send(told)
+        sent = error if _is_picklable(error) else RuntimeError(f"{type(error).__name__}: {error}")
+        sent.add_note(f"In process {number + 1} of {processes}:\n{traceback.format_exc()}")
+        sender.send(sent)
 
 
-def _can_travel(error: Exception) -> bool:
-    """Whether the process that asked can make it again; a library's own may want other arguments than its message."""
+def _is_picklable(error: Exception) -> bool:
+    """Whether the parent can unpickle it: an exception may need other arguments than its message."""
     try:
         return type(pickle.loads(pickle.dumps(error))) is type(error)
     except Exception:
@@ -130,6 +130,6 @@ def _received(receiver: Connection, worker: BaseProcess) -> Iterator[Keyed]:
     except EOFError:
         worker.join()
         raise DataError(
-            f"a process that prepares data was ended (exit code {worker.exitcode}), perhaps for want of memory; "
-            "`data.preparation_processes` says how many there may be"
+            f"a process that prepares data was killed (exit code {worker.exitcode}), perhaps for lack of memory; "
+            "lower `data.preparation_processes`"
         ) from None

@@ -13,7 +13,7 @@ from fc_lightning.conversation.parsing import dump_json
 from fc_lightning.conversation.types import Conversation, ToolCall
 from fc_lightning.conversation.value_matching import SearchableText, leaves, words
 from fc_lightning.data.row_report import RowReport
-from fc_lightning.data.splitting import near_copies, question
+from fc_lightning.data.splitting import near_duplicates, question
 
 # What a kind means, in the order in which kinds are shown.
 KINDS = {
@@ -126,7 +126,7 @@ def _ungrounded(call: ToolCall, schema: dict[str, Any], text: SearchableText) ->
 def _repeated(splits: Mapping[str, IndexedTurn]) -> Iterator[Finding]:
     """Duplicates and near-duplicates within a split, and what an evaluation split has in common with training."""
     rows = [(split, place, one) for split, read in splits.items() for place, one in read]
-    groups = near_copies([question(one) for _, _, one in rows])
+    groups = near_duplicates([question(one) for _, _, one in rows])
     exact: dict[tuple[str, object], str] = {}
     near: dict[tuple[str, object], str] = {}
     # Training first, so that the others are compared with all of it.

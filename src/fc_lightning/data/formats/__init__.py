@@ -1,8 +1,7 @@
-"""Rows of every known source, read into conversations, and a registry for sources of your own.
+"""Row formats: reads rows of every known format into conversations; :func:`register_format` adds your own.
 
-:func:`read_row` finds out by itself how a row is written. A row of which no conversation can be made raises
-:class:`RowError`. A row that can be read but has something wrong in it becomes a conversation with
-``defects``.
+:func:`read_row` detects the format. A row that cannot be read raises :class:`RowError`; a row that can be read but is
+partly wrong becomes a conversation with ``defects``.
 """
 
 from __future__ import annotations
@@ -14,16 +13,13 @@ from typing import NamedTuple
 
 from fc_lightning.conversation.types import Conversation
 from fc_lightning.data.formats.builder import Row, RowError
-from fc_lightning.data.formats.readers import (
-    DEFAULT_SYSTEM_PROMPT,
-    read_columns,
-    read_glaive,
-    read_hermes,
-    read_openai,
-    read_prompt_completion,
-    read_sharegpt,
-    read_xlam,
-)
+from fc_lightning.data.formats.columns import DEFAULT_SYSTEM_PROMPT, is_columns, read_columns
+from fc_lightning.data.formats.glaive import is_glaive, read_glaive
+from fc_lightning.data.formats.hermes import is_hermes, read_hermes
+from fc_lightning.data.formats.openai import is_openai, read_openai
+from fc_lightning.data.formats.sharegpt import is_sharegpt, read_sharegpt
+from fc_lightning.data.formats.trl import is_trl, read_trl
+from fc_lightning.data.formats.xlam import is_xlam, read_xlam
 
 __all__ = [
     "DEFAULT_SYSTEM_PROMPT",
@@ -45,11 +41,11 @@ Detector = Callable[[Row], bool]
 
 
 class Format(NamedTuple):
-    """One way to write a row.
+    """A row format.
 
     Attributes:
-        reader: Makes a conversation of a row, or raises :class:`RowError`.
-        detects: Whether a row is written this way; ``None`` for a format that is used by name only.
+        reader: Converts a row to a conversation, or raises :class:`RowError`.
+        detects: Whether a row has this format; ``None`` for a format that is used by name only.
     """
 
     reader: Reader
@@ -57,7 +53,7 @@ class Format(NamedTuple):
 
 
 def read_row(row: Row, format: str | None = None, default_id: str = "") -> Conversation:
-    """Read one row of any known source.
+    """Read one row of any known format.
 
     Args:
         row: The row, as a dataset or a JSON file gives it.
@@ -66,43 +62,35 @@ def read_row(row: Row, format: str | None = None, default_id: str = "") -> Conve
         default_id: The conversation's id if the row has none.
 
     Returns:
-        The conversation; what is wrong inside the row stands in its ``defects``.
+        The conversation; what is wrong inside the row is in its ``defects``.
 
     Raises:
-        RowError: If no conversation can be made of the row.
+        RowError: If the row cannot be read.
         UnknownFormatError: If there is no such format.
     """
     if not isinstance(row, Mapping):
-        raise RowError(f"a row is an object, not {type(row).__name__}")
+        raise RowError(f"a row must be an object, not {type(row).__name__}")
     try:
         conversation = (_detect(row) if format is None else _find_reader(format))(row)
     except RecursionError:
-        raise RowError("the row is nested too deep") from None
+        raise RowError("the row is nested too deeply") from None
     if not isinstance(conversation, Conversation):
         kind = type(conversation).__name__
-        raise TypeError(f"the reader of format {format!r} returned {kind}, no Conversation")
+        raise TypeError(f"the reader of format {format!r} returned {kind}, not a Conversation")
     return conversation if conversation.id else replace(conversation, id=default_id)
 
 
 def register_format(name: str, reader: Reader, detects: Detector | None = None) -> None:
-    """Add a format, or replace one. The newest is the first to be asked whether a row is its own.
+    """Add or replace a format. The detector of the newest format is asked first.
 
     Args:
         name: The name that configurations use.
-        reader: Makes a conversation of a row.
+        reader: Converts a row to a conversation.
         detects: Whether a row is of this format; without it the format is used by name only.
     """
     others = {key: value for key, value in FORMATS.items() if key != name}
     FORMATS.clear()
     FORMATS.update({name: Format(reader, detects), **others})
-
-
-def _is_sharegpt(row: Row) -> bool:
-    """Whether a turn is a call, or the system text has a column of its own: Hermes has neither."""
-    turns = row.get("conversations")
-    turns = [turn for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
-    calls = any("function_call" in (turn.get("from"), turn.get("role")) for turn in turns)
-    return calls or bool(turns and row.get("system"))
 
 
 def _detect(row: Row) -> Reader:
@@ -121,19 +109,19 @@ def _find_reader(name: str) -> Reader:
     try:
         reader = getattr(importlib.import_module(module), attribute) if module and attribute else None
     except (ImportError, AttributeError, TypeError, ValueError) as problem:
-        raise UnknownFormatError(f"there is no format {name!r} ({problem}); {known}") from problem
+        raise UnknownFormatError(f"unknown format {name!r} ({problem}); {known}") from problem
     if not callable(reader):
-        raise UnknownFormatError(f"there is no format {name!r}; {known}")
+        raise UnknownFormatError(f"unknown format {name!r}; {known}")
     return reader
 
 
-# Detectors are asked from top to bottom; Hermes takes any `conversations`, so ShareGPT's come before it.
+# Detectors are asked from top to bottom. Hermes accepts any `conversations`, so ShareGPT comes first.
 FORMATS: dict[str, Format] = {
-    "sharegpt": Format(read_sharegpt, _is_sharegpt),
-    "hermes": Format(read_hermes, lambda row: isinstance(row.get("conversations"), list)),
-    "openai": Format(read_openai, lambda row: isinstance(row.get("messages"), list)),
-    "columns": Format(read_columns, lambda row: "query" in row and "tool_call" in row),
-    "xlam": Format(read_xlam, lambda row: "query" in row and "answers" in row),
-    "trl": Format(read_prompt_completion, lambda row: "prompt" in row and "completion" in row),
-    "glaive": Format(read_glaive, lambda row: isinstance(row.get("chat"), str)),
+    "sharegpt": Format(read_sharegpt, is_sharegpt),
+    "hermes": Format(read_hermes, is_hermes),
+    "openai": Format(read_openai, is_openai),
+    "columns": Format(read_columns, is_columns),
+    "xlam": Format(read_xlam, is_xlam),
+    "trl": Format(read_trl, is_trl),
+    "glaive": Format(read_glaive, is_glaive),
 }

@@ -1,4 +1,4 @@
-"""What all readers share: a conversation in the making, and the careful reading of a row's values."""
+"""Shared by all readers: a builder for the conversation, and strict reading of a row's values."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fc_lightning.conversation.types import Conversation, Message, Role, Tool, T
 
 Row = Mapping[str, Any]
 
-# What rows call their speakers.
+# Names of the roles in known datasets.
 ROLES: dict[str, Role] = {
     **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("user", "human"), "user"),
@@ -35,19 +35,19 @@ ROLES: dict[str, Role] = {
 
 
 class RowError(ValueError):
-    """A row of which no conversation can be made.
+    """A row that cannot be read as a conversation.
 
-    Its message is one sentence with the reason; whoever knows the file and the row's place adds them.
+    The message is one sentence with the reason; the caller adds file and row.
     """
 
 
 @dataclass
 class ConversationBuilder:
-    """A conversation while its row is read.
+    """Collects a row's messages and defects.
 
     Attributes:
-        messages: Each message with the number of the row's turn that it comes from.
-        defects: What is wrong with the row, as far as it has been read.
+        messages: Each message with the number of the turn it comes from.
+        defects: What is wrong with the row, one sentence each.
         response_schema: The JSON schema of the answer, in JSON mode.
     """
 
@@ -58,28 +58,28 @@ class ConversationBuilder:
     def add(
         self, number: int, role: Role, text: str, thought: str | None = None, calls: tuple[ToolCall, ...] = ()
     ) -> None:
-        """Add a message. An empty system text is no message; with an empty thought nothing was thought."""
+        """Add a message; an empty system text is left out, an empty thought becomes ``None``."""
         if role != "system" or text.strip():
             thought = (thought or "").strip() or None
             self.messages.append((number, Message(role, text.strip(), thought, calls)))
 
     def add_text_turn(self, number: int, text: str, thought: str = "") -> None:
-        """Add an assistant's turn from the text between its tags."""
+        """Add an assistant turn from a text that carries thoughts and calls between tags."""
         turn = parse_turn(text)
         self.defects += [f"turn {number}, {error}" for error in turn.errors]
         said = text.partition(THINK_CLOSE)[2] if turn.reasoning is not None else text
         if turn.tool_calls and not said.partition(CALL_OPEN)[0].rstrip().endswith(turn.content):
-            # The canonical form has one place for text, before the calls; there it would say something else.
-            self.defects.append(f"turn {number}: text behind a call")
+            # The canonical form has text before the calls only; moving it there would change its meaning.
+            self.defects.append(f"turn {number}: text after a call")
         self.add(number, "assistant", turn.content, turn.reasoning or thought, turn.tool_calls)
 
-    def take_back_assistant(self) -> Message:
-        """Remove the last message if it is the assistant's, to add to it; else make an empty one."""
+    def pop_assistant(self) -> Message:
+        """Remove and return the last message if it is the assistant's, otherwise return an empty one."""
         is_assistant = bool(self.messages) and self.messages[-1][1].role == "assistant"
         return self.messages.pop()[1] if is_assistant else Message("assistant")
 
     def read_tools(self, value: Any) -> tuple[Tool, ...]:
-        """The tools on offer; none, and a defect, if they cannot be read."""
+        """Read the available tools; tools that cannot be read are a defect."""
         try:
             return read_tools(value)
         except CallSyntaxError as problem:
@@ -87,17 +87,19 @@ class ConversationBuilder:
             return ()
 
     def read_schema(self, value: Any) -> None:
-        """The JSON schema that the answer must follow, an object or a text of one."""
+        """Read the JSON schema of the answer, an object or a text of one."""
         try:
             schema = parse_literal(value) if isinstance(value, str) else to_json_value(value)
         except CallSyntaxError as problem:
             self.defects.append(f"schema: {problem}")
         else:
             self.response_schema = schema if isinstance(schema, dict) else None
-            self.defects += [] if isinstance(schema, dict) else [f"schema: no object, but {type(schema).__name__}"]
+            self.defects += (
+                [] if isinstance(schema, dict) else [f"schema: it is not an object but {type(schema).__name__}"]
+            )
 
     def read_gold(self, value: Any) -> tuple[dict[str, Any], ...]:
-        """Each call's accepted values, ``{name: {argument: [value, …]}}`` as the Berkeley leaderboard writes them."""
+        """Read each call's accepted values, ``{name: {argument: [value, …]}}`` as the Berkeley leaderboard has them."""
         try:
             calls = to_json_value(_as_list(value))
         except CallSyntaxError as problem:
@@ -111,7 +113,7 @@ class ConversationBuilder:
         return tuple(calls)
 
     def read_calls(self, number: int, value: Any) -> tuple[ToolCall, ...]:
-        """The calls of a turn, from one or a list of them, objects or texts; a defect for each broken one."""
+        """Read the calls of a turn, one or a list, objects or texts; each unreadable one is a defect."""
         calls: list[ToolCall] = []
         try:
             values = _as_list(value)
@@ -126,7 +128,7 @@ class ConversationBuilder:
         return tuple(calls)
 
     def read_parts(self, number: int, content: Any) -> tuple[str, str, list[Any]]:
-        """The text, the reasoning and the calls of a content: a text, a list of typed parts, or null."""
+        """Split a content (a text, a list of typed parts, or null) into text, reasoning and calls."""
         if content is None or isinstance(content, str):
             return text_of(content or "", f"turn {number}: its content"), "", []
         if not isinstance(content, list):
@@ -149,8 +151,8 @@ class ConversationBuilder:
                 self.defects.append(f"turn {number}: a part of type {kind!r:.40} is neither text nor a call")
         return "\n".join(texts), "\n".join(thoughts), calls
 
-    def finish(self, row: Row, tools: tuple[Tool, ...], raw_turns: list[tuple[str, str]] | None = None) -> Conversation:
-        """The conversation, after a look at what could not be written and read back."""
+    def build(self, row: Row, tools: tuple[Tool, ...], raw_turns: list[tuple[str, str]] | None = None) -> Conversation:
+        """Make the conversation; a message that cannot be written and read back is a defect."""
         role_before = ""
         flawed = {re.split("[:,]", defect, maxsplit=1)[0] for defect in self.defects}
         for index, (number, message) in enumerate(self.messages):
@@ -158,7 +160,7 @@ class ConversationBuilder:
             if message.role == "system" and index:
                 problem = "a system message that is not the first"
             elif message.role == role_before == "assistant":
-                problem = problem or "a turn of the assistant right behind another one"
+                problem = problem or "an assistant turn directly after another one"
             self.defects += [f"turn {number}: {problem}"] if problem and f"turn {number}" not in flawed else []
             role_before = message.role
         gold = self.read_gold(row.get("gold"))
@@ -176,25 +178,25 @@ class ConversationBuilder:
 
 
 def _problem(message: Message) -> str:
-    """What keeps an assistant's message from being written and read back; empty if nothing does."""
+    """Why an assistant message cannot be written and read back; empty if it can."""
     for where, text, tags in (
         ("text", message.content, (CALL_OPEN, CALL_CLOSE, THINK_OPEN, THINK_CLOSE)),
         ("thought", message.reasoning or "", (THINK_OPEN, THINK_CLOSE)),
     ):
         if tag := next((tag for tag in tags if tag in text), ""):
-            return f"its {where} holds the tag {tag} (format `hermes` reads rows that write calls as text)"
+            return f"its {where} contains the tag {tag} (format `hermes` reads rows that write calls as text)"
     if not message.content and not message.tool_calls:
         return "neither an answer nor a call"
     turn = parse_turn(render_turn(message))
     read_back = Message("assistant", turn.content, turn.reasoning, turn.tool_calls)
-    return "" if read_back == message and not turn.errors else "in canonical form it reads differently"
+    return "" if read_back == message and not turn.errors else "it reads differently in canonical form"
 
 
 def read_tools(value: Any) -> tuple[Tool, ...]:
-    """The tools of a list, an object or a text of either.
+    """Read the tools of a list, an object or a text of either.
 
     Raises:
-        CallSyntaxError: If one of them cannot be read; half of the tools would be another task.
+        CallSyntaxError: If one of them cannot be read; half of the tools would be a different task.
     """
     is_text = isinstance(value, str)
     return tuple(_read_tool(item, is_text) for item in _as_list(value))
@@ -207,7 +209,7 @@ def _read_tool(value: Any, is_json_value: bool) -> Tool:
     parameters = function.get("parameters") if isinstance(function, dict) else None
     if isinstance(parameters, dict) and parameters:
         schema = _standard(parameters)
-        # Some sources put `required` beside the schema, where nobody looks for it.
+        # Some sources put `required` next to the schema instead of inside.
         required = value.get("required") or function.get("required")
         if "required" not in schema and isinstance(required, list):
             schema = {**schema, "required": required}
@@ -216,8 +218,10 @@ def _read_tool(value: Any, is_json_value: bool) -> Tool:
 
 
 def _standard(parameters: dict[str, Any]) -> dict[str, Any]:
-    """A JSON schema from the bare ``{name: {description, type}}`` of some sources; a schema stays what it is."""
-    is_schema = isinstance(parameters.get("type"), str) or not all(isinstance(one, dict) for one in parameters.values())
+    """Turn the bare ``{name: {description, type}}`` of some sources into a JSON schema; keep a schema unchanged."""
+    is_schema = isinstance(parameters.get("type"), str) or not all(
+        isinstance(value, dict) for value in parameters.values()
+    )
     return parameters if is_schema or "properties" in parameters else {"type": "object", "properties": parameters}
 
 
@@ -233,7 +237,7 @@ def _read_call(value: Any) -> ToolCall:
 
 
 def _as_list(value: Any) -> list[Any]:
-    """The values of a list, of a single object, or of a text that holds either, or an object a line."""
+    """The values of a list, a single object, a text of either, or a text with one object per line."""
     if isinstance(value, str):
         try:
             value = parse_literal(value) if value.strip() else None
@@ -245,21 +249,21 @@ def _as_list(value: Any) -> list[Any]:
     if value is None:
         return []
     if not isinstance(value, dict | list):
-        raise CallSyntaxError(f"it is neither an object nor a list, but {type(value).__name__}")
+        raise CallSyntaxError(f"it is neither an object nor a list but {type(value).__name__}")
     return value if isinstance(value, list) else [value]
 
 
 def turns_of(
     row: Row, columns: tuple[str, ...], roles: Mapping[str, Role] = ROLES
 ) -> Iterator[tuple[str, Role, dict[str, Any]]]:
-    """The turns of the first filled column: the row's name for the role, the role, and the turn itself."""
+    """The turns of the first column that is filled: the row's name of the role, the role, and the turn."""
     column = next((name for name in columns if row.get(name)), columns[0])
     turns = row.get(column)
     if not isinstance(turns, list) or not turns:
-        raise RowError(f"`{column}` is no list of turns" if turns else f"the row has no turns in `{column}`")
+        raise RowError(f"`{column}` is not a list of turns" if turns else f"the row has no turns in `{column}`")
     for number, turn in enumerate(turns, 1):
         if not isinstance(turn, dict):
-            raise RowError(f"turn {number} is no object, but {type(turn).__name__}")
+            raise RowError(f"turn {number} is not an object but {type(turn).__name__}")
         name = turn.get("from") or turn.get("role")
         if not isinstance(name, str) or name not in roles:
             raise RowError(f"turn {number} has an unknown role, {name!r:.40}; known are {', '.join(roles)}")
@@ -267,13 +271,13 @@ def turns_of(
 
 
 def turn_text(turn: dict[str, Any], number: int) -> str:
-    """The text of a ShareGPT or Hermes turn, under either of its two names."""
+    """The text of a ShareGPT or Hermes turn, from ``value`` or ``content``."""
     value = turn.get("value")
     return text_of(turn.get("content") if value is None else value, f"turn {number}: its text")
 
 
 def column_text(row: Row, key: str, needed: bool = False) -> str:
-    """A column as text, exactly as the row has it; JSON where it is no text, empty where it is missing."""
+    """A column as text, unchanged; other values as JSON, a missing one as an empty text."""
     value = row.get(key)
     if needed and not value:
         raise RowError(f"the row has no `{key}`")
@@ -283,11 +287,11 @@ def column_text(row: Row, key: str, needed: bool = False) -> str:
 
 
 def text_of(value: Any, what: str) -> str:
-    """The value, if it is a text that can be written to a file."""
+    """Check that a value is a text that can be encoded."""
     if not isinstance(value, str):
-        raise RowError(f"{what} is no text, but {type(value).__name__}")
+        raise RowError(f"{what} is not text but {type(value).__name__}")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise RowError(f"{what} holds half a surrogate pair, which no tokenizer and no file takes") from None
+        raise RowError(f"{what} contains half a surrogate pair, which cannot be encoded") from None
     return value
