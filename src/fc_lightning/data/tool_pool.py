@@ -8,6 +8,7 @@ import random
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 
+from fc_lightning.chat_template.template import ChatTemplate
 from fc_lightning.conversation.parsing import dump_json
 from fc_lightning.conversation.types import Conversation, Tool
 from fc_lightning.conversation.value_matching import words
@@ -34,6 +35,16 @@ class ToolPool:
         for index, tool in enumerate(self.tools):
             for word in tool_words(tool):
                 self._postings.setdefault(word, []).append(index)
+
+    @classmethod
+    def for_template(cls, conversations: Iterable[Conversation], template: ChatTemplate) -> ToolPool:
+        """The tools of some conversations, counted in tokens of a template's tokenizer."""
+        backend = template.tokenizer.backend_tokenizer
+
+        def num_tokens(tool: Tool) -> int:
+            return len(backend.encode(dump_json(tool.to_openai()["function"]), add_special_tokens=False).ids)
+
+        return cls(conversations, num_tokens)
 
     def num_tokens(self, index: int) -> int:
         """The tokens of the tool at an index."""

@@ -22,7 +22,8 @@ def most_frequent_mistake(samples: Sequence[EvaluatedTurn]) -> EvaluatedTurn | N
     Args:
         samples: Generations from the same prompt.
     """
-    wrong = [turn for turn in samples if turn.grammar and not turn.exact_match and not turn.alternatives_match]
+    readable = [turn for turn in samples if turn.parsed and turn.grammar]
+    wrong = [turn for turn in readable if not turn.exact_match and not turn.alternatives_match]
     if not wrong:
         return None
     counts = Counter(frozenset(Counter(turn.predicted).items()) for turn in wrong)

@@ -17,6 +17,7 @@ from fc_lightning.data.formats.columns import DEFAULT_SYSTEM_PROMPT, is_columns,
 from fc_lightning.data.formats.glaive import is_glaive, read_glaive
 from fc_lightning.data.formats.hermes import is_hermes, read_hermes
 from fc_lightning.data.formats.openai import is_openai, read_openai
+from fc_lightning.data.formats.preference import is_preference, read_preference
 from fc_lightning.data.formats.sharegpt import is_sharegpt, read_sharegpt
 from fc_lightning.data.formats.trl import is_trl, read_trl
 from fc_lightning.data.formats.xlam import is_xlam, read_xlam
@@ -115,8 +116,10 @@ def _find_reader(name: str) -> Reader:
     return reader
 
 
-# Detectors are asked from top to bottom. Hermes accepts any `conversations`, so ShareGPT comes first.
+# Detectors are asked from top to bottom. A preference may carry its history as another format does, so it comes first;
+# Hermes accepts any `conversations`, so ShareGPT comes before it.
 FORMATS: dict[str, Format] = {
+    "preference": Format(read_preference, is_preference),
     "sharegpt": Format(read_sharegpt, is_sharegpt),
     "hermes": Format(read_hermes, is_hermes),
     "openai": Format(read_openai, is_openai),
