@@ -152,13 +152,15 @@ def test_perturbed_prompts_come_after_plain_ones_and_not_within_training(tmp_pat
     data.setup("validate")
     prompts = data.prepared["validation"].prompts
     names = prompts["perturbation"][:]
-    assert names[:12] == [""] * 12
-    assert names[12:24] == ["mask_names"] * 12
-    assert 3 < names.count("drop_tool") == len(names) - 24
-    for row, plain in zip(prompts.select(range(12, 24)), prompts, strict=False):
+    count = names.count("")
+    assert names[: 2 * count] == [""] * count + ["mask_names"] * count
+    assert set(names[2 * count :]) == {"drop_tool"}
+    for row, plain in zip(prompts.select(range(count, 2 * count)), prompts, strict=False):
         offered = {tool["function"]["name"] for tool in json.loads(row["tools"])}
         assert offered.isdisjoint(tool["function"]["name"] for tool in json.loads(plain["tools"]))
         for call, original in zip(json.loads(row["expected"]), json.loads(plain["expected"]), strict=True):
             assert call["name"] in offered
             assert list(call["arguments"].values()) == list(original["arguments"].values())
-    assert all(json.loads(row["expected"]) == [] for row in prompts.select(range(24, len(names))))
+    dropped = prompts.select(range(2 * count, len(names)))
+    assert all(json.loads(row["expected"]) == [] for row in dropped)
+    assert len(set(dropped["id"][:])) == len(dropped)
