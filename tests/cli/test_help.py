@@ -1,7 +1,7 @@
 """Help and messages as a user sees them, against committed texts.
 
-To renew the texts after a change that is meant: ``FC_LIGHTNING_RENEW=1 python -m pytest tests/cli/test_help.py``, then look
-at the difference before committing it.
+To update the texts after an intended change: ``FC_LIGHTNING_RENEW=1 python -m pytest tests/cli/test_help.py``. Review
+the difference before committing it.
 """
 
 import os
@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.helpers.command_line import parser
 
 from fc_lightning.cli.help import SUBCOMMANDS, TRAINER, help_for, keys
 from fc_lightning.cli.lightning_cli import FunctionCallingCLI, FunctionCallingTrainer, main
@@ -93,7 +94,7 @@ def test_messages(part, capsys, tmp_path, monkeypatch):
 @pytest.mark.parametrize("subcommand", [name for name in SUBCOMMANDS if name != "init"])
 def test_the_short_help_has_every_key_of_ours(subcommand):
     """Read from the source on one side, built by jsonargparse from the imported classes on the other."""
-    actions = real_parser(subcommand)._actions
+    actions = parser()._subcommands_action.choices[subcommand]._actions
     known = {action.dest: action for action in actions if not action.dest.endswith(".help")}
     shown = {key.name: key for members in keys(subcommand).values() for key in members}
     linked = {f"data.{name}" for name in ("base", "revision", "special_tokens", "supervise")}
@@ -107,17 +108,6 @@ def test_the_short_help_has_every_key_of_ours(subcommand):
         assert key.text, name
         if key.default and re.fullmatch(r"[\d.e-]+", key.default):
             assert known[name].default == float(key.default)
-
-
-def real_parser(subcommand):
-    class Parsers(FunctionCallingCLI):
-        def parse_arguments(self, parser, args):
-            raise StopIteration
-
-    cli = Parsers.__new__(Parsers)
-    with pytest.raises(StopIteration):
-        cli.__init__([])
-    return cli._subcommand_parsers[subcommand]
 
 
 def test_every_subcommand_is_in_the_short_help():
@@ -159,7 +149,7 @@ def test_help_and_a_mistyped_subcommand_take_no_time():
         done = subprocess.run([sys.executable, "main.py", *arguments], capture_output=True, text=True, check=False)
         assert time.perf_counter() - started < 3
         assert done.returncode == code
-        assert done.stdout or done.stderr == "error: fitt: no such subcommand; did you mean fit?\n"
+        assert done.stdout or done.stderr == "error: fitt: unknown subcommand; did you mean fit?\n"
     script = (
         "import sys; import fc_lightning.cli.main; print({'torch', 'lightning', 'transformers'} & set(sys.modules))"
     )

@@ -139,7 +139,7 @@ def test_best_is_the_best_and_is_found_where_a_run_was_moved_to(trained, tmp_pat
     shutil.copytree(trained / "runs", moved / "runs")
     (last,) = (moved / "runs").glob("**/last.ckpt")
     state = torch.load(last, weights_only=True)
-    (name,) = [name for name in state["callbacks"] if name.startswith("ModelCheckpoint")]
+    (name,) = [name for name in state["callbacks"] if name.startswith("ModelCheckpoint{'monitor': 'val/exact_match'")]
     named = Path(state["callbacks"][name]["best_model_path"]).name
     state["callbacks"][name]["best_model_path"] = f"gone/{named}"
     AtomicCheckpointIO().save_checkpoint(state, last)
@@ -160,13 +160,13 @@ def test_a_broken_newest_checkpoint_is_passed_over(trained, tmp_path, capsys, wh
     out = capsys.readouterr().out
     assert out.splitlines()[-1].endswith(f"{before.name} → {tmp_path / 'out'}")
     before.write_bytes(b"")
-    assert "no checkpoint there" in refused(capsys, tmp_path, tmp_path / "none", f"--ckpt_path={which}")
+    assert "no checkpoint found" in refused(capsys, tmp_path, tmp_path / "none", f"--ckpt_path={which}")
 
 
 def test_an_existing_folder_is_left_alone(trained, tmp_path, capsys):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine.txt").write_text("mine")
-    assert "exists already" in refused(capsys, trained, tmp_path / "model")
+    assert "already exists" in refused(capsys, trained, tmp_path / "model")
     assert (tmp_path / "model" / "mine.txt").read_text() == "mine"
 
 

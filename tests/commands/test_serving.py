@@ -24,7 +24,7 @@ from fc_lightning.chat_template.response_template import response_template
 from fc_lightning.chat_template.template import ChatTemplate
 from fc_lightning.chat_template.tokens import SpecialToken
 from fc_lightning.cli.lightning_cli import main
-from fc_lightning.commands.export.folder import load_checkpoint
+from fc_lightning.commands.checkpoints import load_checkpoint
 from fc_lightning.conversation.parsing import parse_turn, render_turn
 from fc_lightning.conversation.types import Conversation, Message, Tool, ToolCall
 from fc_lightning.data.formats import RowError, read_row

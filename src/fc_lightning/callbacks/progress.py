@@ -9,6 +9,8 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
+from fc_lightning.training.lightning_internals import update_bar_metrics
+
 _SHOWN = {
     "train/loss": ("loss", ".3f"),
     "train/tokens_per_second": ("tokens/s", ",.0f"),
@@ -18,33 +20,33 @@ _SHOWN = {
 
 
 class ProgressBar(RichProgressBar):
-    """Shows loss, speed and exact match as they were logged last; ``prog_bar=True`` would ask the device each batch.
+    """Shows the last logged loss, speed and exact match; ``prog_bar=True`` would synchronize the device every batch.
 
-    In a terminal it is Lightning's bar by rich. Where the output goes elsewhere, a log file say, it prints a line every
-    so often, so that the file stays readable.
+    In a terminal it is Lightning's rich progress bar. If the output goes to a file, it prints a line now and then.
 
     Args:
-        seconds: Between two lines of a log file.
-        refresh_rate: Of the bar in a terminal, in refreshes a second.
+        seconds: Seconds between two lines in a file.
+        refresh_rate: Refreshes per second of the bar in a terminal.
     """
 
     def __init__(self, seconds: float = 30.0, refresh_rate: int = 4):
         super().__init__(refresh_rate=refresh_rate, leave=True)
         self.seconds = seconds
-        self.lines = not sys.stdout.isatty()
+        self.to_file = not sys.stdout.isatty()
         self._values: dict[str, str] = {}
-        self._read_at = 0  # the step whose values are shown
-        self._started = self._last_line = 0.0
+        self._values_step = 0  # the step of these values
+        self._started = 0.0
+        self._last_line = 0.0
 
     @property
     def is_enabled(self) -> bool:
-        """Whether there is a bar."""
-        return super().is_enabled and not self.lines
+        """Whether to show a bar."""
+        return super().is_enabled and not self.to_file
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """What stands behind the bar: read once after each step that was logged, when Lightning asks the device too."""
-        if trainer.global_step != self._read_at and trainer.global_step % trainer.log_every_n_steps == 0:
-            self._read(trainer)
+        """The values next to the bar, read once per logged step, when Lightning synchronizes the device anyway."""
+        if trainer.global_step != self._values_step and trainer.global_step % trainer.log_every_n_steps == 0:
+            self._read_values(trainer)
         return dict(self._values)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -55,31 +57,31 @@ class ProgressBar(RichProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Move the bar, or print a line if it is time for one."""
+        """Advance the bar, or print a line if it is time for one."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        self.get_metrics(trainer, pl_module)  # a line may come between two steps that were logged
-        if self._prints and time.monotonic() - self._last_line >= self.seconds:
-            self._print(trainer, pl_module)
+        self.get_metrics(trainer, pl_module)  # a line may be printed between two logged steps
+        if self._prints_lines and time.monotonic() - self._last_line >= self.seconds:
+            self._print_line(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show what the validation has found."""
+        """Show the results of the validation."""
         super().on_validation_end(trainer, pl_module)
-        self._read(trainer)
-        self._update_metrics(trainer, pl_module)
-        if self._prints and trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._print(trainer, pl_module)
+        self._read_values(trainer)
+        update_bar_metrics(self, trainer, pl_module)
+        if self._prints_lines and trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._print_line(trainer, pl_module)
 
     @property
-    def _prints(self) -> bool:
-        return self.lines and self._enabled  # one rank does
+    def _prints_lines(self) -> bool:
+        return self.to_file and super().is_enabled  # on one rank only
 
-    def _read(self, trainer: Trainer) -> None:
-        known, self._read_at = trainer.callback_metrics, trainer.global_step
+    def _read_values(self, trainer: Trainer) -> None:
+        known, self._values_step = trainer.callback_metrics, trainer.global_step
         self._values = {
             short: f"{known[name].item():{form}}" for name, (short, form) in _SHOWN.items() if name in known
         }
 
-    def _print(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _print_line(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._last_line = time.monotonic()
         done, total = trainer.global_step, trainer.estimated_stepping_batches
         share = f"/{total:,.0f} ({done / total:.0%})" if total != float("inf") else ""

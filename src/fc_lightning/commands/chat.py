@@ -1,4 +1,4 @@
-"""A chat in the terminal: for trying a model with a tools file, whose tools you play yourself."""
+"""``chat``: a conversation with a model in the terminal, in which the user plays the tools."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 from lightning import Trainer
 from rich.console import Console
 
-from fc_lightning.commands.export.folder import find_checkpoint, load_checkpoint
+from fc_lightning.commands.checkpoints import load_for_inference
 from fc_lightning.conversation.parsing import dump_json, parse_turn
 from fc_lightning.conversation.types import Conversation, Message
 from fc_lightning.data import FunctionCallingDataModule
@@ -18,36 +18,31 @@ from fc_lightning.training.module import FunctionCallingModule
 
 def chat(
     trainer: Trainer,
-    module: FunctionCallingModule,
-    data: FunctionCallingDataModule,
+    model: FunctionCallingModule,
+    datamodule: FunctionCallingDataModule,
     tools: str | None = None,
     ckpt_path: str | None = None,
 ) -> None:
-    """Ask, see what the model thinks and calls, answer in the tools' place, and go on; an empty line ends it.
+    """Try a model in the terminal, and type the results of the tools that it calls; an empty line ends the chat.
 
     Args:
         trainer: Knows where runs are written.
-        module: Configured as it was for training.
-        data: Gives the chat template.
+        model: The module, configured as for training.
+        datamodule: Has the chat template.
         tools: A JSON file with a list of tools.
         ckpt_path: A checkpoint file, or ``best`` or ``last``; the untouched base if not given.
     """
     conversation = Conversation("chat", (), read_tools(tools) if tools else ())
-    trainer.strategy.connect(module)
-    module.trainer = trainer
-    module.configure_model()
-    if ckpt_path is not None:
-        load_checkpoint(module, find_checkpoint(trainer, ckpt_path))
-    module.to(trainer.strategy.root_device).eval()
+    load_for_inference(trainer, model, ckpt_path)
     console = Console(highlight=False)
     while line := _ask("you"):
-        said = [Message("user", line)]
-        while said:
-            conversation = replace(conversation, messages=(*conversation.messages, *said))
-            answer = reply(module, data, conversation)
+        new_messages = [Message("user", line)]
+        while new_messages:
+            conversation = replace(conversation, messages=(*conversation.messages, *new_messages))
+            answer = reply(model, datamodule, conversation)
             conversation = replace(conversation, messages=(*conversation.messages, answer))
             _show(console, answer)
-            said = [Message("tool", _ask(f"{call.name} returns")) for call in answer.tool_calls]
+            new_messages = [Message("tool", _ask(f"{call.name} returns")) for call in answer.tool_calls]
 
 
 def reply(module: FunctionCallingModule, data: FunctionCallingDataModule, conversation: Conversation) -> Message:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lightning import Trainer
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fc_lightning.chat_template.template import openai_message
@@ -25,6 +26,7 @@ from fc_lightning.conversation.types import Conversation
 from fc_lightning.data import DataError, FunctionCallingDataModule
 from fc_lightning.data.prepare import read_conversations
 from fc_lightning.data.row_report import RowReport
+from fc_lightning.training.module import FunctionCallingModule
 from fc_lightning.utils.atomic_files import wrap_os_errors, write_text
 
 _TAGS = re.compile(r"</?(?:think|tool_call|tool_response|tools|start_of_turn|end_of_turn)>")
@@ -87,62 +89,73 @@ class Answers:
 
 
 def think(
-    data: FunctionCallingDataModule,
+    trainer: Trainer,
+    model: FunctionCallingModule,
+    datamodule: FunctionCallingDataModule,
     base_url: str,
     teacher: str,
-    output: Path,
+    output: str,
     split: str = "train",
     concurrency: int = 8,
     api_key_env: str = "OPENAI_API_KEY",
     max_tokens: int = 200,
 ) -> Counter[str]:
-    """Ask a teacher for the thoughts of a split, and write a data file of ``messages`` and ``tools`` with them.
-
-    Answers are kept in ``OUTPUT.answers.jsonl``: whatever is answered there is not asked again.
+    """Ask another model for the reasoning that leads to each known call, and write a data file to train on.
 
     Args:
-        data: The data; turns that have a thought keep it.
-        base_url: An OpenAI-compatible endpoint, as ``http://localhost:8000/v1``.
-        teacher: The model's name there.
-        output: The JSONL file to write.
-        split: ``train``, ``validation`` or ``test``.
-        concurrency: Requests under way at the same time.
-        api_key_env: The environment variable with the key, if the endpoint wants one.
-        max_tokens: Of an answer.
+        trainer: Not used.
+        model: Not used.
+        datamodule: The data; turns that have a thought keep it.
+        base_url: An OpenAI-compatible endpoint, such as http://localhost:8000/v1.
+        teacher: Name of the model at the endpoint.
+        output: The JSONL file to write; answers are saved in OUTPUT.answers.jsonl, and not requested again.
+        split: The split whose reasoning is missing: ``train``, ``validation`` or ``test``.
+        concurrency: Number of concurrent requests.
+        api_key_env: The environment variable with the key, if the endpoint requires one.
+        max_tokens: Maximum number of tokens per answer.
 
     Returns:
-        How many answers were asked for, taken from the file, accepted, rejected for each reason, and failed.
+        How many answers were requested, taken from the file, accepted, rejected for each reason, and failed.
 
     Raises:
         TeacherError: If the client is not installed, or no request succeeds.
     """
-    if split not in data.sources or not data.sources[split]:
+    if split not in datamodule.sources or not datamodule.sources[split]:
         raise DataError(f"nothing to read: `data.{split}` has no sources")
-    how = replace(data.preparation(split), thoughts="keep", thoughts_share=1.0)
-    conversations = [one for _, _, one in read_conversations(data.sources[split], data.template, how, RowReport())]
+    how = replace(datamodule.preparation(split), thoughts="keep", thoughts_share=1.0)
+    rows = read_conversations(datamodule.sources[split], datamodule.template, how, RowReport())
+    conversations = [conversation for _, _, conversation in rows]
     questions = list(ask_for(conversations, teacher))
-    output.parent.mkdir(parents=True, exist_ok=True)
-    answers = Answers(output.with_name(f"{output.name}.answers.jsonl"))
-    left = [question for question in questions if question.key not in answers.known]
-    counts = Counter({"from file": len(questions) - len(left), "asked": len(left)})
-    problem = asyncio.run(_ask(left, answers, base_url, teacher, concurrency, os.environ.get(api_key_env), max_tokens))
-    if problem and not any(question.key in answers.known for question in left):
-        raise TeacherError(f"{base_url}: no request succeeded, the last error: {problem}")
-    thoughtful = list(conversations)
-    for question in questions:
-        conversation = thoughtful[question.conversation]
-        outcome = judge(answers.known.get(question.key), conversation, question.turn)
-        counts[outcome[0]] += 1
-        if outcome[0] == "accepted":
-            messages = list(conversation.messages)
-            messages[question.turn] = replace(messages[question.turn], reasoning=outcome[1])
-            thoughtful[question.conversation] = replace(conversation, messages=tuple(messages))
-    write_text(output, "".join(f"{dump_json(to_row(one))}\n" for one in thoughtful))
-    print(
-        f"{output}: {len(thoughtful):,} conversations; answers: "
-        + ", ".join(f"{n:,} {what}" for what, n in counts.items())
-    )
+    file = Path(output)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    answers = Answers(file.with_name(f"{file.name}.answers.jsonl"))
+    open_questions = [question for question in questions if question.key not in answers.known]
+    counts = Counter({"from file": len(questions) - len(open_questions), "asked": len(open_questions)})
+    api_key = os.environ.get(api_key_env)
+    last_error = asyncio.run(_ask(open_questions, answers, base_url, teacher, concurrency, api_key, max_tokens))
+    if last_error and not any(question.key in answers.known for question in open_questions):
+        raise TeacherError(f"{base_url}: no request succeeded, the last error: {last_error}")
+    completed = add_reasoning(conversations, questions, answers, counts)
+    write_text(file, "".join(f"{dump_json(to_row(conversation))}\n" for conversation in completed))
+    outcomes = ", ".join(f"{count:,} {outcome}" for outcome, count in counts.items())
+    print(f"{file}: {len(completed):,} conversations; answers: {outcomes}")
     return counts
+
+
+def add_reasoning(
+    conversations: Sequence[Conversation], questions: Sequence[Question], answers: Answers, counts: Counter[str]
+) -> list[Conversation]:
+    """The conversations with the accepted answers as reasoning; each answer's outcome is added to ``counts``."""
+    completed = list(conversations)
+    for question in questions:
+        conversation = completed[question.conversation]
+        outcome, reasoning = judge(answers.known.get(question.key), conversation, question.turn)
+        counts[outcome] += 1
+        if outcome == "accepted":
+            messages = list(conversation.messages)
+            messages[question.turn] = replace(messages[question.turn], reasoning=reasoning)
+            completed[question.conversation] = replace(conversation, messages=tuple(messages))
+    return completed
 
 
 def ask_for(conversations: Sequence[Conversation], teacher: str) -> Iterator[Question]:
@@ -202,7 +215,7 @@ async def _ask(
     try:
         import openai
     except ImportError:
-        raise TeacherError("the client of the teacher is missing: pip install 'fc-lightning[teacher]'") from None
+        raise TeacherError("the openai package is not installed: pip install 'fc-lightning[teacher]'") from None
     different = {question.key: question for question in questions}
     waiting = iter(different.values())
     problem = ""

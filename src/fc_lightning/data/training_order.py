@@ -107,7 +107,6 @@ class ResumableDataModule(LightningDataModule):
         self._resumed = state_dict
         if self._sampler or self._stream:  # with sharded weights, checkpoints are read after the loader is created
             self._restore_position()
-            iter(self.trainer.fit_loop._data_fetcher)
 
     def _restore_position(self) -> None:
         if self._stream is not None and "stream" in self._resumed:

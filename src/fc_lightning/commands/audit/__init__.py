@@ -1,9 +1,11 @@
-"""The audit: what the model will be trained on, counted, checked and shown in the terminal, as JSON and as a page."""
+"""``audit``: checks the training data, and shows it in the terminal, as JSON and as an HTML page."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+
+from lightning import Trainer
 
 from fc_lightning.commands.audit.findings import Finding, find
 from fc_lightning.commands.audit.show import print_audit, write_page
@@ -11,6 +13,7 @@ from fc_lightning.commands.audit.statistics import Statistics, measure
 from fc_lightning.data import FunctionCallingDataModule
 from fc_lightning.data.prepare import read_conversations
 from fc_lightning.data.row_report import RowReport
+from fc_lightning.training.module import FunctionCallingModule
 from fc_lightning.utils.atomic_files import write_text
 
 __all__ = ["AuditError", "Finding", "Statistics", "audit", "find", "measure"]
@@ -20,21 +23,31 @@ class AuditError(ValueError):
     """A strict audit has found more than the configuration allows."""
 
 
-def audit(data: FunctionCallingDataModule, folder: Path, examples: int = 2, strict: bool = False) -> list[Finding]:
-    """Read the data as training would; print what is found and write ``audit.json`` and ``audit.html``.
+def audit(
+    trainer: Trainer,
+    model: FunctionCallingModule,
+    datamodule: FunctionCallingDataModule,
+    output: str | None = None,
+    examples: int = 2,
+    strict: bool = False,
+) -> list[Finding]:
+    """Read the data as training would, check it, and show what the model will see.
 
     Args:
-        data: The data, as it is configured for training.
-        folder: Where the files are written.
-        examples: Conversations to show of each split, as the model sees them.
+        trainer: Knows where runs are written.
+        model: Not used.
+        datamodule: The data.
+        output: The folder for audit.json and audit.html; by default one next to the runs.
+        examples: Number of conversations to show from each split, with the supervised tokens in colour.
         strict: Whether to fail on findings above ``data.audit_limits``.
 
     Returns:
-        The findings, all splits'.
+        The findings in all splits.
 
     Raises:
-        AuditError: If ``strict``, and a kind of finding has a larger share of a split's rows than its limit.
+        AuditError: If ``strict``, and the share of rows with a kind of finding exceeds its limit in a split.
     """
+    data, folder = datamodule, Path(output) if output else _default_folder(trainer)
     data.setup(None)
     splits = [name for name in data.prepared if name != "test" or data.sources["test"] != data.sources["validation"]]
     read = {
@@ -65,8 +78,13 @@ def audit(data: FunctionCallingDataModule, folder: Path, examples: int = 2, stri
     print_audit(statistics, findings, shown, data.template.tokenizer)
     print(f"{folder / 'audit.html'}\n{folder / 'audit.json'}")
     if strict and too_many:
-        raise AuditError("the audit found too much (`data.audit_limits`): " + "; ".join(too_many))
+        raise AuditError("the audit exceeded its limits (`data.audit_limits`): " + "; ".join(too_many))
     return findings
+
+
+def _default_folder(trainer: Trainer) -> Path:
+    runs = trainer.logger.root_dir if trainer.logger else trainer.default_root_dir
+    return Path(runs) / "audit"
 
 
 def exceeded(findings: list[Finding], statistics: dict[str, Statistics], limits: dict[str, float] | None) -> list[str]:

@@ -1,0 +1,50 @@
+"""The part of a configuration that every recipe shares: its logger, its callbacks and its checkpoints.
+
+They are defaults of the command line: ``trainer.callbacks`` in a file replaces the list, ``callbacks+`` appends to it,
+and ``callbacks: []`` leaves the run without them. ``--print_config`` shows them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+RUNS = "runs"
+_UNNAMED = "default"  # the recipe of a command line without a configuration file
+
+CALLBACKS: list[dict[str, Any]] = [
+    {
+        "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+        "init_args": {"monitor": "val/exact_match", "mode": "max", "save_last": True},
+    },
+    # The newest state, which bounds what a killed run loses.
+    {
+        "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+        "init_args": {"filename": "newest-{step}", "every_n_train_steps": 50},
+    },
+    {"class_path": "lightning.pytorch.callbacks.LearningRateMonitor"},
+    {"class_path": "fc_lightning.callbacks.TensorBoard"},
+    {"class_path": "fc_lightning.callbacks.Throughput"},
+    {"class_path": "fc_lightning.callbacks.ProgressBar"},
+    {"class_path": "fc_lightning.callbacks.PredictionWriter"},
+    {"class_path": "fc_lightning.callbacks.EvaluationReport"},
+    {"class_path": "fc_lightning.callbacks.SaveAdapter"},
+    {"class_path": "fc_lightning.callbacks.RunSummary"},
+]
+
+
+def trainer_defaults(config_files: Sequence[str]) -> dict[str, Any]:
+    """Defaults of keys under ``trainer``.
+
+    Args:
+        config_files: The configuration files of the command line; the first one is the recipe, and names the runs.
+    """
+    name = Path(config_files[0]).stem if config_files else _UNNAMED
+    return {
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,  # the data module shards the data itself
+        "enable_model_summary": False,  # RunSummary describes the model
+        "logger": {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": RUNS, "name": name}},
+        "callbacks": CALLBACKS,
+    }

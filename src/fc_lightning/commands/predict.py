@@ -1,0 +1,34 @@
+"""``predict``: generates for the test split, a file of prompts or one question."""
+
+from __future__ import annotations
+
+from lightning import Trainer
+
+from fc_lightning.data import FunctionCallingDataModule
+from fc_lightning.data.prompts import read_prompts
+from fc_lightning.training.module import FunctionCallingModule
+
+
+def predict(
+    trainer: Trainer,
+    model: FunctionCallingModule,
+    datamodule: FunctionCallingDataModule,
+    prompts: str | None = None,
+    question: str | None = None,
+    tools: str | None = None,
+    ckpt_path: str | None = None,
+) -> None:
+    """Generate and write ``predictions.jsonl``: for ``data.test``, for a file of prompts, or for one question.
+
+    Args:
+        trainer: Generates.
+        model: The module.
+        datamodule: The data.
+        prompts: A file of rows with ``messages`` and ``tools``.
+        question: A single question.
+        tools: A JSON file with the offered tools, for the question and for rows that have none.
+        ckpt_path: A checkpoint file, or ``best`` or ``last``; the untouched base if not given.
+    """
+    if prompts is not None or question is not None:
+        datamodule.prompt_conversations = read_prompts(prompts, question, tools)
+    Trainer.predict(trainer, model, datamodule=datamodule, ckpt_path=ckpt_path, return_predictions=False)
