@@ -65,7 +65,7 @@ USER_ERRORS = (
 # Deprecation warnings between libraries that users cannot act on.
 _AMONG_LIBRARIES = (r".*is_gradient_checkpointing. is deprecated", r".*isinstance\(treespec, LeafSpec\). is deprecated")
 # Settings of the model that the data needs too: given once, under `model`.
-_LINKED = ("base", "revision", "special_tokens", "supervise")
+_LINKED = ("base", "revision", "special_tokens", "supervise", "token_weights")
 
 
 class FunctionCallingTrainer(Trainer):
