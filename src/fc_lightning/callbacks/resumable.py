@@ -153,7 +153,7 @@ class Resumable(Callback):
         if position is None or now.step != position.step or (not now.loops.in_epoch and position.loops.is_last_batch):
             position = now
         data = trainer.datamodule
-        if hasattr(data, "place"):  # not a data module of the user's own
+        if hasattr(data, "position"):  # not a data module of the user's own
             checkpoint[data.__class__.__qualname__] = data.state_dict(position.data)
         is_at_position = position.loops.total_batches == now.loops.total_batches
         validated = position.loops == self._validated
