@@ -90,7 +90,7 @@ def test_the_card_says_what_the_model_is_made_of(trained, tmp_path):
     assert card.data.library_name == "transformers"
     for said in (
         *(BASE, "| train | data/quickstart/train.jsonl |  |  | first 32 |", "| adapter | LoraConfig |", "| r | 4 |"),
-        *("| checkpoint | epoch 0, after 2 optimizer steps |", "| weights of this export | bfloat16 |"),
+        *("| checkpoint | epoch 0, after 2 optimizer steps |", "| exported weights | bfloat16 |"),
         *("| val/exact_match | 0.", "--tool-call-parser hermes", "transformers serve"),
     ):
         assert said in card.text, said

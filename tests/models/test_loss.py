@@ -6,22 +6,49 @@ from tests.helpers.losses import DOCUMENTS
 from tests.helpers.small_models import adapted
 
 from fc_lightning.data.collator import PackingCollator
+from fc_lightning.models.lora import unwrap_peft
 from fc_lightning.models.loss import token_loss_sum
+from fc_lightning.models.peft_internals import frozen_head
 from fc_lightning.models.preference_loss import Preference
 
 
+def loss_and_gradients(model, batch, chunk) -> list[torch.Tensor]:
+    model.zero_grad()
+    loss = token_loss_sum(model, batch, chunk)
+    (loss / 3).backward()
+    return [loss.detach(), *(p.grad.clone() for p in model.parameters() if p.requires_grad)]
+
+
 @pytest.mark.parametrize("chunk", [1, 4, 1000])
-def test_chunks_of_the_head_change_neither_loss_nor_gradients(base, chunk):
+def test_chunks_of_a_trained_head_change_neither_loss_nor_gradients(base, chunk):
     model = adapted(base, head=True)
     batch = PackingCollator(0)([DOCUMENTS])
-    gradients = []
-    for rows in (10_000, chunk):
-        model.zero_grad()
-        loss = token_loss_sum(model, batch, rows)
-        loss.backward()
-        gradients.append([loss.detach(), *(p.grad.clone() for p in model.parameters() if p.requires_grad)])
-    for whole, chunked in zip(*gradients, strict=True):
-        torch.testing.assert_close(chunked, whole, rtol=1e-4, atol=1e-5)
+    whole, chunked = (loss_and_gradients(model, batch, rows) for rows in (10_000, chunk))
+    torch.testing.assert_close(chunked, whole, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 1000])
+@pytest.mark.parametrize("new_tokens", [False, True], ids=["", "new_tokens"])
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_the_gradient_of_a_frozen_head_is_that_of_autograd(base, chunk, new_tokens, tied, monkeypatch):
+    """In fp32, of every trained weight; new tokens are among the labels."""
+    model = adapted(base, new_tokens=new_tokens, tied=tied)
+    further = {"id": "d", "input_ids": [2, 128, 40, 129, 128], "supervised": [0, 5]} if new_tokens else DOCUMENTS[0]
+    batch = PackingCollator(0)([[*DOCUMENTS, further]])
+    actual = loss_and_gradients(model, batch, chunk)
+    assert frozen_head(unwrap_peft(model).get_output_embeddings()) is not None
+    monkeypatch.setattr("fc_lightning.models.loss.frozen_head", lambda head: None)
+    expected = loss_and_gradients(model, batch, 1000)
+    assert len(actual) == len(expected) > 7 + 2 * new_tokens
+    for new, old in zip(actual, expected, strict=True):
+        assert (new - old).norm() <= 1e-6 * old.norm()
+
+
+def test_a_batch_without_labels_has_a_loss_of_zero_and_gradients(base):
+    """A rank that has run out of data takes part in the backward pass."""
+    loss, *gradients = loss_and_gradients(adapted(base), PackingCollator(0)([]), 4)
+    assert loss == 0
+    assert all((gradient == 0).all() for gradient in gradients)
 
 
 @pytest.mark.parametrize("chunk", [4, 1000])

@@ -17,7 +17,7 @@ INTERNALS = {
 }
 # Names of the standard library, jsonargparse and torch, where no public name does the same.
 ALLOWED = {"_replace", "_asdict", "_fields", "_exit", "_foreach_mul_", "_foreach_norm"}
-ALLOWED |= {"_actions", "_subcommands_action"}
+ALLOWED |= {"_actions", "_subcommands_action", "_completions_jsonschema"}
 ALLOWED |= {"_is_stateful"}  # of transformers' models, where generation cannot import from `models`
 
 

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import os
+import itertools
 import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
 
 import yaml
 from lightning.pytorch.accelerators import AcceleratorRegistry
-from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.strategies import StrategyRegistry
 
 from fc_lightning.cli.help import nearest
@@ -30,42 +28,18 @@ _CLASSES = (
     "peft",
     "torch.optim",
 )
-_TYPES = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "text"}
+_TYPES = {
+    "int": "an integer",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "list": "a list",
+    "dict": "a mapping",
+}
 
 
 class ConfigurationError(ValueError):
     """The configuration is not possible. The message says what to do."""
-
-
-class Parser(LightningArgumentParser):
-    """Lightning's parser with one-line errors and without abbreviations.
-
-    With abbreviations, a mistyped key that is the beginning of another one would silently set that one.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
-        self.folder = Path.cwd()
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """End with one line and exit code 2."""
-        if not self.exit_on_error:  # an internal parser of jsonargparse, for the arguments of a class
-            super().error(message, ex)
-        os.chdir(self.folder)  # jsonargparse changes into the folder of the file that it reads
-        arguments = list(getattr(self, "args", None) or [])
-        choices = getattr(self._subcommands_action, "choices", None) or {}
-        chosen = next((choices[one] for one in arguments if one in choices), None)
-        parser = getattr(ex, "subcommand_parser", None) or chosen or self
-        known = [action.dest for action in parser._actions if action.dest not in ("help", "config")]
-        print(f"error: {explain(message, known, config_files(arguments))}", file=sys.stderr)
-        sys.exit(2)
-
-
-def config_files(arguments: Sequence[str]) -> list[str]:
-    """The configuration files of a command line."""
-    pairs = zip(arguments, [*arguments[1:], ""], strict=False)
-    flags = ("--config", "-c")
-    return [one.partition("=")[2] if "=" in one else after for one, after in pairs if one.partition("=")[0] in flags]
 
 
 def explain(message: str, known: Sequence[str], files: Sequence[str] = ()) -> str:
@@ -76,6 +50,8 @@ def explain(message: str, known: Sequence[str], files: Sequence[str] = ()) -> st
         known: All valid keys.
         files: The configuration files that were read, in order.
     """
+    if inner := _inner_message(message):
+        return f"{inner[0]}.{explain(inner[1], known, files)}"
     patterns: list[tuple[str, Callable[..., str]]] = [
         (r"unrecognized arguments: (?:--)?([^\s=]+)", lambda key: _unknown_key(key, known, files)),
         (r"Subcommand '.*?' does not accept option '(.*?)'", lambda key: _unknown_key(key, known, files)),
@@ -90,14 +66,25 @@ def explain(message: str, known: Sequence[str], files: Sequence[str] = ()) -> st
         ),
         (r"(?s)key \"(.*?)\":.*?Import path (\S+) does not correspond to a subclass of (\w+)", _no_subclass),
         (r"(?s)key \"(.*?)\":.*?Expected a dot import path string: (\S+)", _short_name),
-        (r"(?s)key \"(.*?)\":.*Expected a typing.Literal\[(.*?)\]. Got value: (.*)", _choice),
-        (r"(?s)key \"(.*?)\":.*Expected a <class '(\w+)'>. Got value: (.*)", _type),
-        (r"(?s)key \"(.*?)\":.*?Errors:\s*- (.*?)\n.*Given value: (.*)", lambda k, e, v: f"{k}: {e}, not {v}"),
+        (r"(?s)key \"(.*?)\":(?!.*Union).*Expected a typing.Literal\[(.*?)\]. Got value: (.*)", _choice),
+        (r"(?s)key \"(.*?)\":(?!.*Union).*Expected a <class '(\w+)'>. Got value: (.*)", _type),
+        (r"(?s)key \"(.*?)\":.*?Errors:\s*- (.*)\n.*?Given value: (.*)", _union),
     ]
     for pattern, tell in patterns:
         if match := re.search(pattern, message):
             return _line(tell(*match.groups()))
     return _line(message)
+
+
+def _inner_message(message: str) -> tuple[str, str] | None:
+    """The class, as ``model.peft: LoraConfig``, and the message about its argument, if that is what is wrong."""
+    match = re.search(r"""(?s)key "(.*?)":.*?Problem with given class_path '(.*?)':\n( +)(Parser key ".*)""", message)
+    if match is None:
+        return None
+    key, path, indent, rest = match.groups()
+    first, *others = rest.splitlines()
+    lines = itertools.takewhile(lambda line: line.startswith(indent), others)
+    return f"{key}: {path.rpartition('.')[2]}", "\n".join([first, *lines])
 
 
 def explain_trainer(error: Exception) -> str:
@@ -165,6 +152,14 @@ def _choice(key: str, choices: str, value: str) -> str:
 
 def _type(key: str, kind: str, value: str) -> str:
     return f"{key}: {value} is not {_TYPES.get(kind, kind)}"
+
+
+def _union(key: str, errors: str, value: str) -> str:
+    """A value that is none of several types."""
+    if choices := re.findall(r"Expected a typing.Literal\[(.*?)\]", errors):
+        return _choice(key, ", ".join(choices), value)
+    kinds = [_TYPES.get(kind, kind) for kind in re.findall(r"Expected a <class '(\w+)'>", errors) if kind != "NoneType"]
+    return f"{key}: {value} is not {' or '.join(dict.fromkeys(kinds))}" if kinds else f"{key}: {errors}, not {value}"
 
 
 def _missing_file(path: str) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from docstring_parser import google
 
 _SOURCE = Path(__file__).parents[1]
+SOURCES = ("data.train", "data.validation", "data.test")  # keys of lists of sources
 _COLUMN = 26  # where the descriptions begin
 
 # For each subcommand its description, and example arguments.
@@ -218,7 +219,16 @@ def _topic(subcommand: str, topic: str, width: int) -> str:
         given = "required" if key.default is None else f"default {key.default}"
         facts = f"  ({key.type}, {given})" if key.type else ""
         lines += [f"--{key.name}{facts}", *_wrapped(key.text, width, "  "), ""]
+    if topic in SOURCES:
+        fields = _parameters("data/sources.py", "Source")
+        lines += ["A source is a path, the id of a dataset on the Hub, or a mapping:", *_table_of(fields, width), ""]
+        lines += _wrapped(f"--{topic} rows.jsonl", width, "  ") + _wrapped(f"--{topic} a.jsonl b.jsonl", width, "  ")
+        lines += [f"  --{topic} '[{{path: rows.jsonl, limit: 100}}]'", ""]
     return "\n".join(lines[:-1])
+
+
+def _table_of(fields: Sequence[Key], width: int) -> Iterator[str]:
+    return _table([(field.name, f"{field.text}{_default(field)}") for field in fields], width, 12)
 
 
 def _default(key: Key) -> str:
@@ -243,24 +253,36 @@ def _wrapped(text: str, width: int, indent: str) -> list[str]:
 
 
 def _parameters(file: str, name: str, skip: Sequence[str] = (), prefix: str = "") -> list[Key]:
-    """The parameters of a function, or of a class's constructor, with their descriptions in the docstring."""
+    """The parameters of a function, a class's constructor or a dataclass, with their descriptions in the docstring."""
     tree = ast.parse((_SOURCE / file).read_text(encoding="utf-8"))
     owner = next(n for n in tree.body if isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name == name)
-    functions = [n for n in owner.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
     documented = google.parse(ast.get_docstring(owner) or "").params
     texts = {parameter.arg_name: parameter.description for parameter in documented}
-    given = (owner if isinstance(owner, ast.FunctionDef) else functions[0]).args
-    defaults = [None] * (len(given.args) - len(given.defaults)) + [ast.unparse(node) for node in given.defaults]
     keys = []
-    for argument, default in zip(given.args, defaults, strict=True):
-        if argument.arg == "self" or argument.arg in skip:
+    for argument, annotation, default in _signature(owner):
+        if argument in skip:
             continue
-        kind = ast.unparse(argument.annotation) if argument.annotation else ""
-        text = " ".join((texts.get(argument.arg) or "").replace("``", "`").split())
+        text = " ".join((texts.get(argument) or "").replace("``", "`").split())
         if default and default.isidentifier() and default.isupper():
             default = _constant(default)
-        keys.append(Key(prefix + argument.arg, kind, default and default.strip("'"), text))
+        keys.append(Key(prefix + argument, annotation, default and default.strip("'"), text))
     return keys
+
+
+def _signature(owner: ast.ClassDef | ast.FunctionDef) -> Iterator[tuple[str, str, str | None]]:
+    """Name, type and default of each parameter, as written in the source; the default is None if there is none."""
+    constructors = [n for n in owner.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
+    if isinstance(owner, ast.ClassDef) and not constructors:  # a dataclass
+        for field in owner.body:
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                default = ast.unparse(field.value) if field.value else None
+                yield field.target.id, ast.unparse(field.annotation), default
+        return
+    given = (owner if isinstance(owner, ast.FunctionDef) else constructors[0]).args
+    defaults = [None] * (len(given.args) - len(given.defaults)) + [ast.unparse(node) for node in given.defaults]
+    for argument, default in zip(given.args, defaults, strict=True):
+        if argument.arg != "self":
+            yield argument.arg, ast.unparse(argument.annotation) if argument.annotation else "", default
 
 
 def _constant(name: str) -> str:

@@ -22,8 +22,10 @@ from fc_lightning.callbacks.failures import Failures
 from fc_lightning.callbacks.preemption import Preemption
 from fc_lightning.callbacks.resumable import checkpoint_to_resume_from, make_resumable
 from fc_lightning.chat_template.template import ChatTemplateError
+from fc_lightning.cli.checks import check_environment, check_folder, check_values
 from fc_lightning.cli.defaults import trainer_defaults
-from fc_lightning.cli.errors import ConfigurationError, Parser, config_files, explain_trainer
+from fc_lightning.cli.errors import ConfigurationError, explain_trainer
+from fc_lightning.cli.parser import Parser, config_files
 from fc_lightning.commands.audit import AuditError
 from fc_lightning.commands.audit import audit as audit_command
 from fc_lightning.commands.chat import chat as chat_command
@@ -39,8 +41,10 @@ from fc_lightning.data.formats import UnknownFormatError
 from fc_lightning.evaluation.report import ReportError
 from fc_lightning.training import distributed as ranks
 from fc_lightning.training.checkpoint_io import CheckpointError
+from fc_lightning.training.lightning_internals import subcommand_parsers
 from fc_lightning.training.loggers import ignore_write_errors
 from fc_lightning.training.module import FunctionCallingModule, NonFiniteError
+from fc_lightning.training.run_folders import runs_root
 from fc_lightning.utils.atomic_files import DiskError, wrap_os_errors, write_text
 from fc_lightning.utils.environment import describe_environment
 from fc_lightning.utils.malloc import keep_freed_memory
@@ -168,8 +172,17 @@ class FunctionCallingCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Keep the configuration as given: Lightning would overwrite it with the checkpoint's hyperparameters."""
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the arguments; Lightning would warn if the process has arguments too, as one that runs tests has."""
+        check_environment(
+            (action.dest for one in self._subcommand_parsers.values() for action in one._actions),
+            list(self._subcommand_parsers),
+        )
+        self.config = parser.parse_args(args)
+
     def before_instantiate_classes(self) -> None:
-        """Disable the progress bars of transformers in log files, where each update would be a line."""
+        """Check values, and disable the progress bars of transformers in log files, where each update is a line."""
+        check_values(self.config[self.subcommand])
         if not sys.stderr.isatty():
             disable_progress_bar()
 
@@ -194,6 +207,8 @@ class FunctionCallingCLI(LightningCLI):
                 raise
             raise ConfigurationError(explain_trainer(error)) from error
         make_resumable(self.trainer)
+        if self.subcommand in ("fit", "validate", "test", "predict"):
+            check_folder(runs_root(self.trainer))
 
     def before_validate(self) -> None:
         """Find ``best`` and ``last`` among earlier runs: Lightning looks in this run, which has no checkpoint."""
@@ -210,7 +225,7 @@ class _ParserReady(Exception):
 
 class _ParserOnly(FunctionCallingCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> NoReturn:
-        raise _ParserReady(parser, self._subcommand_parsers)
+        raise _ParserReady(parser, subcommand_parsers(self))
 
 
 def make_parser(subcommand: str | None = None) -> LightningArgumentParser:

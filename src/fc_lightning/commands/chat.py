@@ -26,7 +26,7 @@ def chat(
     """Try a model in the terminal, and type the results of the tools that it calls; an empty line ends the chat.
 
     Args:
-        trainer: Knows where runs are written.
+        trainer: The trainer, which has the folder of the runs.
         model: The module, configured as for training.
         datamodule: Has the chat template.
         tools: A JSON file with a list of tools.
@@ -46,7 +46,7 @@ def chat(
 
 
 def reply(module: FunctionCallingModule, data: FunctionCallingDataModule, conversation: Conversation) -> Message:
-    """The model's next turn; what cannot be read as a call is text."""
+    """The model's next turn. A call that cannot be parsed is text."""
     messages = data.template.messages(conversation)
     rendered = data.template.render(messages, conversation, generation_prompt=True)
     (encoded,) = data.template.encode([rendered])

@@ -24,7 +24,9 @@ def find_checkpoint(trainer: Trainer, which: str) -> Path:
         return Path(which)
     newest = last_checkpoint(checkpoint_folders(trainer))
     if newest is None:
-        raise CheckpointError(f"{search_root(trainer)}: no checkpoint found; train first, or name one with `--ckpt_path`")
+        raise CheckpointError(
+            f"{search_root(trainer)}: no checkpoint found; train first, or name one with `--ckpt_path`"
+        )
     return newest if which == "last" else _best_of_run(newest)
 
 

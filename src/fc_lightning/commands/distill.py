@@ -1,7 +1,7 @@
-"""The teacher: another model writes the reasoning that leads to each known call, over any OpenAI-compatible endpoint.
+"""``think``: a teacher model writes the reasoning for each known call, over any OpenAI-compatible endpoint.
 
-The teacher is told the call and asked why it is right; what it writes is checked before it becomes a thought. Each
-answer is on disk before the next is waited for, so a run that was killed goes on where it was.
+The teacher gets the correct call and is asked for the reason; its answer is checked before it is used. Answers are
+written to disk as they arrive, so a run that was killed resumes without asking again.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ Write the reasoning only: no call, no JSON, no tags, no heading."""
 
 
 class TeacherError(ValueError):
-    """The teacher cannot be asked. The message says what to do."""
+    """The teacher cannot be queried. The message says what to do."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """What the teacher is asked about one turn.
+    """The request about one turn.
 
     Attributes:
-        conversation: Number of the conversation.
+        conversation: Index of the conversation.
         turn: Index of the message in it.
-        prompt: What the teacher gets, in OpenAI's shape.
-        key: Names the question and the teacher: an answer with this key is an answer to it.
+        prompt: The messages for the teacher, in OpenAI's shape.
+        key: Identifies the prompt and the teacher; an answer has the key of its request.
     """
 
     conversation: int
@@ -60,11 +60,10 @@ class Question:
 
 @dataclass
 class Answers:
-    """Answers on disk, one a line, each written through before it counts.
+    """Answers on disk, one per line, each synced before it counts.
 
     Args:
-        file: Is made when the first answer is added, and only ever appended to. A line that a killed run has left
-            unfinished is cut off.
+        file: Created with the first answer, and only appended to. An incomplete line of a killed run is removed.
     """
 
     file: Path
@@ -79,7 +78,7 @@ class Answers:
             self.known = {entry["key"]: entry for entry in map(json.loads, whole.splitlines())}
 
     def add(self, key: str, text: str, finish: str) -> None:
-        """Keep an answer; when this returns, it is on disk."""
+        """Write an answer to disk."""
         entry = {"key": key, "text": text, "finish": finish}
         with wrap_os_errors(self.file), self.file.open("ab") as stream:
             stream.write(json.dumps(entry).encode() + b"\n")
@@ -100,12 +99,12 @@ def think(
     api_key_env: str = "OPENAI_API_KEY",
     max_tokens: int = 200,
 ) -> Counter[str]:
-    """Ask another model for the reasoning that leads to each known call, and write a data file to train on.
+    """Have a teacher model write missing reasoning for each known call, into a data file to train on.
 
     Args:
         trainer: Not used.
         model: Not used.
-        datamodule: The data; turns that have a thought keep it.
+        datamodule: The data; existing reasoning is kept.
         base_url: An OpenAI-compatible endpoint, such as http://localhost:8000/v1.
         teacher: Name of the model at the endpoint.
         output: The JSONL file to write; answers are saved in OUTPUT.answers.jsonl, and not requested again.
@@ -115,7 +114,7 @@ def think(
         max_tokens: Maximum number of tokens per answer.
 
     Returns:
-        How many answers were requested, taken from the file, accepted, rejected for each reason, and failed.
+        The number of answers that were requested, read from the file, accepted, rejected by reason, and failed.
 
     Raises:
         TeacherError: If the client is not installed, or no request succeeds.
@@ -127,7 +126,8 @@ def think(
     conversations = [conversation for _, _, conversation in rows]
     questions = list(ask_for(conversations, teacher))
     file = Path(output)
-    file.parent.mkdir(parents=True, exist_ok=True)
+    with wrap_os_errors(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
     answers = Answers(file.with_name(f"{file.name}.answers.jsonl"))
     open_questions = [question for question in questions if question.key not in answers.known]
     counts = Counter({"from file": len(questions) - len(open_questions), "asked": len(open_questions)})
@@ -159,7 +159,7 @@ def add_reasoning(
 
 
 def ask_for(conversations: Sequence[Conversation], teacher: str) -> Iterator[Question]:
-    """A question for each of the model's turns that could call a tool and has no thought."""
+    """A request for each model turn that could call a tool and has no reasoning."""
     for number, conversation in enumerate(conversations):
         for turn, message in enumerate(conversation.messages):
             if message.role == "assistant" and message.reasoning is None and conversation.tools:
@@ -172,7 +172,7 @@ def ask_for(conversations: Sequence[Conversation], teacher: str) -> Iterator[Que
 
 
 def judge(answer: dict[str, Any] | None, conversation: Conversation, turn: int) -> tuple[str, str]:
-    """Whether an answer may be a thought: ``accepted`` and the thought, or why not and nothing."""
+    """``accepted`` and the reasoning, or the reason for rejection and an empty text."""
     if answer is None:
         return "failed", ""
     text = answer["text"].strip()
@@ -211,7 +211,7 @@ async def _ask(
     api_key: str | None,
     max_tokens: int,
 ) -> str:
-    """Ask all questions; returns the last error, if any."""
+    """Send all requests. Returns the last error, if any."""
     try:
         import openai
     except ImportError:
@@ -239,7 +239,7 @@ async def _ask(
                     problem = f"{type(error).__name__}: {str(error)[:200]}"
                     progress.update(task, failed=f"failed: {problem[:60]}")
 
-        # A local server wants no key, but the client wants some text.
+        # A local server needs no key, but the client requires one.
         async with openai.AsyncOpenAI(base_url=base_url, api_key=api_key or "none", timeout=600) as client:
             await asyncio.gather(*(work(client) for _ in range(concurrency)))
     return problem
@@ -256,7 +256,7 @@ def _describe(conversation: Conversation, turn: int) -> str:
 
 
 def _calls_in(text: str) -> Iterator[Any]:
-    """The calls that stand as JSON in a text."""
+    """The calls that a text contains as JSON."""
     decoder = json.JSONDecoder()
     for match in re.finditer(r'\{\s*"(?:name|arguments)"', text):
         try:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Literal, get_args
 
-from fc_lightning.conversation.parsing import _THINK, CALL_CLOSE, CALL_OPEN, _take_call
+from fc_lightning.conversation.parsing import _THINK, CALL_CLOSE, CALL_OPEN, _take_lenient_call
 from fc_lightning.conversation.types import ToolCall
 
 TurnPart = Literal["reasoning", "tag", "function_name", "argument_name", "argument_value", "answer"]
@@ -43,7 +43,7 @@ def split_turn(text: str) -> list[Span]:
     while (start := text.find(CALL_OPEN, position)) >= 0:
         known += _answer(text, position, start)
         body = start + len(CALL_OPEN)
-        position, outcome = _take_call(text, body)
+        position, outcome = _take_lenient_call(text, body)
         if isinstance(outcome, ToolCall):
             known += _call_spans(text, body, position - len(CALL_CLOSE))
     known += _answer(text, position, len(text))

@@ -68,12 +68,14 @@ class Message:
         content: Text of the turn: a question, an answer, or a tool's response.
         reasoning: What the assistant thinks before it acts; None without a think block.
         tool_calls: The assistant's calls, in order.
+        supervised: Whether an assistant's turn is a training target; if not, it is only context.
     """
 
     role: Role
     content: str = ""
     reasoning: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
+    supervised: bool = True
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ class Conversation:
             on, because what cannot be parsed cannot be serialised again.
         gold: Accepted calls of the first turn that calls, in BFCL's form: ``{name: {argument: [accepted, …]}}`` each.
         response_schema: JSON schema that the answer must follow, if any.
+        notices: Kind and detail of what is unusual in the row but does not keep it from being used, such as keys that
+            were not read.
         rejected: A worse turn in place of the last one, to learn a preference from.
     """
 
@@ -101,6 +105,7 @@ class Conversation:
     defects: tuple[str, ...] = ()
     gold: tuple[dict[str, Any], ...] = ()
     response_schema: dict[str, Any] | None = None
+    notices: tuple[tuple[str, str], ...] = field(default=(), compare=False)
     rejected: Message | None = None
 
 

@@ -43,7 +43,7 @@ def preference_rows(turns: Iterable[EvaluatedTurn], conversations: Iterable[Conv
         mistake, conversation = most_frequent_mistake(list(samples)), by_id[id]
         if mistake is None:
             continue
-        parsed = parse_turn(mistake.text)
+        parsed = parse_turn(mistake.text, strict=True)
         assistant = [index for index, message in enumerate(conversation.messages) if message.role == "assistant"]
         index = assistant[number]
         rejected = Message("assistant", parsed.content, parsed.reasoning, parsed.tool_calls)

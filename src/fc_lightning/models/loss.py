@@ -12,7 +12,9 @@ from torch.utils.checkpoint import checkpoint
 
 from fc_lightning.data.collator import Batch
 from fc_lightning.models.attention import BY_DOCUMENT
+from fc_lightning.models.head_loss import frozen_head_loss, split_rows
 from fc_lightning.models.lora import unwrap_peft
+from fc_lightning.models.peft_internals import frozen_head
 from fc_lightning.models.preference_loss import Preference
 from fc_lightning.models.transformers_internals import attention_implementation
 
@@ -24,8 +26,9 @@ def token_loss_sum(
 ) -> Tensor:
     """The sum of the cross-entropies of all supervised tokens of a batch, weighted if it has weights, a scalar in fp32.
 
-    Logits are computed only for positions that have a label, at most ``chunk`` rows of them at a time. If there are
-    more, chunks are computed again in the backward pass.
+    Logits are computed only for positions that have a label, at most ``chunk`` rows of them at a time. The gradient of
+    a frozen head is computed in the forward pass, see :mod:`fc_lightning.models.head_loss`. The logits of a trained
+    head are computed again in the backward pass if there is more than one chunk.
 
     Args:
         model: A causal language model of transformers, or a PeftModel around one.
@@ -53,14 +56,14 @@ def causal_loss_sum(causal: Any, batch: Batch, chunk: int, preference: Preferenc
     head, cap = causal.get_output_embeddings(), getattr(causal.config, "final_logit_softcapping", None)
     weights = batch.get("weights")  # (supervised,)
     if preference is None or not batch.get("num_pairs"):
-        return _chunked_loss(head, hidden, labels, cap, chunk, weights)
+        return _head_loss(head, hidden, labels, cap, chunk, weights)
     # The derivative by each token's loss depends on the other tokens of its pair. It is computed first, and is then the
     # weight of the token in a sum whose gradient is the gradient of the preference loss.
     with torch.no_grad():
         parts = zip(hidden.split(chunk), labels.split(chunk), strict=True)
         losses = torch.cat([_token_losses(head, part, targets, cap) for part, targets in parts])  # (supervised,)
     loss, weights = preference.gradient(losses, batch["weights"], batch["pair_side"], batch["num_pairs"])
-    weighted = _chunked_loss(head, hidden, labels, cap, chunk, weights)
+    weighted = _head_loss(head, hidden, labels, cap, chunk, weights)
     return weighted + (loss - weighted.detach())
 
 
@@ -84,25 +87,32 @@ def _flash_arguments(batch: Batch) -> dict[str, Any]:
     return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
 
 
-def _chunked_loss(
+def _head_loss(
     head: nn.Module, hidden: Tensor, labels: Tensor, cap: float | None, chunk: int, weights: Tensor | None
 ) -> Tensor:
-    """The sum of the token losses; of more than one chunk, chunks are computed again in the backward pass."""
+    """Summed cross-entropy of ``(n, width)`` hidden states against ``(n,)`` labels, in chunks of rows.
+
+    With ``(n,)`` weights each token's loss is multiplied by its weight.
+    """
+    frozen = frozen_head(head)
+    # In fp16 the gradients of logits are too small to be represented before the loss is scaled.
+    if frozen is not None and torch.is_grad_enabled() and not _autocasts_to_fp16(hidden.device):
+        return frozen_head_loss(frozen, hidden, labels, cap, chunk, weights)
     if len(labels) <= chunk:
-        return _head_loss(head, hidden, labels, cap, weights)
-    parts = zip(hidden.split(chunk), labels.split(chunk), strict=True)
-    by_chunk = [None] * len(labels) if weights is None else weights.split(chunk)
+        return _chunk_loss(head, hidden, labels, cap, weights)
+    parts = zip(*split_rows(chunk, hidden, labels, weights), strict=True)
     losses = [
-        checkpoint(_head_loss, head, *part, cap, part_weights, use_reentrant=False)
-        for part, part_weights in zip(parts, by_chunk, strict=False)
+        checkpoint(_chunk_loss, head, part, targets, cap, part_weights, use_reentrant=False)
+        for part, targets, part_weights in parts
     ]
     return torch.stack(losses).sum()
 
 
-def _head_loss(
-    head: nn.Module, hidden: Tensor, labels: Tensor, cap: float | None, weights: Tensor | None = None
-) -> Tensor:
-    """Summed cross-entropy of ``(n, width)`` hidden states against ``(n,)`` labels, weighted if there are weights."""
+def _autocasts_to_fp16(device: torch.device) -> bool:
+    return torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) == torch.float16
+
+
+def _chunk_loss(head: nn.Module, hidden: Tensor, labels: Tensor, cap: float | None, weights: Tensor | None) -> Tensor:
     losses = _token_losses(head, hidden, labels, cap)
     return losses.sum() if weights is None else (losses * weights).sum()
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
@@ -67,6 +68,11 @@ def update_bar_metrics(bar: RichProgressBar, trainer: Trainer, module: Lightning
 # Loops
 
 
+def subcommand_parsers(cli: LightningCLI) -> dict[str, LightningArgumentParser]:
+    """The parser of each subcommand: the public parser only parses, and nothing public lists their keys."""
+    return cli._subcommand_parsers
+
+
 def set_logged_steps(trainer: Trainer, num_steps: int) -> None:
     """Correct the step that metrics are logged at, which is off by one in a resumed run."""
     setattr(trainer.fit_loop.epoch_loop, _LOGGED_STEPS, num_steps)
@@ -80,6 +86,27 @@ def set_saved_logged_steps(fit_loop: dict[str, Any], num_steps: int) -> None:
 def is_validation_due(trainer: Trainer) -> bool:
     """Whether a validation follows this training batch; no public property says so."""
     return trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+
+
+def finish_restarted_epoch(trainer: Trainer) -> bool:
+    """Make an epoch end at once if the run resumes after its last batch and no validation is due there.
+
+    Lightning would train on another batch first. Returns whether :func:`end_restart` must follow when the epoch ends.
+    """
+    epoch_loop = trainer.fit_loop.epoch_loop
+    at_end = epoch_loop.restarting and epoch_loop.batch_progress.is_last_batch
+    if not at_end or epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher):
+        return False
+    epoch_loop.val_loop._has_run = True
+    return True
+
+
+def end_restart(trainer: Trainer) -> None:
+    """Undo :func:`finish_restarted_epoch`, and make the next epoch start like any other."""
+    epoch_loop = trainer.fit_loop.epoch_loop
+    epoch_loop.val_loop._has_run = False
+    epoch_loop.restarting = False
+    epoch_loop.on_iteration_done()
 
 
 def restart_data_iterator(trainer: Trainer) -> None:

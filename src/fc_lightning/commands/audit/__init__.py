@@ -23,7 +23,7 @@ __all__ = ["AuditError", "Finding", "Statistics", "audit", "find", "measure"]
 
 
 class AuditError(ValueError):
-    """A strict audit has found more than the configuration allows."""
+    """A strict audit exceeded the limits of the configuration."""
 
 
 def audit(
@@ -37,7 +37,7 @@ def audit(
     """Read the data as training would, check it, and show what the model will see.
 
     Args:
-        trainer: Knows where runs are written.
+        trainer: The trainer, which has the folder of the runs.
         model: Not used.
         datamodule: The data.
         output: The folder for audit.json and audit.html; by default one next to the runs.
@@ -93,7 +93,7 @@ def _default_folder(trainer: Trainer) -> Path:
 
 
 def exceeded(findings: list[Finding], statistics: dict[str, Statistics], limits: dict[str, float] | None) -> list[str]:
-    """What is above its limit, a line each; a limit is a share of the split's rows, 0 where none is given."""
+    """Exceeded limits, one line each. A limit is a share of the split's rows, 0 by default."""
     rows: dict[tuple[str, str], set[str]] = {}
     for finding in findings:
         rows.setdefault((finding.split, finding.kind), set()).add(finding.place)

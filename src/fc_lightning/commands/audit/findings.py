@@ -1,4 +1,4 @@
-"""Findings: what is wrong, or may be, with single rows."""
+"""Findings: errors and possible errors in single rows."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from fc_lightning.conversation.value_matching import SearchableText, leaves, wor
 from fc_lightning.data.row_report import RowReport
 from fc_lightning.data.splitting import near_duplicates, question
 
-# What a kind means, in the order in which kinds are shown.
+# The kinds of findings with their meaning, in the order in which they are shown.
 KINDS = {
     "skipped": "rows that cannot be used",
-    "flawed": "rows used verbatim though not all of their calls can be read",
+    "flawed": "rows used verbatim although some of their calls cannot be parsed",
     "too_long": "rows longer than data.max_length",
-    "cut": "rows cut behind a turn",
-    "unknown_tool": "calls to a tool that is not on offer",
+    "cut": "rows cut after a turn",
+    "unknown_tool": "calls to a tool that is not offered",
     "missing_argument": "calls without a required argument",
-    "bad_schema": "tools whose parameters are no valid JSON schema",
-    "invalid_argument": "arguments that fail their JSON schema",
-    "ungrounded_value": "values of which no word stands anywhere before the call, nor in its tool's schema",
-    "duplicate": "rows that say the same as an earlier one",
-    "near_duplicate": "rows with nearly the question of an earlier one, and the same calls",
-    "overlap": "rows of an evaluation split that are, or nearly are, in training",
+    "bad_schema": "tools whose parameters are not a valid JSON schema",
+    "invalid_argument": "arguments that violate their JSON schema",
+    "ungrounded_value": "values without any word that appears before the call or in its tool's schema",
+    "duplicate": "rows equal to an earlier one",
+    "near_duplicate": "rows with nearly the same question as an earlier one and the same calls",
+    "overlap": "rows of an evaluation split that are also in training, exactly or nearly",
 }
 _MAX_SHOWN = 120  # characters of a value in a message
 
 
 class Finding(NamedTuple):
-    """One thing that was found.
+    """One finding.
 
     Attributes:
         kind: A key of :data:`KINDS`.
-        split: In which split.
+        split: The split of the row.
         place: ``file:row``.
         id: The row's id.
-        detail: One sentence about what was found.
+        detail: One sentence about the finding.
     """
 
     kind: str
@@ -58,8 +58,8 @@ def find(splits: Mapping[str, IndexedTurn], reports: Mapping[str, RowReport] | N
     """All findings, ordered by split and kind.
 
     Args:
-        splits: The conversations of each split, each with its place; what others overlap with is ``train``.
-        reports: What became of the rows of each split.
+        splits: The conversations of each split, each with its place. Other splits are compared with ``train``.
+        reports: The row report of each split.
     """
     findings: list[Finding] = []
     for split, read in splits.items():
@@ -90,7 +90,7 @@ def _wrong_calls(conversation: Conversation) -> Iterator[tuple[str, str]]:
         text = SearchableText(said) if message.tool_calls else None
         for call in message.tool_calls:
             if call.name not in schemas:
-                yield "unknown_tool", f"{call.name} is none of {', '.join(schemas) or 'no tools'}"
+                yield "unknown_tool", f"{call.name} is not one of {', '.join(schemas) or 'no tools'}"
                 continue
             yield from _schema_errors(call, schemas[call.name])
             if text is not None:
@@ -102,9 +102,9 @@ def _schema_errors(call: ToolCall, schema: dict[str, Any]) -> Iterator[tuple[str
     try:
         errors = list(schema_validator(dump_json(schema)).iter_errors(call.arguments))
     except SchemaError:
-        return  # told of the tool
+        return  # reported with the tool
     except (RecursionError, Unresolvable) as error:
-        yield "bad_schema", f"{call.name}: a reference that leads nowhere ({type(error).__name__})"
+        yield "bad_schema", f"{call.name}: an unresolvable reference ({type(error).__name__})"
         return
     for one in errors:
         yield _kind_of(one), f"{call.name}{one.json_path[1:]}: {one.message[:_MAX_SHOWN]}"
@@ -124,7 +124,7 @@ def _ungrounded(call: ToolCall, schema: dict[str, Any], text: SearchableText) ->
 
 
 def _repeated(splits: Mapping[str, IndexedTurn]) -> Iterator[Finding]:
-    """Duplicates and near-duplicates within a split, and what an evaluation split has in common with training."""
+    """Duplicates and near-duplicates within a split, and overlap of an evaluation split with training."""
     rows = [(split, place, one) for split, read in splits.items() for place, one in read]
     groups = near_duplicates([question(one) for _, _, one in rows])
     exact: dict[tuple[str, object], str] = {}

@@ -38,12 +38,12 @@ def export(
     The folder is written atomically.
 
     Args:
-        trainer: Knows where runs are written.
+        trainer: The trainer, which has the folder of the runs.
         model: The module, configured as for training.
         datamodule: Has the chat template.
         output: The folder to write; it must not exist.
         ckpt_path: A checkpoint file, or ``best`` or ``last`` of the newest run of this configuration.
-        merge: Whether to merge the adapter into the base, or to write the adapter alone.
+        merge: Whether to merge the adapter into the base, or to write only the adapter.
         dtype: Precision of the merged weights; ``auto`` is the precision of the base. The merge itself is computed in
             float32 and rounded once.
         push_to_hub: A repository on the Hub, USER/NAME, to upload the folder to; a new one is private.
