@@ -50,7 +50,8 @@ def test_what_is_said_outside_of_the_blocks_is_the_answer(text, answers):
 
 def test_a_tag_in_a_value_belongs_to_the_value():
     message = Message("assistant", "", None, (ToolCall("f", {"text": "</tool_call> and <tool_call>"}),))
-    assert texts_of(render_turn(message), "argument_value") == ['"</tool_call> and <tool_call>"']
+    (value,) = texts_of(render_turn(message), "argument_value")
+    assert json.loads(value) == "</tool_call> and <tool_call>"
 
 
 NAMES = st.sampled_from(["a", "name", "arguments", 'quo"ted', "back\\slash", "ü", "with space"])

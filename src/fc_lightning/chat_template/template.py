@@ -90,7 +90,7 @@ class ChatTemplate:
         control_tokens = _control_tokens(tokenizer, self.chat_format, render)
         self.source = _template_source(tokenizer, self.chat_format, render, file, control_tokens)
         self.longest_token = max(map(len, vocabulary))  # in characters
-        self._variables = {
+        self.variables = {
             name: token for name in ("bos_token", "eos_token") if (token := getattr(tokenizer, name)) is not None
         }
         # A template that is not ours does not break control tokens itself.
@@ -150,13 +150,13 @@ class ChatTemplate:
             chat_template=self.source,
             return_assistant_tokens_mask=True,
             add_generation_prompt=generation_prompt,
-            **self._variables,
+            **self.variables,
         )
         return Rendered(texts[0], self._supervised_spans(messages, spans[0]))
 
     def _supervised_spans(
         self, messages: Sequence[dict[str, Any]], spans: list[tuple[int, int]]
-    ) -> list[tuple[int, int]]:
+    ) -> tuple[tuple[int, int], ...]:
         """The spans that the template marks, without those of unsupervised turns."""
         flags = [messages[index].get("supervised", True) for index in self.model_turns(messages)]
         if all(flags):

@@ -183,7 +183,7 @@ def drop_tool(conversation: Conversation, rng: random.Random, pool: ToolPool) ->
     kept = kept or next(([tool] for tool in pool.draw(dropped, rng, 2**31, dropped, request)), [])
     if not kept:
         return conversation
-    answer = Message("assistant", rng.choice(_REFUSALS))
+    answer = replace(message, content=rng.choice(_REFUSALS), reasoning=None, tool_calls=())
     messages = (*conversation.messages[: calling[0]], answer)
     out = replace(conversation, messages=messages, tools=tuple(kept), raw_turns=(), gold=(), rejected=None)
     if message.reasoning is None:

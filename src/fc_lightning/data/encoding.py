@@ -14,6 +14,7 @@ from fc_lightning.conversation.parsing import dump_json, parse_turn
 from fc_lightning.conversation.types import Conversation, ToolCall
 from fc_lightning.data.augmentation import Augmentation, Perturbation, augment, perturb
 from fc_lightning.data.collator import Document
+from fc_lightning.data.files import DataError
 from fc_lightning.data.reasoning import Thoughts, add_reasoning
 from fc_lightning.data.row_report import RowReport
 from fc_lightning.data.tool_pool import ToolPool
@@ -56,6 +57,11 @@ class EncodingSettings:
     perturbations: tuple[Perturbation, ...] = ()
     token_parts: bool = False
 
+    def __post_init__(self) -> None:
+        for name, share in (("thoughts_share", self.thoughts_share), ("validation", self.held_out)):
+            if not 0 <= share <= 1:
+                raise DataError(f"`data.{name}`: a share is between 0 and 1, not {share}")
+
 
 def encode_documents(
     chunk: Sequence[tuple[int, str, Conversation]],
@@ -71,6 +77,8 @@ def encode_documents(
             messages = template.messages(conversation)
             if not template.model_turns(messages):
                 raise ChatTemplateError("the conversation has no model turn")
+            if not any(messages[index].get("supervised", True) for index in template.model_turns(messages)):
+                raise ChatTemplateError("the flags of its turns leave nothing to supervise")
             text = template.render(messages, conversation)
         except ChatTemplateError as error:
             report.skipped.append((place, conversation.id, str(error)))
@@ -208,6 +216,8 @@ def _prompts(
             continue
         turns = list(enumerate(template.model_turns(messages)))
         for turn, index in turns[-1:] if perturbation == "drop_tool" else turns:  # it changes the last turn only
+            if not messages[index].get("supervised", True):
+                continue
             rendered.append(template.render(messages[:index], conversation, generation_prompt=True))
             expected, answer = _expected(conversation, template, index)
             calls = [call.to_dict() for call in expected]

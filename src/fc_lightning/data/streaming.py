@@ -220,7 +220,7 @@ class StreamingPacks(IterableDataset):
         chunk = list(filter_rows(rows, self.sources, self.template, self.settings, report))
         documents: list[Any] = list(encode_documents(chunk, self.template, self.settings, report))
         self._count(report, position)
-        documents = augment_documents(documents, chunk, self.template, replace(self.settings, epoch=epoch))
+        documents[:] = augment_documents(documents, chunk, self.template, replace(self.settings, epoch=epoch))
         if self.packing:
             plan = plan_packs([len(document["input_ids"]) for document in documents], self.settings.max_length)
             packs = [[documents[index] for index in pack] for pack in plan]

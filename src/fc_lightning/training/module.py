@@ -140,7 +140,7 @@ class FunctionCallingModule(LightningModule):
         self.constrained = constrained
         self.token_loss = MeanMetric()
         self._turn_generator: TurnGenerator | None = None
-        self._evaluated: list[IndexedTurn] = []
+        self.evaluated_turns: list[IndexedTurn] = []  # of the evaluation under way, on this rank
 
     @property
     def tokenizer(self) -> Any:
@@ -225,7 +225,9 @@ class FunctionCallingModule(LightningModule):
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Loss of held-out documents (loader 0), or generation from prompts (loader 1)."""
         if dataloader_idx:
-            self._evaluated += self.turn_generator.turns(unwrap_peft(self.model), batch, synced_gpus=self._is_sharded)
+            self.evaluated_turns += self.turn_generator.turns(
+                unwrap_peft(self.model), batch, synced_gpus=self._is_sharded
+            )
             return
         count = batch["num_supervised"]
         if count or self._is_sharded:
@@ -236,7 +238,7 @@ class FunctionCallingModule(LightningModule):
     def predict_step(self, batch: Any, batch_idx: int) -> list[dict[str, Any]]:
         """Generate from prompts; returns the evaluated turns in JSON's types."""
         turns = self.turn_generator.turns(unwrap_peft(self.model), batch, synced_gpus=self._is_sharded)
-        self._evaluated += turns
+        self.evaluated_turns += turns
         return [turn.to_dict() for _, turn in turns]
 
     def on_validation_epoch_end(self) -> None:
@@ -250,7 +252,7 @@ class FunctionCallingModule(LightningModule):
 
     def on_predict_epoch_end(self) -> None:
         """Notify the callbacks."""
-        evaluated, self._evaluated = gather_turns(self._evaluated), []
+        evaluated, self.evaluated_turns = gather_turns(self.evaluated_turns), []
         notify_callbacks(self.trainer, self, evaluated)
 
     def configure_optimizers(self) -> Any:
@@ -331,7 +333,7 @@ class FunctionCallingModule(LightningModule):
             parameter.grad = None  # optimizers ignore parameters without a gradient
 
     def _finish_evaluation(self, stage: str) -> None:
-        turns, self._evaluated = self._evaluated, []
+        turns, self.evaluated_turns = self.evaluated_turns, []
         evaluated = gather_turns(turns)
         values = measure([turn for _, turn in turns], evaluated, self.device, self.turn_generator.samples)
         loss = self.token_loss.compute()

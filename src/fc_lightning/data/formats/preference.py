@@ -1,4 +1,4 @@
-"""Preferences: a history with a ``chosen`` and a ``rejected`` turn, each a message, a list of messages or a text."""
+"""Preference pairs: the chosen side is read, the rejected one is not."""
 
 from __future__ import annotations
 
@@ -6,32 +6,36 @@ from dataclasses import replace
 from typing import Any
 
 from fc_lightning.conversation.types import Conversation
-from fc_lightning.data.formats.builder import Row, RowError
-from fc_lightning.data.formats.trl import read_trl
+from fc_lightning.data.formats.chat import COMMON_KEYS, decoded_list, read_chat, system_column
+from fc_lightning.data.formats.values import Row, RowError
+
+_CHOSEN, _REJECTED = ("chosen", "chosen_response"), ("rejected", "rejected_response")
+_PROMPTS = ("prompt", "messages", "conversations")
+KEYS = COMMON_KEYS | {*_CHOSEN, *_REJECTED, *_PROMPTS, "system", "system_prompt"}
 
 
 def is_preference(row: Row) -> bool:
-    """Whether the row has ``chosen`` and ``rejected``."""
-    return "chosen" in row and "rejected" in row
+    """Whether the row has a chosen and a rejected side."""
+    return any(key in row for key in _CHOSEN) and any(key in row for key in _REJECTED)
 
 
 def read_preference(row: Row) -> Conversation:
-    """Read a preference row; the conversation ends with the chosen turn and carries the rejected one.
+    """Read the chosen side of a row."""
+    prompt = next((row[key] for key in _PROMPTS if row.get(key)), None)
+    chosen = next((row[key] for key in _CHOSEN if row.get(key)), None)
+    turns = _turns(prompt, "user") + _turns(chosen, "assistant")
+    if prompt is not None and _turns(chosen, "assistant")[: len(_turns(prompt, "user"))] == _turns(prompt, "user"):
+        turns = _turns(chosen, "assistant")  # the chosen side repeats the prompt
+    conversation = read_chat(row, turns, system_column(row))
+    return replace(conversation, notices=(*conversation.notices, ("chosen_side", "the rejected side is not used")))
 
-    The history is in ``prompt`` or ``messages``, or at the beginning of both turns' lists.
 
-    Raises:
-        RowError: If the two turns do not follow the same history.
-    """
-    history: Any = row.get("prompt") or row.get("messages") or []
-    chosen, rejected = (
-        read_trl({**row, "prompt": history, "completion": [row[side]] if isinstance(row[side], dict) else row[side]})
-        for side in ("chosen", "rejected")
-    )
-    if chosen.messages[:-1] != rejected.messages[:-1]:
-        raise RowError("`chosen` and `rejected` do not follow the same history: only their last turns may differ")
-    if not chosen.messages or chosen.messages[-1].role != "assistant" or rejected.messages[-1].role != "assistant":
-        raise RowError("`chosen` and `rejected` must end with a turn of the assistant")
-    if chosen.messages[-1] == rejected.messages[-1]:
-        raise RowError("`chosen` and `rejected` are the same turn")
-    return replace(chosen, rejected=rejected.messages[-1], defects=(*chosen.defects, *rejected.defects), raw_turns=())
+def _turns(value: Any, role: str) -> list[dict[str, Any]]:
+    if isinstance(value, dict):
+        return [value]
+    turns = decoded_list(value)
+    if turns is None and isinstance(value, str):
+        return [{"role": role, "content": value}]
+    if turns is None or not all(isinstance(turn, dict) for turn in turns):
+        raise RowError("the chosen side or its prompt is neither text nor a list of turns")
+    return turns
