@@ -62,7 +62,7 @@ def reply(module: FunctionCallingModule, data: FunctionCallingDataModule, conver
 
 def as_message(text: str) -> Message:
     """A generated turn as a message. A call that cannot be parsed is text."""
-    turn = parse_turn(text)
+    turn = parse_turn(text, strict=True)
     return Message("assistant", text if turn.errors else turn.content, turn.reasoning, turn.tool_calls)
 
 
