@@ -31,10 +31,8 @@ def train_losses(folder):
 
 
 def test_training_is_the_same_to_the_bit_with_and_without_validation(run, tmp_path):
-    peft = (
-        Path("configs/debug/tiny.yaml").read_text().replace("lora_alpha: 8", "lora_alpha: 8\n      lora_dropout: 0.3")
-    )
-    (tmp_path / "dropout.yaml").write_text(peft)
+    recipe = Path("configs/debug/tiny.yaml").read_text().replace("lora_alpha: 8", "lora_alpha: 8, lora_dropout: 0.3")
+    (tmp_path / "dropout.yaml").write_text(recipe)
     common = ("fit", *QUICK, SAMPLED, "--trainer.max_epochs=2")
     without = run(*common, "--trainer.limit_val_batches=0", config=tmp_path / "dropout.yaml")
     often = run(*common, "--trainer.val_check_interval=1", config=tmp_path / "dropout.yaml")
@@ -94,7 +92,7 @@ def test_predict_from_prompts_and_from_a_question(run, tmp_path, tools_file, cap
     ("row", "message"),
     [
         ("{", "rows.jsonl:1: not JSON"),
-        ('{"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]}', "the model's own"),
+        ('{"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]}', "a model turn"),
     ],
 )
 def test_prompts_that_cannot_be_used(run, tmp_path, capsys, row, message):
@@ -107,7 +105,7 @@ def test_prompts_that_cannot_be_used(run, tmp_path, capsys, row, message):
 def test_a_tools_file_that_is_missing(run, capsys):
     with pytest.raises(SystemExit):
         run("predict", "--question=Hi?", "--tools=nowhere.json")
-    assert "nowhere.json: no list of tools" in capsys.readouterr().err.splitlines()[-1]
+    assert "nowhere.json: file not found" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_chat_goes_on_with_what_the_tools_return(run, tools_file, monkeypatch, capsys):
