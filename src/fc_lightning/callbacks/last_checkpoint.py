@@ -42,7 +42,8 @@ class LastCheckpoint(Checkpoint):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember that there is a new best state."""
-        self._is_outdated = self._is_outdated or trainer.training
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._is_outdated = True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the final state."""

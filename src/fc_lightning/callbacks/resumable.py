@@ -18,6 +18,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from fc_lightning.training import slurm
 from fc_lightning.training.checkpoint_io import AtomicCheckpointIO, CheckpointError, last_checkpoint, read_checkpoint
 from fc_lightning.training.lightning_internals import (
+    end_restart,
+    finish_restarted_epoch,
     fixed_version,
     restart_data_iterator,
     set_logged_steps,
@@ -59,6 +61,7 @@ class Resumable(Callback):
     def __init__(self) -> None:
         self._position: TrainingPosition | None = None  # at the end of the last optimizer step
         self._resumed: dict[str, Any] = {}
+        self._resumed_at_epoch_end = False
         self._validated: LoopPosition | None = None
         self._rng_before_validation: dict[str, Any] | None = None
         self._lock: FileLock | None = None
@@ -116,7 +119,14 @@ class Resumable(Callback):
             for logger in trainer.loggers:
                 logger.log_metrics(row, step)
                 logger.save()
+        self._resumed_at_epoch_end = bool(self._resumed) and finish_restarted_epoch(trainer)
         self._position = current_position(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the next epoch like any other."""
+        if self._resumed_at_epoch_end:
+            end_restart(trainer)
+            self._resumed_at_epoch_end = False
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The end of the previous step is the start of this epoch."""
@@ -153,7 +163,7 @@ class Resumable(Callback):
         if position is None or now.step != position.step or (not now.loops.in_epoch and position.loops.is_last_batch):
             position = now
         data = trainer.datamodule
-        if hasattr(data, "place"):  # not a data module of the user's own
+        if hasattr(data, "position"):  # not a data module of the user's own
             checkpoint[data.__class__.__qualname__] = data.state_dict(position.data)
         is_at_position = position.loops.total_batches == now.loops.total_batches
         validated = position.loops == self._validated

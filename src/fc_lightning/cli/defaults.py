@@ -16,13 +16,9 @@ _UNNAMED = "default"  # the recipe of a command line without a configuration fil
 CALLBACKS: list[dict[str, Any]] = [
     {
         "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
-        "init_args": {"monitor": "val/exact_match", "mode": "max", "save_last": True},
+        "init_args": {"monitor": "val/exact_match", "mode": "max"},
     },
-    # The newest state, which bounds what a killed run loses.
-    {
-        "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
-        "init_args": {"filename": "newest-{step}", "every_n_train_steps": 50},
-    },
+    {"class_path": "fc_lightning.callbacks.LastCheckpoint", "init_args": {"every_n_train_steps": 50}},
     {"class_path": "lightning.pytorch.callbacks.LearningRateMonitor"},
     {"class_path": "fc_lightning.callbacks.TensorBoard"},
     {"class_path": "fc_lightning.callbacks.Throughput"},

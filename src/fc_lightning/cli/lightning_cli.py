@@ -69,7 +69,7 @@ USER_ERRORS = (
     UnknownFormatError,
 )
 # Settings of the model that the data needs too: given once, under `model`.
-_LINKED = ("base", "revision", "special_tokens", "supervise")
+_LINKED = ("base", "revision", "special_tokens", "supervise", "token_weights")
 
 
 class FunctionCallingTrainer(Trainer):

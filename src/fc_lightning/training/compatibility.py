@@ -56,3 +56,24 @@ def check_base(checkpoint: Mapping[str, Any], base: str, digest: str, vocabulary
         raise BaseModelError(
             f"the checkpoint was trained on another base ({name}) than `model.base` {base}: their weights differ"
         )
+
+
+def check_settings(precision: str, has_adapter: bool, is_quantized: bool) -> None:
+    """Check settings that contradict each other.
+
+    Args:
+        precision: The trainer's.
+        has_adapter: Whether an adapter is trained.
+        is_quantized: Whether the base is kept in 4 or 8 bits.
+
+    Raises:
+        BaseModelError: If they do.
+    """
+    if is_quantized and not has_adapter:
+        raise BaseModelError("`model.quantization` freezes the base: give it an adapter to train (`model.peft`)")
+    if precision.endswith("-true") and not precision.startswith(("32", "64")):
+        mixed = precision.removesuffix("-true") + "-mixed"
+        raise BaseModelError(
+            f"`trainer.precision: {precision}` rounds the adapter and the rotary angles too; use "
+            f"{mixed}, which also keeps the frozen base in half precision"
+        )

@@ -93,6 +93,27 @@ def is_validation_due(trainer: Trainer) -> bool:
     return trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
 
 
+def finish_restarted_epoch(trainer: Trainer) -> bool:
+    """Make an epoch end at once if the run resumes after its last batch and no validation is due there.
+
+    Lightning would train on another batch first. Returns whether :func:`end_restart` must follow when the epoch ends.
+    """
+    epoch_loop = trainer.fit_loop.epoch_loop
+    at_end = epoch_loop.restarting and epoch_loop.batch_progress.is_last_batch
+    if not at_end or epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher):
+        return False
+    epoch_loop.val_loop._has_run = True
+    return True
+
+
+def end_restart(trainer: Trainer) -> None:
+    """Undo :func:`finish_restarted_epoch`, and make the next epoch start like any other."""
+    epoch_loop = trainer.fit_loop.epoch_loop
+    epoch_loop.val_loop._has_run = False
+    epoch_loop.restarting = False
+    epoch_loop.on_iteration_done()
+
+
 def restart_data_iterator(trainer: Trainer) -> None:
     """Fetch training data from its new position: Lightning may have made the iterator before it was restored."""
     iter(trainer.fit_loop._data_fetcher)

@@ -15,6 +15,7 @@ from torchmetrics import MeanMetric
 from transformers import get_scheduler
 
 from fc_lightning.chat_template.template import Supervise
+from fc_lightning.chat_template.token_parts import TokenWeights
 from fc_lightning.chat_template.tokens import SpecialToken, load_tokenizer, vocabulary_digest
 from fc_lightning.data.collator import Batch
 from fc_lightning.evaluation.evaluator import (
@@ -30,11 +31,11 @@ from fc_lightning.models.fsdp import are_finite, shard
 from fc_lightning.models.loading import base_digest, load_base, load_config
 from fc_lightning.models.lora import add_adapter, add_token_rows, unwrap_peft
 from fc_lightning.models.loss import HEAD_CHUNK, token_loss_sum
+from fc_lightning.models.merging import merged_for_inference
 from fc_lightning.training.accumulation import MicroBatchLoss, sum_over_ranks
-from fc_lightning.training.compatibility import check_base, check_weights
+from fc_lightning.training.compatibility import check_base, check_settings, check_weights
 from fc_lightning.training.lightning_internals import attached_trainer
 from fc_lightning.utils.malloc import release_freed_memory
-from fc_lightning.utils.pretrained import BaseModelError
 
 _GENERATION = {"max_new_tokens": 256, "do_sample": False}
 
@@ -62,6 +63,7 @@ class FunctionCallingModule(LightningModule):
         peft: The adapter, any ``peft.PeftConfig`` by ``class_path``; null trains every weight.
         special_tokens: Tags that become one token each; an empty list keeps them plain text.
         supervise: Which tokens are trained on: the model's turns (``assistant``) or all of them (``all``).
+        token_weights: Weights of the supervised tokens in the training loss, by what they are; 1 each by default.
         compile: Compile each decoder layer with ``torch.compile``.
         gradient_checkpointing: Save memory by recomputing each layer in the backward pass.
         head_chunk: Rows of logits in memory at a time. With more supervised tokens, chunks are recomputed in the
@@ -87,6 +89,7 @@ class FunctionCallingModule(LightningModule):
         peft: PeftConfig | None = None,
         special_tokens: list[str] | None = None,
         supervise: Supervise = "assistant",
+        token_weights: TokenWeights | None = None,
         compile: bool = False,
         gradient_checkpointing: bool = False,
         head_chunk: int = HEAD_CHUNK,
@@ -99,7 +102,7 @@ class FunctionCallingModule(LightningModule):
         non_finite: Literal["stop", "skip"] = "stop",
     ):
         super().__init__()
-        self.save_hyperparameters(ignore=["peft"])
+        self.save_hyperparameters(ignore=["peft", "token_weights"])
 
         # The model
         self.base = base
@@ -115,6 +118,7 @@ class FunctionCallingModule(LightningModule):
 
         # Training
         self.supervise = supervise
+        self.token_weights = token_weights
         self.compile_layers = compile
         self.gradient_checkpointing = gradient_checkpointing
         self.head_chunk = head_chunk
@@ -159,7 +163,7 @@ class FunctionCallingModule(LightningModule):
         """
         if self.model is not None:
             return
-        self._check_settings()
+        check_settings(self._precision, self.peft is not None, bool(self.quantization))
         dtype, attention = self._base_dtype(), self.attn_implementation
         reason = "as configured"
         if attention == "auto":
@@ -191,14 +195,14 @@ class FunctionCallingModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The summed loss of a micro-batch; the gradients are divided once, for the whole optimizer step."""
         loss = token_loss_sum(self.model, batch, self.head_chunk)
-        self._window.append(MicroBatchLoss(loss.detach(), batch["num_supervised"], batch["ids"]))
+        self._window.append(MicroBatchLoss.of(loss, batch))
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Turn the gradients of summed losses into those of the mean over all supervised tokens, before any clipping.
 
         Lightning has divided each micro-batch's loss by the number of accumulated batches, and DDP has averaged over
-        ranks. Both are undone here, because the right divisor is the number of tokens.
+        ranks. Both are undone here, because the right divisor is the number of tokens, or the sum of their weights.
 
         Raises:
             NonFiniteError: On all ranks, if the loss or the gradient of any rank is not finite.
@@ -212,9 +216,9 @@ class FunctionCallingModule(LightningModule):
         if not (totals.is_loss_finite and totals.is_gradient_finite):
             self._skip_step(window, "gradient" if totals.is_loss_finite else "loss")
         elif gradients:
-            factor = self.trainer.accumulate_grad_batches * self.trainer.world_size / totals.num_tokens
+            factor = self.trainer.accumulate_grad_batches * self.trainer.world_size / totals.weight
             torch._foreach_mul_(gradients, factor)
-        self.log("train/loss", totals.loss / totals.num_tokens)
+        self.log("train/loss", totals.loss / totals.weight)
         self.log("train/supervised_tokens", totals.num_tokens)
         if self.non_finite == "skip":
             self.log("train/skipped_steps", float(self.skipped_steps))
@@ -222,9 +226,7 @@ class FunctionCallingModule(LightningModule):
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Loss of held-out documents (loader 0), or generation from prompts (loader 1)."""
         if dataloader_idx:
-            self.evaluated_turns += self.turn_generator.turns(
-                unwrap_peft(self.model), batch, synced_gpus=self._is_sharded
-            )
+            self.evaluated_turns += self._generate_turns(batch)
             return
         count = batch["num_supervised"]
         if count or self._is_sharded:
@@ -234,7 +236,7 @@ class FunctionCallingModule(LightningModule):
 
     def predict_step(self, batch: Any, batch_idx: int) -> list[dict[str, Any]]:
         """Generate from prompts; returns the evaluated turns in JSON's types."""
-        turns = self.turn_generator.turns(unwrap_peft(self.model), batch, synced_gpus=self._is_sharded)
+        turns = self._generate_turns(batch)
         self.evaluated_turns += turns
         return [turn.to_dict() for _, turn in turns]
 
@@ -296,16 +298,6 @@ class FunctionCallingModule(LightningModule):
         trainer = attached_trainer(self)
         return trainer.strategy.root_device if trainer else torch.device("cpu")
 
-    def _check_settings(self) -> None:
-        if self.quantization and self.peft is None:
-            raise BaseModelError("`model.quantization` freezes the base: give it an adapter to train (`model.peft`)")
-        if self._precision.endswith("-true") and not self._precision.startswith(("32", "64")):
-            mixed = self._precision.removesuffix("-true") + "-mixed"
-            raise BaseModelError(
-                f"`trainer.precision: {self._precision}` rounds the adapter and the rotary angles too; use "
-                f"{mixed}, which also keeps the frozen base in half precision"
-            )
-
     def _base_dtype(self) -> str:
         if self.weight_dtype != "auto":
             return self.weight_dtype
@@ -338,6 +330,12 @@ class FunctionCallingModule(LightningModule):
         rank_zero_warn(f"{problem}: skipped, {self.skipped_steps} so far")
         for parameter in self.parameters():
             parameter.grad = None  # optimizers ignore parameters without a gradient
+
+    def _generate_turns(self, batch: Any) -> list[IndexedTurn]:
+        if self._is_sharded:
+            return self.turn_generator.turns(unwrap_peft(self.model), batch, synced_gpus=True)
+        with merged_for_inference(self.model) as causal:
+            return self.turn_generator.turns(causal, batch)
 
     def _finish_evaluation(self, stage: str) -> None:
         turns, self.evaluated_turns = self.evaluated_turns, []

@@ -60,7 +60,7 @@ class TrainingPosition:
 
 def current_position(trainer: Trainer) -> TrainingPosition:
     """Where training is now."""
-    data = trainer.datamodule.position() if hasattr(trainer.datamodule, "place") else {}
+    data = trainer.datamodule.position() if hasattr(trainer.datamodule, "position") else {}
     return TrainingPosition(
         trainer.global_step, data, loop_position(trainer), get_rng_states(trainer.lightning_module.device)
     )
