@@ -44,7 +44,7 @@ CHOICES: dict[str, list[Any]] = {
     "data.batch_size": [1, 2, 3],
     "data.max_length": [300, 512, 2048],
     "data.too_long": ["drop", "cut"],
-    "data.thoughts": ["keep", "drop"],
+    "data.thoughts": ["none", "template"],
     "data.thoughts_share": [0.5],
     "data.render": ["verbatim"],
     "data.validation": [None, 0.3, [{"path": VALIDATION, "limit": 2}]],
