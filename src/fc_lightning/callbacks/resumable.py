@@ -15,6 +15,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities import rank_zero_info
 
+from fc_lightning.data import FunctionCallingDataModule
 from fc_lightning.training import slurm
 from fc_lightning.training.checkpoint_io import AtomicCheckpointIO, CheckpointError, last_checkpoint, read_checkpoint
 from fc_lightning.training.lightning_internals import (
@@ -163,7 +164,7 @@ class Resumable(Callback):
         if position is None or now.step != position.step or (not now.loops.in_epoch and position.loops.is_last_batch):
             position = now
         data = trainer.datamodule
-        if hasattr(data, "place"):  # not a data module of the user's own
+        if isinstance(data, FunctionCallingDataModule):
             checkpoint[data.__class__.__qualname__] = data.state_dict(position.data)
         is_at_position = position.loops.total_batches == now.loops.total_batches
         validated = position.loops == self._validated
