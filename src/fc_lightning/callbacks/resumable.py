@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from fc_lightning.data import FunctionCallingDataModule
 from fc_lightning.training import slurm
 from fc_lightning.training.checkpoint_io import AtomicCheckpointIO, CheckpointError, last_checkpoint, read_checkpoint
+from fc_lightning.training.leftovers import remove_surplus
 from fc_lightning.training.lightning_internals import (
     end_restart,
     finish_restarted_epoch,
@@ -108,6 +109,16 @@ class Resumable(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Release the run's folder."""
         self.teardown(trainer, pl_module, "fit")
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remove what a killed process would have removed next."""
+        if self.resumes_in_place:
+            remove_surplus(trainer, resumed_from=trainer.ckpt_path)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remove the checkpoint that the run has resumed from, which Lightning keeps even if nothing refers to it."""
+        if self.resumes_in_place:
+            remove_surplus(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore the random numbers of the checkpoint, and log the row that was still pending."""
