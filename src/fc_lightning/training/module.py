@@ -25,9 +25,9 @@ from fc_lightning.evaluation.evaluator import (
     measure,
     notify_callbacks,
 )
-from fc_lightning.models.attention import choose_attention
+from fc_lightning.models.attention import choose_attention, generation_mode
 from fc_lightning.models.fsdp import are_finite, shard
-from fc_lightning.models.loading import base_digest, load_base, load_config
+from fc_lightning.models.loading import base_digest, load_base
 from fc_lightning.models.lora import add_adapter, add_token_rows, unwrap_peft
 from fc_lightning.models.loss import HEAD_CHUNK, token_loss_sum
 from fc_lightning.training.accumulation import MicroBatchLoss, sum_over_ranks
@@ -62,7 +62,7 @@ class FunctionCallingModule(LightningModule):
         peft: The adapter, any ``peft.PeftConfig`` by ``class_path``; null trains every weight.
         special_tokens: Tags that become one token each; an empty list keeps them plain text.
         supervise: Which tokens are trained on: the model's turns (``assistant``) or all of them (``all``).
-        compile: Compile each decoder layer with ``torch.compile``.
+        compile: Compile each decoder layer with ``torch.compile``; ``auto`` does so on a GPU.
         gradient_checkpointing: Save memory by recomputing each layer in the backward pass.
         head_chunk: Rows of logits in memory at a time. With more supervised tokens, chunks are recomputed in the
             backward pass. 512 rows of a vocabulary of 262,144 are half a gigabyte in fp32.
@@ -87,7 +87,7 @@ class FunctionCallingModule(LightningModule):
         peft: PeftConfig | None = None,
         special_tokens: list[str] | None = None,
         supervise: Supervise = "assistant",
-        compile: bool = False,
+        compile: bool | Literal["auto"] = "auto",
         gradient_checkpointing: bool = False,
         head_chunk: int = HEAD_CHUNK,
         generation: dict[str, Any] | None = None,
@@ -163,8 +163,7 @@ class FunctionCallingModule(LightningModule):
         dtype, attention = self._base_dtype(), self.attn_implementation
         reason = "as configured"
         if attention == "auto":
-            config = load_config(self.base, self.revision)
-            attention, reason = choose_attention(config, self._target_device, "mixed" in self._precision)
+            attention, reason = choose_attention(self._target_device, "mixed" in self._precision)
 
         # 1) The base, with rows for the new tokens
         model = load_base(
@@ -181,7 +180,8 @@ class FunctionCallingModule(LightningModule):
         self.model.train()  # transformers loads models in evaluation mode
 
         # 3) Compilation and sharding
-        if self.compile_layers:
+        on_gpu = self._target_device.type == "cuda"
+        if on_gpu if self.compile_layers == "auto" else self.compile_layers:
             for layer in model.get_decoder().layers:
                 layer.compile()
         if self._is_sharded:
@@ -222,7 +222,7 @@ class FunctionCallingModule(LightningModule):
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Loss of held-out documents (loader 0), or generation from prompts (loader 1)."""
         if dataloader_idx:
-            self._evaluated += self.turn_generator.turns(unwrap_peft(self.model), batch, synced_gpus=self._is_sharded)
+            self._evaluated += self._generate(batch)
             return
         count = batch["num_supervised"]
         if count or self._is_sharded:
@@ -232,7 +232,7 @@ class FunctionCallingModule(LightningModule):
 
     def predict_step(self, batch: Any, batch_idx: int) -> list[dict[str, Any]]:
         """Generate from prompts; returns the evaluated turns in JSON's types."""
-        turns = self.turn_generator.turns(unwrap_peft(self.model), batch, synced_gpus=self._is_sharded)
+        turns = self._generate(batch)
         self._evaluated += turns
         return [turn.to_dict() for _, turn in turns]
 
@@ -293,6 +293,10 @@ class FunctionCallingModule(LightningModule):
     def _target_device(self) -> torch.device:
         trainer = attached_trainer(self)
         return trainer.strategy.root_device if trainer else torch.device("cpu")
+
+    def _generate(self, batch: Any) -> list[IndexedTurn]:
+        with generation_mode(self.model):
+            return self.turn_generator.turns(unwrap_peft(self.model), batch, synced_gpus=self._is_sharded)
 
     def _check_settings(self) -> None:
         if self.quantization and self.peft is None:
