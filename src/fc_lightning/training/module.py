@@ -26,9 +26,9 @@ from fc_lightning.evaluation.evaluator import (
     measure,
     notify_callbacks,
 )
-from fc_lightning.models.attention import choose_attention
+from fc_lightning.models.attention import choose_attention, generation_mode
 from fc_lightning.models.fsdp import are_finite, shard
-from fc_lightning.models.loading import base_digest, load_base, load_config
+from fc_lightning.models.loading import base_digest, load_base
 from fc_lightning.models.lora import add_adapter, add_token_rows, unwrap_peft
 from fc_lightning.models.loss import HEAD_CHUNK, token_loss_sum
 from fc_lightning.models.merging import merged_for_inference
@@ -75,7 +75,7 @@ class FunctionCallingModule(LightningModule):
         special_tokens: Tags that become one token each; an empty list keeps them plain text.
         supervise: Which tokens are trained on: the model's turns (``assistant``) or all of them (``all``).
         token_weights: Weights of the supervised tokens in the training loss, by what they are; 1 each by default.
-        compile: Compile each decoder layer with ``torch.compile``.
+        compile: Compile each decoder layer with ``torch.compile``; ``auto`` does so on a GPU.
         gradient_checkpointing: Save memory by recomputing each layer in the backward pass.
         head_chunk: Rows of logits in memory at a time. With more supervised tokens, chunks are recomputed in the
             backward pass. 512 rows of a vocabulary of 262,144 are half a gigabyte in fp32.
@@ -105,7 +105,7 @@ class FunctionCallingModule(LightningModule):
         special_tokens: list[str] | None = None,
         supervise: Supervise = "assistant",
         token_weights: TokenWeights | None = None,
-        compile: bool = False,
+        compile: bool | Literal["auto"] = "auto",
         gradient_checkpointing: bool = False,
         head_chunk: int = HEAD_CHUNK,
         generation: dict[str, Any] | None = None,
@@ -197,8 +197,7 @@ class FunctionCallingModule(LightningModule):
         dtype = base_dtype(precision, self.weight_dtype, self.peft is not None, bool(self.quantization))
         attention, reason = self.attn_implementation, "as configured"
         if attention == "auto":
-            config = load_config(self.base, self.revision)
-            attention, reason = choose_attention(config, device, "mixed" in precision)
+            attention, reason = choose_attention(device, "mixed" in precision)
 
         # 1) The base, with rows for the new tokens
         model = load_base(self.base, self.revision, getattr(torch, dtype), attention, self.quantization, device)
@@ -213,7 +212,8 @@ class FunctionCallingModule(LightningModule):
         self.model.train()  # transformers loads models in evaluation mode
 
         # 3) Compilation and sharding
-        if self.compile_layers:
+        on_gpu = device.type == "cuda"
+        if on_gpu if self.compile_layers == "auto" else self.compile_layers:
             for layer in model.get_decoder().layers:
                 layer.compile()
         if self._is_sharded:
@@ -345,10 +345,11 @@ class FunctionCallingModule(LightningModule):
             parameter.grad = None  # optimizers ignore parameters without a gradient
 
     def _generate_turns(self, batch: Any) -> list[IndexedTurn]:
-        if self._is_sharded:
-            return self.turn_generator.turns(unwrap_peft(self.model), batch, synced_gpus=True)
-        with merged_for_inference(self.model) as causal:
-            return self.turn_generator.turns(causal, batch)
+        with generation_mode(self.model):
+            if self._is_sharded:
+                return self.turn_generator.turns(unwrap_peft(self.model), batch, synced_gpus=True)
+            with merged_for_inference(self.model) as causal:
+                return self.turn_generator.turns(causal, batch)
 
     def _finish_evaluation(self, stage: str) -> None:
         turns, self.evaluated_turns = self.evaluated_turns, []
