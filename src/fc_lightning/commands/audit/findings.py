@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from jsonschema.exceptions import SchemaError, ValidationError
 from referencing.exceptions import Unresolvable
 
-from fc_lightning.conversation.json_schema import schema_validator
+from fc_lightning.conversation.json_schema import PatternError, schema_validator
 from fc_lightning.conversation.parsing import dump_json
 from fc_lightning.conversation.types import Conversation, ToolCall
 from fc_lightning.conversation.value_matching import SearchableText, leaves, words
@@ -103,6 +103,9 @@ def _schema_errors(call: ToolCall, schema: dict[str, Any]) -> Iterator[tuple[str
         errors = list(schema_validator(dump_json(schema)).iter_errors(call.arguments))
     except SchemaError:
         return  # reported with the tool
+    except PatternError as error:
+        yield "bad_schema", f"{call.name}: {error}"[:_MAX_SHOWN]
+        return
     except (RecursionError, Unresolvable) as error:
         yield "bad_schema", f"{call.name}: an unresolvable reference ({type(error).__name__})"
         return
