@@ -14,7 +14,7 @@ from fc_lightning.data import FunctionCallingDataModule
 from fc_lightning.data.prepare import read_conversations
 from fc_lightning.data.prompts import read_tools
 from fc_lightning.data.row_report import RowReport
-from fc_lightning.models.lora import unwrap_peft
+from fc_lightning.models.merging import merged_for_inference
 from fc_lightning.training.module import FunctionCallingModule
 
 
@@ -55,13 +55,14 @@ def reply(module: FunctionCallingModule, data: FunctionCallingDataModule, conver
     rendered = data.template.render(messages, conversation, generation_prompt=True)
     (encoded,) = data.template.encode([rendered])
     tools = dump_json([tool.to_openai() for tool in conversation.tools])
-    text, _ = module.turn_generator.texts(unwrap_peft(module.model), [encoded.input_ids], [tools], len(messages))[0]
+    with merged_for_inference(module.model) as causal:
+        ((text, _),) = module.turn_generator.texts(causal, [encoded.input_ids], [tools], len(messages))
     return as_message(text)
 
 
 def as_message(text: str) -> Message:
     """A generated turn as a message. A call that cannot be parsed is text."""
-    turn = parse_turn(text)
+    turn = parse_turn(text, strict=True)
     return Message("assistant", text if turn.errors else turn.content, turn.reasoning, turn.tool_calls)
 
 

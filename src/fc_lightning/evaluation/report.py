@@ -74,7 +74,7 @@ def read_predictions(file: Path) -> list[EvaluatedTurn]:
         row = json.loads(line)
         calls = {key: tuple(map(call_from_value, row[key] or ())) for key in ("expected", "predicted")}
         # Files of the first version lack these two fields.
-        defaults = {"finished": True, "parsed": not parse_turn(row["text"]).errors}
+        defaults = {"finished": True, "parsed": not parse_turn(row["text"], strict=True).errors}
         turns.append(EvaluatedTurn(**{**defaults, **row, **calls}))
     return turns
 

@@ -118,7 +118,7 @@ def evaluate_turn(
         >>> evaluate_turn("It is noon.", []).exact_match, evaluate_turn("It is", [], finished=False).exact_match
         (True, False)
     """
-    parsed = parse_turn(text)
+    parsed = parse_turn(text, strict=True)
     calls = parsed.tool_calls
     all_parsed = not parsed.errors
     # A truncated turn, or one with an unreadable call, matches nothing: a server would not deliver it.

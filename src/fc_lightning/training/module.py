@@ -31,6 +31,7 @@ from fc_lightning.models.fsdp import are_finite, shard
 from fc_lightning.models.loading import base_digest, load_base, load_config
 from fc_lightning.models.lora import add_adapter, add_token_rows, unwrap_peft
 from fc_lightning.models.loss import HEAD_CHUNK, token_loss_sum
+from fc_lightning.models.merging import merged_for_inference
 from fc_lightning.training.accumulation import MicroBatchLoss, sum_over_ranks
 from fc_lightning.training.compatibility import check_base, check_settings, check_weights
 from fc_lightning.training.lightning_internals import attached_trainer
@@ -225,9 +226,7 @@ class FunctionCallingModule(LightningModule):
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Loss of held-out documents (loader 0), or generation from prompts (loader 1)."""
         if dataloader_idx:
-            self.evaluated_turns += self.turn_generator.turns(
-                unwrap_peft(self.model), batch, synced_gpus=self._is_sharded
-            )
+            self.evaluated_turns += self._generate_turns(batch)
             return
         count = batch["num_supervised"]
         if count or self._is_sharded:
@@ -237,7 +236,7 @@ class FunctionCallingModule(LightningModule):
 
     def predict_step(self, batch: Any, batch_idx: int) -> list[dict[str, Any]]:
         """Generate from prompts; returns the evaluated turns in JSON's types."""
-        turns = self.turn_generator.turns(unwrap_peft(self.model), batch, synced_gpus=self._is_sharded)
+        turns = self._generate_turns(batch)
         self.evaluated_turns += turns
         return [turn.to_dict() for _, turn in turns]
 
@@ -331,6 +330,12 @@ class FunctionCallingModule(LightningModule):
         rank_zero_warn(f"{problem}: skipped, {self.skipped_steps} so far")
         for parameter in self.parameters():
             parameter.grad = None  # optimizers ignore parameters without a gradient
+
+    def _generate_turns(self, batch: Any) -> list[IndexedTurn]:
+        if self._is_sharded:
+            return self.turn_generator.turns(unwrap_peft(self.model), batch, synced_gpus=True)
+        with merged_for_inference(self.model) as causal:
+            return self.turn_generator.turns(causal, batch)
 
     def _finish_evaluation(self, stage: str) -> None:
         turns, self.evaluated_turns = self.evaluated_turns, []
