@@ -24,7 +24,6 @@ from fc_lightning.conversation.parsing import CallSyntaxError, call_from_value, 
 from fc_lightning.conversation.types import Conversation
 from fc_lightning.data import DataError, FunctionCallingDataModule
 from fc_lightning.data.prepare import read_conversations
-from fc_lightning.data.row_report import RowReport
 from fc_lightning.utils.atomic_files import wrap_os_errors, write_text
 
 _TAGS = re.compile(r"</?(?:think|tool_call|tool_response|tools|start_of_turn|end_of_turn)>")
@@ -119,7 +118,7 @@ def think(
     if split not in data.sources or not data.sources[split]:
         raise DataError(f"nothing to read: `data.{split}` has no sources")
     how = replace(data.preparation(split), thoughts="keep", thoughts_share=1.0)
-    conversations = [one for _, _, one in read_conversations(data.sources[split], data.template, how, RowReport())]
+    conversations = [one for _, _, one in read_conversations(data.sources[split], data.template, how)]
     questions = list(ask_for(conversations, teacher))
     output.parent.mkdir(parents=True, exist_ok=True)
     answers = Answers(output.with_name(f"{output.name}.answers.jsonl"))

@@ -90,6 +90,7 @@ class Conversation:
         response_schema: The JSON schema that the answer must follow, if it must follow one.
         notices: Kind and detail of what is unusual in the row but does not keep it from being used, such as keys that
             were not read.
+        format: The row format that the conversation was read from.
     """
 
     id: str
@@ -101,6 +102,7 @@ class Conversation:
     gold: tuple[dict[str, Any], ...] = ()
     response_schema: dict[str, Any] | None = None
     notices: tuple[tuple[str, str], ...] = field(default=(), compare=False)
+    format: str = field(default="", compare=False)
 
 
 def _canonical(value: Any) -> Hashable:
