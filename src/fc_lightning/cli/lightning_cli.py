@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,9 +22,11 @@ from fc_lightning.callbacks.preemption import Preemption
 from fc_lightning.callbacks.resumable import checkpoint_to_resume_from, make_resumable
 from fc_lightning.chat_template.template import ChatTemplateError
 from fc_lightning.cli.checks import check_environment, check_folder, check_values
-from fc_lightning.cli.defaults import trainer_defaults
+from fc_lightning.cli.defaults import drop_impossible_defaults, trainer_defaults
 from fc_lightning.cli.errors import ConfigurationError, explain_trainer
+from fc_lightning.cli.help import SOURCES
 from fc_lightning.cli.parser import Parser, config_files
+from fc_lightning.cli.quiet import silence
 from fc_lightning.commands.audit import AuditError
 from fc_lightning.commands.audit import audit as audit_command
 from fc_lightning.commands.chat import chat as chat_command
@@ -42,11 +43,13 @@ from fc_lightning.evaluation.report import ReportError
 from fc_lightning.training import distributed as ranks
 from fc_lightning.training.checkpoint_io import CheckpointError
 from fc_lightning.training.lightning_internals import subcommand_parsers
-from fc_lightning.training.loggers import ignore_write_errors
+from fc_lightning.training.loggers import make_robust
 from fc_lightning.training.module import FunctionCallingModule, NonFiniteError
+from fc_lightning.training.optimization import SettingsError
 from fc_lightning.training.run_folders import runs_root
 from fc_lightning.utils.atomic_files import DiskError, wrap_os_errors, write_text
 from fc_lightning.utils.environment import describe_environment
+from fc_lightning.utils.hub import use_cache_if_offline
 from fc_lightning.utils.malloc import keep_freed_memory
 from fc_lightning.utils.pretrained import BaseModelError
 from fc_lightning.utils.secrets import redact_config
@@ -63,13 +66,12 @@ USER_ERRORS = (
     ExportError,
     NonFiniteError,
     ReportError,
+    SettingsError,
     TeacherError,
     UnknownFormatError,
 )
-# Deprecation warnings between libraries that users cannot act on.
-_AMONG_LIBRARIES = (r".*is_gradient_checkpointing. is deprecated", r".*isinstance\(treespec, LeafSpec\). is deprecated")
 # Settings of the model that the data needs too: given once, under `model`.
-_LINKED = ("base", "revision", "special_tokens", "supervise")
+_LINKED = ("base", "revision", "special_tokens", "supervise", "token_weights")
 
 
 class FunctionCallingTrainer(Trainer):
@@ -94,6 +96,26 @@ class FunctionCallingTrainer(Trainer):
         """
         super().fit(model, datamodule=datamodule, ckpt_path=checkpoint_to_resume_from(self, ckpt_path))
 
+    def validate(self, model: LightningModule, datamodule: LightningDataModule, ckpt_path: str | None = None) -> Any:
+        """Measure a checkpoint, or the untouched base, on ``data.validation``.
+
+        Args:
+            model: The module.
+            datamodule: The data.
+            ckpt_path: A checkpoint file, or ``best`` or ``last`` of the newest run; the untouched base if not given.
+        """
+        return super().validate(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
+
+    def test(self, model: LightningModule, datamodule: LightningDataModule, ckpt_path: str | None = None) -> Any:
+        """Measure a checkpoint, or the untouched base, on ``data.test``.
+
+        Args:
+            model: The module.
+            datamodule: The data.
+            ckpt_path: A checkpoint file, or ``best`` or ``last`` of the newest run; the untouched base if not given.
+        """
+        return super().test(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
+
     @property
     def loggers(self) -> list[Logger]:
         """The loggers; a write error in one of them does not end the run."""
@@ -103,7 +125,7 @@ class FunctionCallingTrainer(Trainer):
     def loggers(self, loggers: list[Logger] | None) -> None:
         self._loggers = loggers or []
         for logger in self._loggers:
-            ignore_write_errors(logger)
+            make_robust(logger)
 
 
 class SaveConfig(SaveConfigCallback):
@@ -151,6 +173,7 @@ class FunctionCallingCLI(LightningCLI):
             save_config_callback=SaveConfig,
             trainer_class=FunctionCallingTrainer,
             seed_everything_default=0,
+            auto_configure_optimizers=False,  # the module does it, see `model.optimizer`
             parser_kwargs={"default_env": True, "env_prefix": "FC"},
             parser_class=Parser,
             args=args,
@@ -159,8 +182,8 @@ class FunctionCallingCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """The subcommands, each with the arguments of the trainer's method that are not options."""
-        names = ("export", "audit", "think", "report", "chat", "predict", "fit")
-        return {**LightningCLI.subcommands(), **{name: {"model", "datamodule"} for name in names}}
+        names = ("fit", "validate", "test", "predict", "export", "audit", "think", "report", "chat")
+        return {name: {"model", "datamodule"} for name in names}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Set the defaults of the trainer, and link the settings that model and data share."""
@@ -175,14 +198,18 @@ class FunctionCallingCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the arguments; Lightning would warn if the process has arguments too, as one that runs tests has."""
         check_environment(
-            (action.dest for one in self._subcommand_parsers.values() for action in one._actions),
-            list(self._subcommand_parsers),
+            (action.dest for one in subcommand_parsers(self).values() for action in one._actions),
+            list(subcommand_parsers(self)),
         )
         self.config = parser.parse_args(args)
 
     def before_instantiate_classes(self) -> None:
         """Check values, and disable the progress bars of transformers in log files, where each update is a line."""
-        check_values(self.config[self.subcommand])
+        config = self.config[self.subcommand]
+        check_values(config)
+        drop_impossible_defaults(config.trainer)
+        sources = [source.path for split in SOURCES for source in _list(config.get(split))]
+        use_cache_if_offline([config.get("model.base"), *sources])
         if not sys.stderr.isatty():
             disable_progress_bar()
 
@@ -219,6 +246,10 @@ class FunctionCallingCLI(LightningCLI):
     before_test = before_predict = before_validate
 
 
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
 class _ParserReady(Exception):
     """Ends the construction of a command line once its parsers exist."""
 
@@ -245,7 +276,6 @@ def main(args: Any = None) -> None:
     """
     sys.path.insert(0, os.getcwd())  # so that a YAML file can name the user's own classes
     keep_freed_memory()
-    for message in _AMONG_LIBRARIES:
-        warnings.filterwarnings("ignore", message)
+    silence()
     with ranks.exit_on_error(USER_ERRORS):
         FunctionCallingCLI(args)

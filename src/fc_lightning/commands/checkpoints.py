@@ -59,7 +59,7 @@ def load_for_inference(trainer: Trainer, module: FunctionCallingModule, ckpt_pat
 def _best_of_run(newest: Path) -> Path:
     """The best checkpoint that the newest one knows of; without a monitored metric, the newest one itself."""
     states = read_checkpoint(newest).get("callbacks", {})
-    savers = [state for name, state in states.items() if name.startswith("ModelCheckpoint")]
+    savers = [state for state in states.values() if isinstance(state, dict) and "best_model_path" in state]
     # One that monitors no metric keeps the newest state, and calls it the best.
     savers = [state for state in savers if state.get("monitor") is not None] or savers
     named = [Path(path) for state in savers if (path := state["best_model_path"])]

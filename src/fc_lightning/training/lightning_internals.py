@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -18,6 +19,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
+from lightning.pytorch.utilities import rank_zero_only
 
 REQUEUE = "requeue"  # what SLURM's requeue signal is recorded as; other signals are recorded as themselves
 _LOGGED_STEPS = "_batches_that_stepped"
@@ -46,6 +48,30 @@ def set_version(logger: Logger, version: int | str) -> None:
     logger._version = version
 
 
+def reserve_version(logger: Logger) -> None:
+    """Make a logger create the folder of its run when it chooses the version.
+
+    Lightning only looks which versions exist, so two runs that start at the same time choose the same.
+    """
+    choose = getattr(logger, "_get_next_version", None)
+    if choose is None or "://" in str(logger.root_dir):
+        return
+
+    def reserve() -> int:
+        version = choose()
+        while rank_zero_only.rank == 0:
+            try:
+                (Path(logger.root_dir) / f"version_{version}").mkdir(parents=True)
+                break
+            except FileExistsError:
+                version += 1
+            except OSError:
+                break  # reported when the run writes its first file
+        return version
+
+    logger._get_next_version = reserve
+
+
 def use_csv_writer(logger: CSVLogger, writer_class: type[ExperimentWriter]) -> None:
     """Replace the class that writes ``metrics.csv``: its name is fixed in :class:`CSVLogger`."""
     if type(logger._experiment) is ExperimentWriter:
@@ -63,6 +89,11 @@ def metrics_to_log(trainer: Trainer) -> dict[str, float] | None:
 def update_bar_metrics(bar: RichProgressBar, trainer: Trainer, module: LightningModule) -> None:
     """Show new metrics at once: Lightning would wait for the next batch."""
     bar._update_metrics(trainer, module)
+
+
+def stop_bar(bar: RichProgressBar) -> None:
+    """End a terminal's bar: Lightning keeps it until teardown, and its last redraw overwrites what follows."""
+    bar._stop_progress()
 
 
 # Loops
