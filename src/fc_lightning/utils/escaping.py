@@ -12,8 +12,6 @@ _NOT_PRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u
 _MARKDOWN = re.compile(r"[\\`*_\[\]#]")
 # Python-Markdown, which TensorBoard uses, has no backslash escapes of these.
 _ENTITIES = {ord(char): f"&#{ord(char)};" for char in "<>&|~"}
-    ord(char): f"&#{ord(char)};" for char in "<>&|~"
-}  # Python's Markdown, in TensorBoard, knows no escape of these
 
 
 def printable_text(text: str, one_line: bool = False) -> str:
