@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from tests.helpers.command_line import parser
 from fc_lightning.cli.help import SUBCOMMANDS, TRAINER, help_for, keys
 from fc_lightning.cli.lightning_cli import FunctionCallingCLI, FunctionCallingTrainer, main
 from fc_lightning.cli.main import main as start
+from fc_lightning.data import Source
 
 SNAPSHOTS = Path("tests/cli/snapshots")
 PROGRAM = "python main.py"
@@ -117,10 +119,17 @@ def test_every_subcommand_is_in_the_short_help():
 
 def test_help_of_one_key_and_a_mistyped_one():
     text = help_for(["fit", "--help", "data.batch_size"], PROGRAM)
-    assert text == "--data.batch_size  (int, default 1)\n  Rows of a micro-batch."
+    assert text == "--data.batch_size  (int, default 1)\n  Rows per micro-batch."
     assert "did you mean data.batch_size?" in help_for(["fit", "--help=data.batchsize"], PROGRAM)
     assert help_for(["fit", "--help", "all"], PROGRAM) is None
     assert help_for(["fit", "--config", "x.yaml"], PROGRAM) is None
+
+
+def test_help_of_a_key_of_sources_shows_the_fields_of_a_source():
+    text = help_for(["fit", "--help", "data.train"], PROGRAM)
+    for field in fields(Source):
+        assert f"\n  {field.name:<10}" in text
+    assert "--data.train a.jsonl b.jsonl" in text
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("fit", "--help")])

@@ -68,12 +68,12 @@ def test_a_share_is_held_out_whatever_the_order():
     rng = random.Random(0)
     questions = [question(rng) for _ in range(1500)]
     questions += [changed(text, rng) for text in questions[:500] for _ in range(3)]  # large groups and single ones
-    sides = dict(zip(questions, hold_out(questions, 0.2), strict=True))
+    sides = dict(zip(questions, hold_out(questions, 0.2)[0], strict=True))
     assert 0.16 < sum(sides.values()) / len(sides) < 0.24
     shuffled = random.Random(1).sample(questions, len(questions))
-    assert dict(zip(shuffled, hold_out(shuffled, 0.2), strict=True)) == sides
-    assert not any(hold_out(questions[:50], 0.0))
-    assert hold_out([], 0.5) == []
+    assert dict(zip(shuffled, hold_out(shuffled, 0.2)[0], strict=True)) == sides
+    assert not any(hold_out(questions[:50], 0.0)[0])
+    assert hold_out([], 0.5) == ([], "")
 
 
 def test_short_and_empty_questions():

@@ -6,7 +6,6 @@ import peft
 import pytest
 import torch
 import yaml
-from fc_lightning.commands.checkpoints import load_checkpoint
 from peft import AutoPeftModelForCausalLM, PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from tests.helpers.adapters import REFUSED, REFUSED_WITH_TAGS, WITH_TAGS, WORKING, with_defaults
@@ -14,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fc_lightning.callbacks.adapter import adapter_folder
 from fc_lightning.cli.lightning_cli import main
+from fc_lightning.commands.checkpoints import load_checkpoint
 from fc_lightning.models.lora import untie_head
 from fc_lightning.training.module import FunctionCallingModule
 

@@ -9,7 +9,8 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
-from fc_lightning.training.lightning_internals import update_bar_metrics
+from fc_lightning.training.lightning_internals import stop_bar, update_bar_metrics
+from fc_lightning.utils.progress import INTERVAL, Counter
 
 _SHOWN = {
     "train/loss": ("loss", ".3f"),
@@ -23,13 +24,14 @@ class ProgressBar(RichProgressBar):
     """Shows the last logged loss, speed and exact match; ``prog_bar=True`` would synchronize the device every batch.
 
     In a terminal it is Lightning's rich progress bar. If the output goes to a file, it prints a line now and then.
+    While the model generates, both show the number of turns and the exact match so far, on the first rank.
 
     Args:
         seconds: Seconds between two lines in a file.
         refresh_rate: Refreshes per second of the bar in a terminal.
     """
 
-    def __init__(self, seconds: float = 30.0, refresh_rate: int = 4):
+    def __init__(self, seconds: float = INTERVAL, refresh_rate: int = 4):
         super().__init__(refresh_rate=refresh_rate, leave=True)
         self.seconds = seconds
         self.to_file = not sys.stdout.isatty()
@@ -37,6 +39,7 @@ class ProgressBar(RichProgressBar):
         self._values_step = 0  # the step of these values
         self._started = 0.0
         self._last_line = 0.0
+        self._evaluation: Counter | None = None
 
     @property
     def is_enabled(self) -> bool:
@@ -63,13 +66,90 @@ class ProgressBar(RichProgressBar):
         if self._prints_lines and time.monotonic() - self._last_line >= self.seconds:
             self._print_line(trainer, pl_module)
 
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Advance the bar, or print a line if it is time for one."""
+        super().on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+        limits = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
+        task = self.val_sanity_progress_bar_id if trainer.sanity_checking else self.val_progress_bar_id
+        title = "untouched base" if trainer.sanity_checking else "validation"
+        loader = trainer.val_dataloaders[dataloader_idx]
+        self._count(title, pl_module, batch, batch_idx, loader, limits[dataloader_idx], task)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Advance the bar, or print a line if it is time for one."""
+        super().on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+        loader, limit = trainer.test_dataloaders[dataloader_idx], trainer.num_test_batches[dataloader_idx]
+        self._count("test", pl_module, batch, batch_idx, loader, limit, self.test_progress_bar_id)
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Advance the bar, or print a line if it is time for one."""
+        super().on_predict_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+        limit = trainer.num_predict_batches[dataloader_idx]
+        task = self.predict_progress_bar_id
+        self._count("prediction", pl_module, batch, batch_idx, trainer.predict_dataloaders, limit, task)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the results of the validation."""
         super().on_validation_end(trainer, pl_module)
+        if trainer.state.fn == "validate":
+            stop_bar(self)
+            return
         self._read_values(trainer)
         update_bar_metrics(self, trainer, pl_module)
-        if self._prints_lines and trainer.state.fn == "fit" and not trainer.sanity_checking:
+        if self._prints_lines and not trainer.sanity_checking:
             self._print_line(trainer, pl_module)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End the bar before other callbacks print results: its last redraw would overwrite them."""
+        super().on_test_end(trainer, pl_module)
+        stop_bar(self)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End the bar before other callbacks print results."""
+        super().on_predict_end(trainer, pl_module)
+        stop_bar(self)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End the bar before other callbacks print results."""
+        super().on_train_end(trainer, pl_module)
+        stop_bar(self)
+
+    def _count(self, title: str, module: Any, batch: Any, batch_idx: int, loader: Any, limit: float, task: Any) -> None:
+        """Count a batch of an evaluation: turns where the model generates, otherwise batches."""
+        is_prompts = isinstance(batch, dict) and "order" in batch
+        if batch_idx == 0 or self._evaluation is None:
+            sizes = list(map(len, loader.sampler)) if is_prompts else []
+            total = sum(sizes[: int(limit)]) if is_prompts else int(limit)
+            self._evaluation = Counter(title, total, "turns" if is_prompts else "batches")
+        self._evaluation.advance(len(batch["order"]) if is_prompts else 1, _exact_match(module) if is_prompts else "")
+        if self._prints_lines:
+            self._evaluation.print_if_due(self.seconds)
+        elif self.progress is not None and task is not None:
+            self.progress.update(task, description=self._evaluation.describe())
 
     @property
     def _prints_lines(self) -> bool:
@@ -88,3 +168,9 @@ class ProgressBar(RichProgressBar):
         clock = time.strftime("%H:%M:%S", time.gmtime(self._last_line - self._started))
         values = "  ".join(f"{name} {value}" for name, value in self.get_metrics(trainer, pl_module).items())
         print(f"{clock}  step {done:,}{share}  epoch {trainer.current_epoch}  {values}".rstrip(), flush=True)
+
+
+def _exact_match(module: Any) -> str:
+    """Exact match of the turns that this rank has evaluated so far, where their answers are known."""
+    turns = [turn for _, turn in getattr(module, "evaluated_turns", ()) if turn.labelled]
+    return f"exact match {sum(turn.exact_match for turn in turns) / len(turns):.2f}" if turns else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,9 @@ from lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
+from fc_lightning.callbacks.report import EvaluationReport
+from fc_lightning.chat_template.tool_formats import CHAT_FORMATS
+from fc_lightning.conversation.parsing import dump_json
 from fc_lightning.data import FunctionCallingDataModule
 from fc_lightning.data.collator import Batch
 from fc_lightning.data.dataloaders import supervised_counts, token_counts
@@ -31,8 +34,9 @@ class RunSummary(Callback):
     """Prints the plan of a run before it starts, and its results when it ends.
 
     Before: the model, its trainable parameters, rows used and skipped, packs, micro-batches, optimizer steps, tokens,
-    expected memory, and the run's folder. After: exact match before and after training by category, the best and the
-    last value of the monitored metric, time, speed, and the next commands.
+    expected memory, and the run's folder. After: exact match by category, a sample question with the calls before and
+    after training, the best and the last value of the monitored metric, time, speed, report and next commands.
+    ``validate`` and ``test`` end with the metrics, exact match by category, and the report.
 
     Exact match *before* training is known if Lightning validates first: ``trainer.num_sanity_val_steps: -1``.
     """
@@ -66,8 +70,9 @@ class RunSummary(Callback):
         self._evaluation_started = time.monotonic()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Resume the clock of training."""
+        """Resume the clock of training, or print the results of ``validate``."""
         self._evaluation_seconds += time.monotonic() - self._evaluation_started
+        self._print_evaluation(trainer, "validate")
 
     def on_tool_calls_evaluated(
         self, trainer: Trainer, pl_module: LightningModule, evaluated: list[EvaluatedTurn]
@@ -93,10 +98,31 @@ class RunSummary(Callback):
         earlier = run / "predictions_before.jsonl"  # from before the run was interrupted
         before = self.before or (read_predictions(earlier) if earlier.is_file() else [])
         if self.after:
-            console.print(_results_table(before, self.after))
+            console.print(_results_table({"before": before, "after": self.after}))
+            console.print("\n".join([*_example(before, self.after), ""]), highlight=False, soft_wrap=True, markup=False)
         lines = [*_best_and_last(trainer), f"run:     {run}"]
         lines += [f"adapter: {run / 'adapter'}"] if (run / "adapter").is_dir() else []
+        lines += _report(trainer, run)
         lines += _next_commands(trainer, run) if (run / "config.yaml").is_file() else []  # not in plain Python use
+        console.print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the results of ``test``."""
+        self._print_evaluation(trainer, "test")
+
+    def _print_evaluation(self, trainer: Trainer, subcommand: str) -> None:
+        if trainer.state.fn != subcommand:
+            return
+        run = Path(trainer.log_dir or ".")  # a collective
+        if not trainer.is_global_zero or not self.after:
+            return
+        metrics = Table("metric", "value")
+        for name, value in sorted(trainer.callback_metrics.items()):
+            if "exact_match/" not in name:
+                metrics.add_row(name, f"{float(value):.4f}")
+        console = Console()
+        console.print(metrics, _results_table({"exact match": self.after}))
+        lines = [f"run:     {run}", *_report(trainer, run)]
         console.print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
 
     def _duration(self, trainer: Trainer, tokens: int) -> str:
@@ -205,10 +231,50 @@ def _next_commands(trainer: Trainer, run: Path) -> list[str]:
     return [f"next:    {program} export {arguments} --output exported", f"         {program} chat {arguments}"]
 
 
-def _results_table(before: Sequence[EvaluatedTurn], after: Sequence[EvaluatedTurn]) -> Table:
-    table = Table("category", "turns", "before", "after", title="exact match")
-    for category in [*sorted({turn.category for turn in after if turn.category}), None]:
-        columns = [[turn for turn in turns if category in (None, turn.category)] for turns in (before, after)]
-        shown = [f"{exact_match(turns):.3f}" if turns else "–" for turns in columns]
-        table.add_row("all" if category is None else category, str(len(columns[1])), *shown)
+def _report(trainer: Trainer, run: Path) -> list[str]:
+    """Where the report is, which is written when the other callbacks have ended too."""
+    reports = [callback for callback in trainer.callbacks if isinstance(callback, EvaluationReport)]
+    return [f"report:  {run / callback.filename}.html" for callback in reports[:1]]
+
+
+def _results_table(columns: Mapping[str, Sequence[EvaluatedTurn]]) -> Table:
+    """Exact match by category. The last column decides which categories there are."""
+    *_, last = columns.values()
+    table = Table("category", "turns", *columns, title="exact match")
+    for category in [*sorted({turn.category for turn in last if turn.category}), None]:
+        groups = [[turn for turn in turns if category in (None, turn.category)] for turns in columns.values()]
+        shown = [f"{exact_match(turns):.3f}" if turns else "–" for turns in groups]
+        table.add_row("all" if category is None else category, str(len(groups[-1])), *shown)
     return table
+
+
+def _example(before: Sequence[EvaluatedTurn], after: Sequence[EvaluatedTurn]) -> list[str]:
+    """A question with the generated turn before and after training: if possible, one that training has corrected."""
+    earlier = {(turn.id, turn.turn, turn.sample): turn for turn in before}
+    pairs = [(earlier.get((turn.id, turn.turn, turn.sample)), turn) for turn in after]
+    corrected = [pair for pair in pairs if pair[0] and not pair[0].exact_match and pair[1].exact_match]
+    calling = [pair for pair in corrected if pair[1].expected]
+    correct = [pair for pair in pairs if pair[1].exact_match]
+    old, new = next(iter([*calling, *corrected, *correct, *pairs]))
+    lines = [f"question: {_shorten(question_of(new.prompt))}"]
+    lines += [f"  before: {_shorten(old.text)}"] if old else []
+    lines += [f"  after:  {_shorten(new.text)}"]
+    if not new.exact_match:
+        calls = ", ".join(f"{call.name}({dump_json(call.arguments)})" for call in new.expected)
+        lines.append(f"  expected: {_shorten(calls or 'an answer without a call')}")
+    return lines
+
+
+def question_of(prompt: str) -> str:
+    """The text of the last user turn in a rendered prompt, without the tools that precede it in a first turn."""
+    for chat_format in CHAT_FORMATS:
+        opening = f"{chat_format.turn_start}user{chat_format.role_end}"
+        if opening in prompt:
+            text = prompt.rpartition(opening)[2].partition(chat_format.turn_end)[0]
+            return text.rpartition("</tools>")[2].strip()
+    return prompt.strip()
+
+
+def _shorten(text: str, limit: int = 300) -> str:
+    text = " ".join("".join(char for char in text if char.isprintable() or char.isspace()).split())
+    return text if len(text) <= limit else f"{text[:limit]}…"

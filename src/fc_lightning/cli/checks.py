@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from transformers import GenerationConfig
+from transformers import BitsAndBytesConfig, GenerationConfig
 
 from fc_lightning.cli.errors import ConfigurationError
 from fc_lightning.cli.help import nearest
+from fc_lightning.utils.atomic_files import wrap_os_errors
 from fc_lightning.utils.errors import first_line
 
 _INFINITE = math.inf
@@ -36,6 +40,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "trainer.gradient_clip_val": (0, _INFINITE),
     "trainer.log_every_n_steps": (1, _INFINITE),
     "trainer.num_nodes": (1, _INFINITE),
+    "trainer.val_check_interval": (1e-9, _INFINITE),
+    "seed_everything": (0, 2**32 - 1),
 }
 
 
@@ -51,12 +57,26 @@ def check_values(config: Any) -> None:
     for key, (smallest, largest) in _RANGES.items():
         value = config.get(key)
         if isinstance(value, int | float) and not smallest <= value <= largest:
-            bounds = f"at least {smallest}" if largest == _INFINITE else f"between {smallest} and {largest}"
-            raise ConfigurationError(f"{key}: {value} must be {bounds}")
+            raise ConfigurationError(f"{key}: {value} must be {_describe_range(smallest, largest)}")
     held_out = config.get("data.validation")
     if isinstance(held_out, int | float) and not 0 <= held_out < 1:
         raise ConfigurationError(f"data.validation: {held_out} is not a fraction of the training data (0 to 1)")
+    quantization = config.get("model.quantization") or {}
+    _check_names("model.quantization", quantization, inspect.signature(BitsAndBytesConfig).parameters)
     check_generation(config.get("model.generation") or {}, bool(config.get("model.constrained")))
+
+
+def _describe_range(smallest: float, largest: float) -> str:
+    if 0 < smallest < 1:
+        return "greater than 0"
+    return f"at least {smallest}" if largest == _INFINITE else f"between {smallest} and {largest}"
+
+
+def _check_names(key: str, given: Iterable[str], known: Iterable[str]) -> None:
+    for name in given:
+        if name not in known:
+            meant = nearest(name, list(known))
+            raise ConfigurationError(f"{key}: unknown key {name}" + (f"; did you mean {meant}?" if meant else ""))
 
 
 def check_generation(given: Mapping[str, Any], constrained: bool) -> None:
@@ -69,17 +89,13 @@ def check_generation(given: Mapping[str, Any], constrained: bool) -> None:
     Raises:
         ConfigurationError: If transformers does not know a key or rejects a value, or constraints meet beams.
     """
-    known = [name for name in vars(GenerationConfig()) if not name.startswith("_")]
-    for name in given:
-        if name not in known:
-            meant = nearest(name, known)
-            raise ConfigurationError(
-                f"model.generation: unknown key {name}" + (f"; did you mean {meant}?" if meant else "")
-            )
+    _check_names("model.generation", given, [name for name in vars(GenerationConfig()) if not name.startswith("_")])
     for name in ("max_new_tokens", "num_beams", "num_return_sequences"):
         value = given.get(name)
         if value is not None and (not isinstance(value, int) or value < 1):
             raise ConfigurationError(f"model.generation: {name}: {value} must be an integer of at least 1")
+    if given.get("do_sample") and given.get("temperature", 1.0) <= 0:
+        raise ConfigurationError("model.generation: temperature must be greater than 0; `do_sample: false` is greedy")
     if constrained and (given.get("num_beams") or 1) > 1:
         raise ConfigurationError("model.constrained: not possible with beams; set `num_beams: 1` in `model.generation`")
     try:
@@ -102,10 +118,20 @@ def check_environment(known: Iterable[str], subcommands: Sequence[str]) -> None:
     for variable in sorted(os.environ):
         if not variable.startswith("FC_") or "__" not in variable or variable in names:
             continue
-        # A key below a class or a mapping, such as FC_FIT__MODEL__PEFT__INIT_ARGS__R, is for the class to judge.
-        if any(variable.startswith(f"{name}__") for name in names if name.count("__") > 1):
-            continue
+        above = next((name for name in names if name.count("__") > 1 and variable.startswith(f"{name}__")), None)
         meant = nearest(variable, sorted(names))
-        raise ConfigurationError(
-            f"{variable}: this environment variable sets no key" + (f"; did you mean {meant}?" if meant else "")
-        )
+        hint = f"; did you mean {meant}?" if meant else ""
+        if above:
+            hint = f"; set {above} to a YAML mapping"
+        raise ConfigurationError(f"{variable}: this environment variable sets no key{hint}")
+
+
+def check_folder(folder: Path) -> None:
+    """Check that a folder can be written, or made where it does not exist yet.
+
+    Raises:
+        DiskError: If it cannot.
+    """
+    existing = next(parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists())
+    with wrap_os_errors(existing), tempfile.TemporaryFile(dir=existing):
+        pass

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,10 +21,12 @@ from fc_lightning.callbacks.failures import Failures
 from fc_lightning.callbacks.preemption import Preemption
 from fc_lightning.callbacks.resumable import checkpoint_to_resume_from, make_resumable
 from fc_lightning.chat_template.template import ChatTemplateError
-from fc_lightning.cli.checks import check_environment, check_values
+from fc_lightning.cli.checks import check_environment, check_folder, check_values
 from fc_lightning.cli.defaults import trainer_defaults
 from fc_lightning.cli.errors import ConfigurationError, explain_trainer
+from fc_lightning.cli.help import SOURCES
 from fc_lightning.cli.parser import Parser, config_files
+from fc_lightning.cli.quiet import silence
 from fc_lightning.commands.audit import AuditError
 from fc_lightning.commands.audit import audit as audit_command
 from fc_lightning.commands.chat import chat as chat_command
@@ -45,8 +46,10 @@ from fc_lightning.training.lightning_internals import subcommand_parsers
 from fc_lightning.training.loggers import make_robust
 from fc_lightning.training.module import FunctionCallingModule, NonFiniteError
 from fc_lightning.training.optimization import SettingsError
+from fc_lightning.training.run_folders import runs_root
 from fc_lightning.utils.atomic_files import DiskError, wrap_os_errors, write_text
 from fc_lightning.utils.environment import describe_environment
+from fc_lightning.utils.hub import use_cache_if_offline
 from fc_lightning.utils.malloc import keep_freed_memory
 from fc_lightning.utils.pretrained import BaseModelError
 from fc_lightning.utils.secrets import redact_config
@@ -67,10 +70,8 @@ USER_ERRORS = (
     TeacherError,
     UnknownFormatError,
 )
-# Deprecation warnings between libraries that users cannot act on.
-_AMONG_LIBRARIES = (r".*is_gradient_checkpointing. is deprecated", r".*isinstance\(treespec, LeafSpec\). is deprecated")
 # Settings of the model that the data needs too: given once, under `model`.
-_LINKED = ("base", "revision", "special_tokens", "supervise")
+_LINKED = ("base", "revision", "special_tokens", "supervise", "token_weights")
 
 
 class FunctionCallingTrainer(Trainer):
@@ -94,6 +95,26 @@ class FunctionCallingTrainer(Trainer):
                 beginning.
         """
         super().fit(model, datamodule=datamodule, ckpt_path=checkpoint_to_resume_from(self, ckpt_path))
+
+    def validate(self, model: LightningModule, datamodule: LightningDataModule, ckpt_path: str | None = None) -> Any:
+        """Measure a checkpoint, or the untouched base, on ``data.validation``.
+
+        Args:
+            model: The module.
+            datamodule: The data.
+            ckpt_path: A checkpoint file, or ``best`` or ``last`` of the newest run; the untouched base if not given.
+        """
+        return super().validate(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
+
+    def test(self, model: LightningModule, datamodule: LightningDataModule, ckpt_path: str | None = None) -> Any:
+        """Measure a checkpoint, or the untouched base, on ``data.test``.
+
+        Args:
+            model: The module.
+            datamodule: The data.
+            ckpt_path: A checkpoint file, or ``best`` or ``last`` of the newest run; the untouched base if not given.
+        """
+        return super().test(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
 
     @property
     def loggers(self) -> list[Logger]:
@@ -161,8 +182,8 @@ class FunctionCallingCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """The subcommands, each with the arguments of the trainer's method that are not options."""
-        names = ("export", "audit", "think", "report", "chat", "predict", "fit")
-        return {**LightningCLI.subcommands(), **{name: {"model", "datamodule"} for name in names}}
+        names = ("fit", "validate", "test", "predict", "export", "audit", "think", "report", "chat")
+        return {name: {"model", "datamodule"} for name in names}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Set the defaults of the trainer, and link the settings that model and data share."""
@@ -177,14 +198,17 @@ class FunctionCallingCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the arguments; Lightning would warn if the process has arguments too, as one that runs tests has."""
         check_environment(
-            (action.dest for one in self._subcommand_parsers.values() for action in one._actions),
-            list(self._subcommand_parsers),
+            (action.dest for one in subcommand_parsers(self).values() for action in one._actions),
+            list(subcommand_parsers(self)),
         )
         self.config = parser.parse_args(args)
 
     def before_instantiate_classes(self) -> None:
         """Check values, and disable the progress bars of transformers in log files, where each update is a line."""
-        check_values(self.config[self.subcommand])
+        config = self.config[self.subcommand]
+        check_values(config)
+        sources = [source.path for split in SOURCES for source in _list(config.get(split))]
+        use_cache_if_offline([config.get("model.base"), *sources])
         if not sys.stderr.isatty():
             disable_progress_bar()
 
@@ -209,6 +233,8 @@ class FunctionCallingCLI(LightningCLI):
                 raise
             raise ConfigurationError(explain_trainer(error)) from error
         make_resumable(self.trainer)
+        if self.subcommand in ("fit", "validate", "test", "predict"):
+            check_folder(runs_root(self.trainer))
 
     def before_validate(self) -> None:
         """Find ``best`` and ``last`` among earlier runs: Lightning looks in this run, which has no checkpoint."""
@@ -217,6 +243,10 @@ class FunctionCallingCLI(LightningCLI):
             given.ckpt_path = str(find_checkpoint(self.trainer, given.ckpt_path))
 
     before_test = before_predict = before_validate
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 class _ParserReady(Exception):
@@ -245,7 +275,6 @@ def main(args: Any = None) -> None:
     """
     sys.path.insert(0, os.getcwd())  # so that a YAML file can name the user's own classes
     keep_freed_memory()
-    for message in _AMONG_LIBRARIES:
-        warnings.filterwarnings("ignore", message)
+    silence()
     with ranks.exit_on_error(USER_ERRORS):
         FunctionCallingCLI(args)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import fc_lightning
 from fc_lightning.cli.help import SUBCOMMANDS, help_for, nearest
+from fc_lightning.cli.quiet import silence
 from fc_lightning.commands.init import InitError, init
 
 
@@ -39,6 +40,7 @@ def _answer(args: Sequence[str] | None) -> None:
         _init(arguments[1:])
     else:
         _check_subcommand(arguments[0])
+        silence()
         from fc_lightning.cli.lightning_cli import main as run  # takes seconds
 
         if args is None:  # Lightning starts other ranks with the arguments of this process
@@ -54,6 +56,7 @@ def _init(arguments: Sequence[str]) -> None:
         init(folder)
     except InitError as error:
         _fail(str(error))
+    silence()
     from fc_lightning.cli.schema import write_schema  # takes seconds
 
     write_schema(folder / "configs" / "schema.json")

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Trainer
-from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fc_lightning.chat_template.template import openai_message
 from fc_lightning.conversation.parsing import CallSyntaxError, call_from_value, dump_json
@@ -28,6 +27,7 @@ from fc_lightning.data.prepare import read_conversations
 from fc_lightning.data.row_report import RowReport
 from fc_lightning.training.module import FunctionCallingModule
 from fc_lightning.utils.atomic_files import wrap_os_errors, write_text
+from fc_lightning.utils.progress import track
 
 _TAGS = re.compile(r"</?(?:think|tool_call|tool_response|tools|start_of_turn|end_of_turn)>")
 _INSTRUCTION = """\
@@ -126,7 +126,8 @@ def think(
     conversations = [conversation for _, _, conversation in rows]
     questions = list(ask_for(conversations, teacher))
     file = Path(output)
-    file.parent.mkdir(parents=True, exist_ok=True)
+    with wrap_os_errors(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
     answers = Answers(file.with_name(f"{file.name}.answers.jsonl"))
     open_questions = [question for question in questions if question.key not in answers.known]
     counts = Counter({"from file": len(questions) - len(open_questions), "asked": len(open_questions)})
@@ -218,9 +219,7 @@ async def _ask(
     different = {question.key: question for question in questions}
     waiting = iter(different.values())
     problem = ""
-    columns = (TextColumn("thinking"), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[failed]}"))
-    with Progress(*columns) as progress:
-        task = progress.add_task("", total=len(different), failed="")
+    with track("reasoning", len(different), "answers") as progress:
 
         async def work(client: openai.AsyncOpenAI) -> None:
             nonlocal problem
@@ -233,10 +232,10 @@ async def _ask(
                     )
                     choice = reply.choices[0]
                     answers.add(question.key, choice.message.content or "", choice.finish_reason or "")
-                    progress.advance(task)
+                    progress.advance()
                 except (openai.OpenAIError, IndexError) as error:
                     problem = f"{type(error).__name__}: {str(error)[:200]}"
-                    progress.update(task, failed=f"failed: {problem[:60]}")
+                    progress.advance(note=f"failed: {problem[:60]}")
 
         # A local server needs no key, but the client requires one.
         async with openai.AsyncOpenAI(base_url=base_url, api_key=api_key or "none", timeout=600) as client:

@@ -5,11 +5,13 @@ A prepared folder is named by a fingerprint of everything that went into it: row
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.metadata import version
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from fc_lightning.chat_template.template import ChatTemplate
 from fc_lightning.conversation.types import Conversation
 from fc_lightning.data.cache import hash_texts, is_intact, read_digests, write_digests
-from fc_lightning.data.encoding import EncodingSettings, encode_documents, encode_prompts
+from fc_lightning.data.encoding import EncodingSettings, augment_documents, encode_documents, encode_prompts
 from fc_lightning.data.formats import RowError
 from fc_lightning.data.reasoning import add_reasoning
 from fc_lightning.data.row_report import RowReport
@@ -30,17 +32,23 @@ from fc_lightning.data.sources import DataError, Row, Source, brief, default_id
 from fc_lightning.data.splitting import hold_out, question
 from fc_lightning.data.workers import choose_num_processes, run_ordered
 from fc_lightning.utils.atomic_files import partial_path, wrap_os_errors
+from fc_lightning.utils.progress import track
 
-_VERSION = 6  # of the layout below; a change invalidates prepared folders
+_VERSION = 7  # of the layout below; a change invalidates prepared folders
+_LIBRARIES = ("transformers", "tokenizers", "jinja2")  # that decide how rows are encoded
 _CHUNK = 512  # rows that are read, rendered and encoded together
 _IDS = pa.list_(pa.int32())
 _DOCUMENTS = pa.schema(
-    {"id": pa.string(), "source": pa.int32(), "category": pa.string(), "input_ids": _IDS, "supervised": _IDS}
+    {
+        **{"id": pa.string(), "source": pa.int32(), "category": pa.string(), "input_ids": _IDS, "supervised": _IDS},
+        "parts": pa.list_(pa.int8()),
+    }
 )
 _PROMPTS = pa.schema(
     {
         **{"id": pa.string(), "turn": pa.int32(), "category": pa.string(), "input_ids": _IDS, "expected": pa.string()},
         **{"tools": pa.string(), "gold": pa.string(), "response_schema": pa.string(), "answer": pa.string()},
+        "perturbation": pa.string(),
     }
 )
 
@@ -50,10 +58,10 @@ class Prepared:
     """A prepared dataset.
 
     Attributes:
-        documents: Rows ``id, source, category, input_ids, supervised``, see
+        documents: Rows ``id, source, category, input_ids, supervised, parts``, see
             :class:`fc_lightning.data.collator.Document`.
-        prompts: Rows ``id, turn, category, input_ids, expected, tools, gold, response_schema, answer``, see
-            :class:`fc_lightning.data.dataloaders.PromptBatch`.
+        prompts: Rows ``id, turn, category, input_ids, expected, tools, gold, response_schema, answer, perturbation``,
+            see :class:`fc_lightning.data.dataloaders.PromptBatch`.
         report: Counts of used and skipped rows.
         digest: SHA-256 of the documents; independent of the files that their rows came from.
     """
@@ -71,8 +79,22 @@ def fingerprint(sources: Sequence[Source], template: ChatTemplate, settings: Enc
 
 def encoding_digest(template: ChatTemplate, settings: EncodingSettings) -> str:
     """A digest that changes whenever the same rows may be encoded differently."""
-    texts = json.dumps([_VERSION, asdict(settings), template.render_mode, template.source])
-    return hash_texts([texts, template.tokenizer.backend_tokenizer.to_str()])
+    parts = {
+        "layout": _VERSION,
+        "settings": asdict(settings),
+        "template": [template.render_mode, template.source, template.variables],
+        "code": code_digest(),
+        "versions": {name: version(name) for name in _LIBRARIES},
+    }
+    return hash_texts([json.dumps(parts, sort_keys=True), template.tokenizer.backend_tokenizer.to_str()])
+
+
+@functools.cache
+def code_digest() -> str:
+    """A digest of the code that reads, renders and encodes rows."""
+    root = Path(__file__).parents[1]
+    files = [file for name in ("conversation", "chat_template", "data") for file in sorted((root / name).rglob("*.py"))]
+    return hash_texts(file.read_text(encoding="utf-8") for file in files)
 
 
 def prepare(
@@ -108,11 +130,25 @@ def prepare(
             unfinished.mkdir()
             try:
                 report = _write(sources, template, settings, unfinished, choose_num_processes(sources, processes))
-                (unfinished / "report.json").write_text(json.dumps(asdict(report)), encoding="utf-8")
+                (unfinished / "report.json").write_text(json.dumps(report.to_dict()), encoding="utf-8")
+                content = json.dumps(_origin(sources, template, settings), indent=1, ensure_ascii=False)
+                (unfinished / "made_from.json").write_text(content, encoding="utf-8")
                 write_digests(unfinished)
                 unfinished.rename(folder)
             finally:
                 shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _origin(sources: Sequence[Source], template: ChatTemplate, settings: EncodingSettings) -> dict[str, Any]:
+    """What a prepared folder is made from, for whoever looks into it."""
+    return {
+        "sources": [asdict(source) for source in sources],
+        "settings": asdict(settings),
+        "tokenizer": template.tokenizer.name_or_path,
+        "chat_template": hash_texts([template.source]),
+        "code": code_digest(),
+        "versions": {name: version(name) for name in _LIBRARIES},
+    }
 
 
 def load_prepared(folder: Path) -> Prepared:
@@ -122,14 +158,14 @@ def load_prepared(folder: Path) -> Prepared:
         DataError: If the folder contains anything but prepared data.
     """
     try:
-        report = RowReport(**json.loads((folder / "report.json").read_text(encoding="utf-8")))
+        report = RowReport.from_dict(json.loads((folder / "report.json").read_text(encoding="utf-8")))
         parts = []
         for name, schema in (("documents", _DOCUMENTS), ("prompts", _PROMPTS)):
             with pa.memory_map(str(folder / f"{name}.arrow")) as file:
                 if pa.ipc.open_stream(file).schema != schema:
                     raise ValueError(f"{name}.arrow has unexpected columns")
             parts.append(Dataset.from_file(str(folder / f"{name}.arrow")))
-    except (pa.ArrowException, OSError, ValueError, TypeError) as error:
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(f"{folder}: not a folder of prepared data ({error}); remove the folder") from error
     return Prepared(parts[0], parts[1], report, read_digests(folder)["documents.arrow"])
 
@@ -138,12 +174,12 @@ def read_conversations(
     sources: Sequence[Source], template: ChatTemplate, settings: EncodingSettings, report: RowReport
 ) -> Iterator[tuple[int, str, Conversation]]:
     """The usable conversations, each with its source index and place; all others are added to the report."""
-    held_out = _held_out(sources, settings, 1)
+    held_out, _ = _held_out(sources, settings, 1)
     for number, source in enumerate(sources):
         rows = ((number, place, row) for place, row in source.rows())
-        yield from filter_rows(
-            rows, sources, template, settings, report, None if held_out is None else iter(held_out[number])
-        )
+        held_out_rows = None if held_out is None else iter(held_out[number])
+        for _, place, conversation in filter_rows(rows, sources, template, settings, report, held_out_rows):
+            yield number, place, add_reasoning(conversation, settings.thoughts, settings.thoughts_share)
 
 
 def filter_rows(
@@ -168,33 +204,38 @@ def filter_rows(
         report.rows += 1
         is_out = held_out is not None and next(held_out)
         conversation = sources[number].read(row, place)
+        # A row that cannot be read is not held out: it is counted once.
+        if held_out is not None and is_out != (settings.subset == "held_out"):
+            report.rows -= 1
+            continue
         if isinstance(conversation, RowError):
             row_id = row.get("id") if isinstance(row, dict) else None
             report.skipped.append((place, brief(str(row_id or default_id(place))), brief(str(conversation))))
             continue
-        if held_out is not None and is_out != (settings.subset == "held_out"):
-            report.rows -= 1
-            continue
+        report.note(conversation.notices)
         if conversation.defects:
             flaw = (place, conversation.id, brief("; ".join(conversation.defects)))
             if template.render_mode == "canonical":
                 report.skipped.append(flaw)
                 continue
             report.flawed.append(flaw)
-        yield number, place, add_reasoning(conversation, settings.thoughts, settings.thoughts_share)
+        yield number, place, conversation
 
 
 def _write(
     sources: Sequence[Source], template: ChatTemplate, settings: EncodingSettings, folder: Path, processes: int
 ) -> RowReport:
-    report = RowReport()
-    work = partial(_blocks, sources, template, settings, _held_out(sources, settings, processes))
+    held_out, remark = _held_out(sources, settings, processes)
+    report = RowReport(remarks=[line for line in (remark, *(source.limit_note() for source in sources)) if line])
+    work = partial(_blocks, sources, template, settings, held_out)
     with (
         pa.ipc.new_stream(str(folder / "documents.arrow"), _DOCUMENTS) as documents,
         pa.ipc.new_stream(str(folder / "prompts.arrow"), _PROMPTS) as prompts,
+        track("preparing data", None, "rows") as progress,
     ):
         for block, *batches in run_ordered(work, processes):
             report.add(block)
+            progress.advance(block.rows)
             for writer, schema, batch in zip((documents, prompts), (_DOCUMENTS, _PROMPTS), batches, strict=True):
                 if batch:
                     writer.write_batch(pa.ipc.read_record_batch(pa.py_buffer(batch), schema))
@@ -221,6 +262,7 @@ def _blocks(
         sides = None if held_out is None else iter(held_out[source][first : first + _CHUNK])
         chunk = list(filter_rows(rows, sources, template, settings, report, sides))
         documents = list(encode_documents(chunk, template, settings, report))
+        documents = augment_documents(documents, chunk, template, settings)
         prompts = list(encode_prompts(chunk, template, settings, report)) if settings.prompts else []
         yield place, (report, _batch(documents, _DOCUMENTS), _batch(prompts, _PROMPTS))
 
@@ -237,10 +279,12 @@ def _shares(
             yield (source, block), chunk
 
 
-def _held_out(sources: Sequence[Source], settings: EncodingSettings, processes: int) -> list[list[bool]] | None:
-    """Whether each row of each source is held out. This depends on all conversations, so all are read first."""
+def _held_out(
+    sources: Sequence[Source], settings: EncodingSettings, processes: int
+) -> tuple[list[list[bool]] | None, str]:
+    """Whether each row of each source is held out, and a remark on how; all rows are read for it."""
     if not settings.held_out:
-        return None
+        return None, ""
 
     def questions(number: int, processes: int) -> Iterator[tuple[tuple[int, int], tuple[int, list[str | None]]]]:
         for place, rows in _shares(sources, number, processes):
@@ -251,8 +295,9 @@ def _held_out(sources: Sequence[Source], settings: EncodingSettings, processes: 
     for source, texts in run_ordered(questions, processes):
         by_source[source] += texts
     readable = [text for texts in by_source for text in texts if text is not None]
-    decisions = iter(hold_out(readable, settings.held_out))
-    return [[text is not None and next(decisions) for text in texts] for texts in by_source]
+    chosen, remark = hold_out(readable, settings.held_out)
+    decisions = iter(chosen)
+    return [[text is not None and next(decisions) for text in texts] for texts in by_source], remark
 
 
 def _batch(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> bytes:

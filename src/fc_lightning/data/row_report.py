@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import operator
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
-from fc_lightning.data.sources import DataError
+from fc_lightning.data.files import DataError
+
+_MAX_NOTICES = 10  # in the printed report
 
 
 @dataclass
@@ -22,6 +27,8 @@ class RowReport:
         flawed: Rows rendered verbatim although some calls cannot be read; they have no prompts.
         too_long: Rows dropped because they are longer than ``max_length``.
         cut: Rows cut after a turn.
+        notices: Number of rows with each notice, such as ``unread_key: metadata``.
+        remarks: What else to know, a line each.
     """
 
     rows: int = 0
@@ -33,11 +40,26 @@ class RowReport:
     flawed: list[tuple[str, str, str]] = field(default_factory=list)
     too_long: list[tuple[str, str, str]] = field(default_factory=list)
     cut: list[tuple[str, str, str]] = field(default_factory=list)
+    notices: Counter[str] = field(default_factory=Counter)
+    remarks: list[str] = field(default_factory=list)
 
     def add(self, other: RowReport) -> None:
         """Add the report of other rows."""
         for name, value in vars(other).items():
             setattr(self, name, operator.iadd(getattr(self, name), value))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report in JSON's types."""
+        return {**vars(self), "notices": dict(self.notices)}
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> RowReport:
+        """The report that :meth:`to_dict` was made from."""
+        return cls(**{**content, "notices": Counter(content["notices"])})
+
+    def note(self, notices: Iterable[tuple[str, str]]) -> None:
+        """Count a row's notices; details that are a row's own are left out."""
+        self.notices.update({f"{kind}: {detail}" if kind == "unread_key" else kind for kind, detail in notices})
 
     def check(self, name: str, max_unreadable: float) -> None:
         """Raise if too many rows are unreadable.
@@ -64,4 +86,5 @@ class RowReport:
             out += [f"  {len(cases):,} {what.replace('_', ' ')}"] if cases else []
             out += [f"    {place} ({id}): {reason}" for place, id, reason in cases[:examples]]
             out += ["    …"] if len(cases) > examples else []
-        return out
+        out += [f"  {count:,} rows: {notice}" for notice, count in self.notices.most_common(_MAX_NOTICES)]
+        return out + [f"  {remark}" for remark in self.remarks]

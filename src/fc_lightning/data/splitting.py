@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fc_lightning.conversation.types import Conversation
+from fc_lightning.data.files import DataError
 
 _PERMUTATIONS, _BANDS = 128, 32
 _SHINGLE = 5  # bytes
@@ -22,24 +23,49 @@ def question(conversation: Conversation) -> str:
     return "\n".join(message.content for message in conversation.messages if message.role == "user")
 
 
-def hold_out(questions: Sequence[str], share: float) -> list[bool]:
+def hold_out(questions: Sequence[str], share: float) -> tuple[list[bool], str]:
     """Choose which conversations are held out.
 
     The choice depends on the questions, not on their order: the hash of one member decides for a group of
-    near-duplicates.
+    near-duplicates. If all questions are near-duplicates of one another, only equal ones stay together.
 
     Args:
         questions: The user's texts of each conversation.
         share: Approximate share of the groups to hold out.
+
+    Returns:
+        A flag for each conversation, and a remark if the questions could not be kept apart.
+
+    Raises:
+        DataError: If all questions are the same, so that there is nothing to hold out.
     """
-    groups = near_duplicates(questions)
+    if not share or len(questions) < 2:
+        return [False] * len(questions), ""
+    groups, remark = near_duplicates(questions), ""
+    if len(set(groups)) == 1:
+        first_of: dict[str, int] = {}
+        groups = [first_of.setdefault(_normal(text), index) for index, text in enumerate(questions)]
+        remark = (
+            f"`data.validation`: all {len(questions):,} questions are near-copies of one another, so held-out rows "
+            "resemble training rows; set `data.validation` to sources of its own"
+        )
+    if len(set(groups)) == 1:
+        raise DataError(
+            f"`data.validation`: all {len(questions):,} questions are the same, so no share can be held out; set "
+            "`data.validation` to sources of its own"
+        )
     digests = [hashlib.sha256(_normal(question).encode()).digest()[:8] for question in questions]
     smallest: dict[int, bytes] = {}
     for group, digest in zip(groups, digests, strict=True):
         smallest[group] = min(digest, smallest.get(group, digest))
     # The smallest of many hashes is not uniformly distributed; its hash is.
     draws = {group: int.from_bytes(hashlib.sha256(digest).digest()[:8]) for group, digest in smallest.items()}
-    return [draws[group] < share * 2**64 for group in groups]
+    held_out = {group for group, draw in draws.items() if draw < share * 2**64}
+    if not held_out:  # a small share of few groups
+        held_out = {min(draws, key=lambda group: draws[group])}
+    if len(held_out) == len(draws):
+        held_out.remove(max(draws, key=lambda group: draws[group]))
+    return [group in held_out for group in groups], remark
 
 
 def near_duplicates(texts: Sequence[str]) -> list[int]:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 
-from fc_lightning.evaluation.kv_cache import GrowingCache, sliding_windows, swap_remove
+from fc_lightning.evaluation.kv_cache import BufferedCache, sliding_windows, swap_remove
 
 # A leg of transformers' `generate` ends once one in this many of its rows has ended.
 _LEG = 4
@@ -31,8 +31,6 @@ _LEG = 4
 _GREEDY = {"max_new_tokens", "min_new_tokens", "do_sample", "num_beams", "num_return_sequences", "use_cache"}
 _GREEDY |= {"bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "cache_implementation"}
 _GREEDY |= {"temperature", "top_k", "top_p", "min_p"}  # of sampling
-# Positions allocated for new tokens at first.
-_ROOM = 256
 
 Output = tuple[list[int], bool]  # new ids without the one that ends the turn, and whether there was one
 
@@ -76,7 +74,7 @@ def generate(
     settings = {**settings, "eos_token_id": list(end_ids), "pad_token_id": pad_id, "use_cache": True}
     if synced_gpus or settings.get("num_beams", 1) > 1 or not _has_plain_cache(causal):
         return _generate_padded(causal, prompts, settings, constraint, synced_gpus)
-    cache = _prefill(causal, prompts, room=min(settings["max_new_tokens"], _ROOM))
+    cache = _prefill(causal, prompts, room=settings["max_new_tokens"])
     if _is_plain_greedy(causal, settings):
         return _decode_greedy(causal, prompts, cache, settings, constraint)
     num_copies = settings.pop("num_return_sequences", 1)
@@ -110,24 +108,24 @@ def _is_plain_greedy(causal: Any, settings: Mapping[str, Any]) -> bool:
     return {"position_ids", "logits_to_keep"} <= inspect.signature(causal.forward).parameters.keys()
 
 
-def _prefill(causal: Any, prompts: Sequence[Sequence[int]], room: int) -> GrowingCache:
+def _prefill(causal: Any, prompts: Sequence[Sequence[int]], room: int) -> BufferedCache:
     """Read all but the last token of each prompt into a cache, which has room for more tokens."""
     decoder, device = causal.get_decoder(), next(causal.parameters()).device
     windows = sliding_windows(causal.config.get_text_config())
     longest = max(map(len, prompts)) - 1
-    cache, single = GrowingCache(windows, longest + room), GrowingCache(windows, longest)
-    cache.crop(longest)
+    cache = BufferedCache.for_batch(windows, longest, room, on_cpu=device.type == "cpu")
+    prompt = BufferedCache.for_prompt(len(windows), longest)
     previous: Sequence[int] = []
     for row in sorted(range(len(prompts)), key=lambda row: list(prompts[row])):
         # 1) Compute the positions that the previous prompt does not have.
         ids = prompts[row][:-1]
         num_shared = shared_length(previous, ids)
-        single.crop(num_shared)
+        prompt.crop(num_shared)
         if num_shared < len(ids):
-            decoder(input_ids=torch.tensor([ids[num_shared:]], device=device), past_key_values=single, use_cache=True)
+            decoder(input_ids=torch.tensor([ids[num_shared:]], device=device), past_key_values=prompt, use_cache=True)
         # 2) Copy the row into place, on the right.
         if ids:
-            cache.copy_row(single, row, len(prompts))
+            cache.copy_row(prompt, row, len(prompts))
         previous = ids
     return cache
 
@@ -135,7 +133,7 @@ def _prefill(causal: Any, prompts: Sequence[Sequence[int]], room: int) -> Growin
 def _decode_greedy(
     causal: Any,
     prompts: Sequence[Sequence[int]],
-    cache: GrowingCache,
+    cache: BufferedCache,
     settings: Mapping[str, Any],
     constraint: Constraint | None,
 ) -> list[Output]:
@@ -166,7 +164,7 @@ def _decode_greedy(
             scores[:, end_ids] = -torch.inf
         if constraint is not None:
             scores = constraint(ids[:, :end], scores)
-        ids[:, end] = scores.argmax(-1)
+        ids[:, end] = _argmax(scores)
         # 2) Take out the rows that have ended.
         ended = torch.isin(ids[:, end], end_ids).nonzero().flatten().tolist()
         if not ended:
@@ -180,7 +178,7 @@ def _decode_greedy(
         ids, mask = ids[order.to(device)], mask[order.to(device)]
         for layer in cache.layers:
             layer.batch_select_indices(order)
-        cache.hide_padding(min(padding[row] for row in active_rows))
+            layer.drop_before(min(padding[row] for row in active_rows))
         if constraint is not None:
             constraint.start_leg(active_rows)
     for place, row in enumerate(active_rows):
@@ -188,10 +186,17 @@ def _decode_greedy(
     return outputs
 
 
+def _argmax(scores: Tensor) -> Tensor:
+    """The index of the largest score of each row; NumPy's is eight times as fast as torch's on a CPU."""
+    if scores.device.type == "cpu":
+        return torch.from_numpy(scores.numpy().argmax(-1))
+    return scores.argmax(-1)
+
+
 def _generate_in_legs(
     causal: Any,
     prompts: Sequence[Sequence[int]],
-    cache: GrowingCache,
+    cache: BufferedCache,
     settings: dict[str, Any],
     constraint: Constraint | None,
 ) -> list[Output]:

@@ -1,13 +1,14 @@
-"""A key-value cache with room to grow: a step copies the new positions only, and rows that have ended are dropped.
+"""Key-value caches for generation: one that reads prompts, and one in which a batch of rows decodes.
 
-One layer holds the keys, and likewise the values, of all rows in a buffer ``(rows, heads, capacity, width)``::
+The keys, and likewise the values, of a layer are in a buffer ``(rows, heads, capacity, width)``, so that a step copies
+the new positions only. In a batch, rows end at the same position::
 
-    row 0   . . . . a b c d e _ _ _        .  padding on the left, masked
+    row 0   . . . . a b c d e _ _ _        .  padding, masked
     row 1   a b c f g h i j k _ _ _        _  room for the tokens to come
     row 2   . . . . . . a b c _ _ _
-            └────── length ─┘
+            └ offset        └ length
 
-Layers with a sliding window return the positions inside the window only.
+Positions before ``offset`` are no longer stored: they are outside the sliding window, or padding in every row.
 """
 
 from __future__ import annotations
@@ -19,135 +20,161 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-# Positions added at a time; a generation of thousands of tokens does not allocate all of them at the start.
-_BLOCK = 256
+# Positions that buffers grow by, and by which they shrink at least.
+_BLOCK = 32
 
 
-class GrowingLayer(DynamicLayer):
+class BufferedLayer(DynamicLayer):
     """Keys and values of one layer.
 
     Args:
-        window: Size of the layer's sliding window, if it has one.
-        capacity: Number of positions to allocate at first.
+        capacity: Number of positions to allocate.
+        window: Size of the sliding window; older positions are dropped when there is no room. None keeps all.
+        with_room: Whether to return the room too, for the mask to hide. On a CPU, products of half-precision matrices
+            copy their inputs unless these are contiguous, which costs more than the masked positions.
     """
 
-    def __init__(self, window: int | None = None, capacity: int = 0):
+    def __init__(self, capacity: int, window: int | None = None, with_room: bool = False):
         super().__init__()
         self.is_sliding = window is not None
-        self.window = window
         self.capacity = capacity
+        self.window = window
+        self.with_room = with_room
+        self.offset = 0
         self.length = 0
-        self.num_hidden = 0  # leading positions that are padding in every row
-        self.buffers: tuple[Tensor, Tensor]  # keys and values
+        self.buffers: tuple[Tensor, ...] = ()  # keys and values
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Allocate buffers for the rows, heads and widths of the first keys and values."""
-        self.capacity = max(self.capacity, key_states.shape[2])
-        self.buffers = (self._allocate(key_states), self._allocate(value_states))
+        """Allocate buffers for the rows, heads and widths of these keys and values."""
+        self.buffers = tuple(_allocate(states, self.capacity) for states in (key_states, value_states))
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append positions ``(rows, heads, new, width)``; returns keys and values of all visible positions."""
+        """Append positions ``(rows, heads, new, width)``; returns the stored keys and values."""
+        num_new = key_states.shape[2]
+        self._make_room(num_new)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        start, end = self.length, self.length + key_states.shape[2]
-        if end > self.capacity:
-            self._reserve(end + _BLOCK)
-        for buffer, new in zip(self.buffers, (key_states, value_states), strict=True):
-            buffer[:, :, start:end] = new
-        first = self._first_visible()
-        self.length = end
-        keys, values = (buffer[:, :, first:end] for buffer in self.buffers)
+        start, end = self.length - self.offset, self.length - self.offset + num_new
+        for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
+            buffer[:, :, start:end] = states
+        self.length += num_new
+        keys, values = self.buffers if self.with_room else (buffer[:, :, :end] for buffer in self.buffers)
         return keys, values
 
     def get_seq_length(self) -> int:
-        """The number of positions."""
+        """The number of positions so far, stored or not."""
         return self.length
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """The number of positions that the next update returns, and the index of the first of them."""
-        first = self._first_visible()
-        return self.length + query_length - first, first
+        self._make_room(query_length)
+        size = self.capacity if self.with_room else self.length + query_length - self.offset
+        return size, self.offset
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each row."""
-        keys, values = (buffer.repeat_interleave(repeats, dim=0) for buffer in self.buffers)
-        self.buffers = (keys, values)
+        self.buffers = tuple(buffer.repeat_interleave(repeats, dim=0) for buffer in self.buffers)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep some rows, in place: row ``indices[i]``, which is not before row ``i``, becomes row ``i``."""
-        rows = indices.tolist()
+        rows, num_stored = indices.tolist(), self.length - self.offset
         for buffer in self.buffers:
             for target, source in enumerate(rows):
                 if target != source:
-                    buffer[target, :, : self.length] = buffer[source, :, : self.length]
-        keys, values = (buffer[: len(rows)] for buffer in self.buffers)
-        self.buffers = (keys, values)
+                    buffer[target, :, :num_stored] = buffer[source, :, :num_stored]
+        self.buffers = tuple(buffer[: len(rows)] for buffer in self.buffers)
 
-    def _first_visible(self) -> int:
-        """The first position that a query at the end sees."""
-        if self.window is None:
-            return self.num_hidden
-        return max(self.num_hidden, self.length - self.window + 1)
+    def drop_before(self, position: int) -> None:
+        """Stop storing positions that are padding in every row, if that saves enough to pay for the copy."""
+        num_dropped = position - self.offset
+        if num_dropped >= _BLOCK:
+            self._reallocate(self.capacity - num_dropped, num_dropped)
 
-    def _allocate(self, states: Tensor) -> Tensor:
-        rows, heads, _, width = states.shape
-        return states.new_zeros(rows, heads, self.capacity, width)
+    def _make_room(self, num_new: int) -> None:
+        missing = self.length - self.offset + num_new - self.capacity
+        if missing <= 0 or not self.is_initialized:
+            self.capacity += max(0, missing)
+        elif self.window is not None and self.length - self.offset >= self.window - 1 + missing:
+            self._reallocate(self.capacity, self.length - self.offset - (self.window - 1))
+        else:
+            self._reallocate(self.capacity + missing + _BLOCK, 0)
 
-    def _reserve(self, capacity: int) -> None:
+    def _reallocate(self, capacity: int, num_dropped: int) -> None:
+        """Move all but the first stored positions to the front of buffers of another capacity."""
+        num_stored = self.length - self.offset
+        old, self.buffers = self.buffers, tuple(_allocate(buffer, capacity) for buffer in self.buffers)
+        for buffer, previous in zip(self.buffers, old, strict=True):
+            buffer[:, :, : num_stored - num_dropped] = previous[:, :, num_dropped:num_stored]
         self.capacity = capacity
-        grown = (self._allocate(self.buffers[0]), self._allocate(self.buffers[1]))
-        for new, old in zip(grown, self.buffers, strict=True):
-            new[:, :, : self.length] = old[:, :, : self.length]
-        self.buffers = grown
+        self.offset += num_dropped
 
 
-class GrowingCache(Cache):
-    """The cache of a model, one :class:`GrowingLayer` per layer.
+class BufferedCache(Cache):
+    """One :class:`BufferedLayer` per layer of a model."""
 
-    Args:
-        windows: For each layer, the size of its sliding window, or None.
-        capacity: Number of positions to allocate at first.
-    """
+    layers: list[BufferedLayer]
 
-    layers: list[GrowingLayer]
+    @classmethod
+    def for_prompt(cls, num_layers: int, capacity: int) -> BufferedCache:
+        """A cache for one prompt after the other, which keeps all positions, so that it can be cropped anywhere."""
+        return cls(layers=[BufferedLayer(capacity) for _ in range(num_layers)])
 
-    def __init__(self, windows: Sequence[int | None], capacity: int):
-        super().__init__(layers=[GrowingLayer(window, capacity) for window in windows])
+    @classmethod
+    def for_batch(cls, windows: Sequence[int | None], length: int, room: int, on_cpu: bool) -> BufferedCache:
+        """A cache for rows of a length, to be filled by :meth:`copy_row`.
+
+        Args:
+            windows: For each layer the size of its sliding window, or None.
+            length: Number of positions of the longest row.
+            room: Number of positions to allocate for new tokens; more are added as needed.
+            on_cpu: Whether the model runs on a CPU.
+        """
+        layers = []
+        for window in windows:
+            stored = length if window is None else min(length, window - 1)
+            # transformers makes no mask for a query at position 0, so there must not be anything to hide.
+            layer = BufferedLayer(stored + min(room, _BLOCK), window, with_room=on_cpu and length > 0)
+            layer.length, layer.offset = length, length - stored
+            layers.append(layer)
+        return cls(layers=layers)
 
     def crop(self, length: int) -> None:
         """Keep the first positions."""
         for layer in self.layers:
             layer.length = length
 
-    def hide_padding(self, num_hidden: int) -> None:
-        """Exclude leading positions, padding in every row, from what layers return."""
-        for layer in self.layers:
-            layer.num_hidden = num_hidden
-
-    def copy_row(self, source: GrowingCache, row: int, num_rows: int) -> None:
-        """Copy the only row of another cache into a row of this one, right-aligned at the end of the capacity.
+    def copy_row(self, prompt: BufferedCache, row: int, num_rows: int) -> None:
+        """Fill a row from the cache of one prompt, on the right.
 
         Args:
-            source: A cache with one row.
-            row: Index of the row to fill.
+            prompt: The cache with the prompt alone.
+            row: Index of the row.
             num_rows: Number of rows of this cache.
         """
-        for layer, other in zip(self.layers, source.layers, strict=True):
+        for layer, single in zip(self.layers, prompt.layers, strict=True):
             if not layer.is_initialized:
-                keys, values = (buffer.expand(num_rows, -1, -1, -1) for buffer in other.buffers)
+                keys, values = (buffer.expand(num_rows, -1, -1, -1) for buffer in single.buffers)
                 layer.lazy_initialization(keys, values)
-            for buffer, single in zip(layer.buffers, other.buffers, strict=True):
-                buffer[row, :, layer.length - other.length : layer.length] = single[0, :, : other.length]
+            end = layer.length - layer.offset
+            num_copied = min(end, single.length)
+            for buffer, source in zip(layer.buffers, single.buffers, strict=True):
+                buffer[row, :, end - num_copied : end] = source[0, :, single.length - num_copied : single.length]
+
+
+def _allocate(states: Tensor, capacity: int) -> Tensor:
+    """An empty buffer ``(rows, heads, capacity, width)`` for tensors like this one."""
+    rows, heads, _, width = states.shape
+    return states.new_zeros(rows, heads, capacity, width)
 
 
 def sliding_windows(config: Any) -> list[int | None]:
-    """For each layer of a model, the size of its sliding window, or None."""
+    """For each layer of a model the size of its sliding window, or None."""
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
     return [config.sliding_window if kind == "sliding_attention" else None for kind in kinds]
 
 
-def swap_remove(num_rows: int, ended: Sequence[int]) -> torch.Tensor:
+def swap_remove(num_rows: int, ended: Sequence[int]) -> Tensor:
     """The new order of rows when some have ended: the last active rows take their places, the others stay.
 
     Example:

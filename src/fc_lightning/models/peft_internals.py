@@ -16,6 +16,8 @@ from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
 from peft.utils.other import TrainableTokensWrapper
 from torch import Tensor, nn
 
+from fc_lightning.models.head_loss import FrozenHead
+
 _PLAIN = (nn.Linear, TrainableTokensWrapper)  # what a LoRA may adapt for its forward pass to be replaced
 
 
@@ -73,3 +75,18 @@ def _token_rows_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tens
     # A one-hot product picks the row. Its backward pass sums the gradients of a row within (…, new) and (new, width).
     new = is_new.to(rows.dtype) @ rows  # (…, width)
     return torch.where(is_new.any(-1, keepdim=True), new.to(out.dtype), out)
+
+
+def frozen_head(head: nn.Module) -> FrozenHead | None:
+    """The weights of a head that is frozen, except for new-token rows; ``None`` of any other head."""
+    rows = new_tokens = None
+    if isinstance(head, TrainableTokensWrapper):
+        adapter = head.token_adapter
+        if adapter.disable_adapters or adapter.merged or "new_tokens" not in adapter._buffers:
+            return None
+        (name,) = adapter.active_adapters
+        rows, new_tokens = adapter.trainable_tokens_delta[name], adapter.new_tokens
+        head = head.original_module
+    if type(head) is not nn.Linear or head.bias is not None or head.weight.requires_grad:
+        return None
+    return FrozenHead(head.weight, rows, new_tokens)

@@ -13,6 +13,7 @@ from transformers import GenerationConfig
 
 from fc_lightning.chat_template.response_template import response_template
 from fc_lightning.chat_template.template import ChatTemplate
+from fc_lightning.chat_template.tokens import save_tokenizer
 from fc_lightning.models.lora import merge_adapter, saved_with_adapter
 
 
@@ -39,7 +40,7 @@ def write_model(
     tokenizer = template.tokenizer
     if template.chat_format and template.has_generation_prompt(template.chat_format.generation_prompt):
         tokenizer.response_template = response_template(template.chat_format, tokenizer.eos_token)
-    tokenizer.save_pretrained(str(folder))
+    save_tokenizer(tokenizer, folder)
     (folder / "chat_template.jinja").write_text(template.source, encoding="utf-8")
     if isinstance(model, PeftModel) and not merge:
         _write_adapter(model, folder, revision, weights or {})

@@ -91,6 +91,11 @@ def update_bar_metrics(bar: RichProgressBar, trainer: Trainer, module: Lightning
     bar._update_metrics(trainer, module)
 
 
+def stop_bar(bar: RichProgressBar) -> None:
+    """End a terminal's bar: Lightning keeps it until teardown, and its last redraw overwrites what follows."""
+    bar._stop_progress()
+
+
 # Loops
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from fc_lightning.chat_template.template import Supervise
+from fc_lightning.chat_template.token_parts import TokenWeights
 from fc_lightning.chat_template.tokens import SpecialToken, load_tokenizer, vocabulary_digest
 from fc_lightning.data.collator import Batch
 from fc_lightning.evaluation.evaluator import (
@@ -30,19 +31,11 @@ from fc_lightning.models.fsdp import are_finite, shard
 from fc_lightning.models.loading import base_digest, load_base, load_config
 from fc_lightning.models.lora import add_adapter, add_token_rows, unwrap_peft
 from fc_lightning.models.loss import HEAD_CHUNK, token_loss_sum
+from fc_lightning.models.merging import merged_for_inference
 from fc_lightning.training.accumulation import MicroBatchLoss, describe_suspects, sum_over_ranks, suspect_ids
 from fc_lightning.training.compatibility import adapter_settings, check_adapter, check_base, check_weights
 from fc_lightning.training.lightning_internals import attached_trainer
-from fc_lightning.training.optimization import (
-    OptimizationSettings,
-    check_settings,
-    keep_settings,
-    make_optimizer,
-    make_scheduler,
-    ordered_names,
-    save_settings,
-    saved_order,
-)
+from fc_lightning.training.optimization import OptimizationSettings, check_settings, configure, save_settings
 from fc_lightning.training.precision import base_dtype
 from fc_lightning.utils.malloc import release_freed_memory
 
@@ -72,6 +65,7 @@ class FunctionCallingModule(LightningModule):
         peft: The adapter, any ``peft.PeftConfig`` by ``class_path``; null trains every weight.
         special_tokens: Tags that become one token each; an empty list keeps them plain text.
         supervise: Which tokens are trained on: the model's turns (``assistant``) or all of them (``all``).
+        token_weights: Weights of the supervised tokens in the training loss, by what they are; 1 each by default.
         compile: Compile each decoder layer with ``torch.compile``.
         gradient_checkpointing: Save memory by recomputing each layer in the backward pass.
         head_chunk: Rows of logits in memory at a time. With more supervised tokens, chunks are recomputed in the
@@ -101,6 +95,7 @@ class FunctionCallingModule(LightningModule):
         peft: PeftConfig | None = None,
         special_tokens: list[str] | None = None,
         supervise: Supervise = "assistant",
+        token_weights: TokenWeights | None = None,
         compile: bool = False,
         gradient_checkpointing: bool = False,
         head_chunk: int = HEAD_CHUNK,
@@ -116,7 +111,7 @@ class FunctionCallingModule(LightningModule):
         non_finite: Literal["stop", "skip"] = "stop",
     ):
         super().__init__()
-        self.save_hyperparameters(ignore=["peft"])
+        self.save_hyperparameters(ignore=["peft", "token_weights"])
 
         # The model
         self.base = base
@@ -132,6 +127,7 @@ class FunctionCallingModule(LightningModule):
 
         # Training
         self.supervise = supervise
+        self.token_weights = token_weights
         self.compile_layers = compile
         self.gradient_checkpointing = gradient_checkpointing
         self.head_chunk = head_chunk
@@ -159,7 +155,7 @@ class FunctionCallingModule(LightningModule):
         self.constrained = constrained
         self.token_loss = MeanMetric()
         self._turn_generator: TurnGenerator | None = None
-        self._evaluated: list[IndexedTurn] = []
+        self.evaluated_turns: list[IndexedTurn] = []  # of the evaluation under way, on this rank
 
     @property
     def tokenizer(self) -> Any:
@@ -218,14 +214,14 @@ class FunctionCallingModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The summed loss of a micro-batch; the gradients are divided once, for the whole optimizer step."""
         loss = token_loss_sum(self.model, batch, self.head_chunk)
-        self._window.append(MicroBatchLoss(loss.detach(), batch["num_supervised"], batch["ids"]))
+        self._window.append(MicroBatchLoss.of(loss, batch))
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Turn the gradients of summed losses into those of the mean over all supervised tokens, before any clipping.
 
         Lightning has divided each micro-batch's loss by the number of accumulated batches, and DDP has averaged over
-        ranks. Both are undone here, because the right divisor is the number of tokens.
+        ranks. Both are undone here, because the right divisor is the number of tokens, or the sum of their weights.
 
         Raises:
             NonFiniteError: On all ranks, if the loss or the gradient of any rank is not finite.
@@ -239,9 +235,9 @@ class FunctionCallingModule(LightningModule):
         if not (totals.is_loss_finite and totals.is_gradient_finite):
             self._skip_step(window, "gradient" if totals.is_loss_finite else "loss")
         elif gradients:
-            factor = self.trainer.accumulate_grad_batches * self.trainer.world_size / totals.num_tokens
+            factor = self.trainer.accumulate_grad_batches * self.trainer.world_size / totals.weight
             torch._foreach_mul_(gradients, factor)
-        self.log("train/loss", totals.loss / totals.num_tokens)
+        self.log("train/loss", totals.loss / totals.weight)
         self.log("train/supervised_tokens", totals.num_tokens)
         if self.non_finite == "skip":
             self.log("train/skipped_steps", float(self.skipped_steps))
@@ -249,7 +245,7 @@ class FunctionCallingModule(LightningModule):
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Loss of held-out documents (loader 0), or generation from prompts (loader 1)."""
         if dataloader_idx:
-            self._evaluated += self.turn_generator.turns(unwrap_peft(self.model), batch, synced_gpus=self._is_sharded)
+            self.evaluated_turns += self._generate_turns(batch)
             return
         count = batch["num_supervised"]
         if count or self._is_sharded:
@@ -259,8 +255,8 @@ class FunctionCallingModule(LightningModule):
 
     def predict_step(self, batch: Any, batch_idx: int) -> list[dict[str, Any]]:
         """Generate from prompts; returns the evaluated turns in JSON's types."""
-        turns = self.turn_generator.turns(unwrap_peft(self.model), batch, synced_gpus=self._is_sharded)
-        self._evaluated += turns
+        turns = self._generate_turns(batch)
+        self.evaluated_turns += turns
         return [turn.to_dict() for _, turn in turns]
 
     def on_validation_epoch_end(self) -> None:
@@ -274,17 +270,13 @@ class FunctionCallingModule(LightningModule):
 
     def on_predict_epoch_end(self) -> None:
         """Notify the callbacks."""
-        evaluated, self._evaluated = gather_turns(self._evaluated), []
+        evaluated, self.evaluated_turns = gather_turns(self.evaluated_turns), []
         notify_callbacks(self.trainer, self, evaluated)
 
     def configure_optimizers(self) -> Any:
         """The optimizer over the trained weights, and its schedule over the whole run."""
-        trained = self._trained_weights()
-        optimizer = make_optimizer(list(trained.items()), self.optimization)
-        if self.optimization.lr_scheduler is None:
-            keep_settings(optimizer, ordered_names(optimizer, trained), self._saved_order)
         steps = int(self.trainer.estimated_stepping_batches)
-        return {"optimizer": optimizer, "lr_scheduler": make_scheduler(optimizer, self.optimization, steps)}
+        return configure(self._trained_weights(), self.optimization, steps, self._saved_order)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only the trained weights, and record the base and the vocabulary that they belong to."""
@@ -292,8 +284,7 @@ class FunctionCallingModule(LightningModule):
         checkpoint["vocabulary"] = vocabulary_digest(self.tokenizer)
         checkpoint["base"] = {"name": self.base, "revision": self.revision, "weights": self._base_digest}
         checkpoint["adapter"] = adapter_settings(self.model)
-        if self.trainer.optimizers:
-            save_settings(checkpoint, self.optimization, ordered_names(self.trainer.optimizers[0], trained))
+        save_settings(checkpoint, self.optimization, self.trainer.optimizers, trained)
         checkpoint["state_dict"] = {name: saved for name, saved in checkpoint["state_dict"].items() if name in trained}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -309,8 +300,7 @@ class FunctionCallingModule(LightningModule):
         check_adapter(checkpoint, adapter_settings(self.model))
         if (trainer := attached_trainer(self)) is not None and trainer.state.fn == "fit":
             trainer.num_sanity_val_steps = 0  # the base was measured when the run began
-            check_settings(checkpoint, self.optimization)
-            self._saved_order = saved_order(checkpoint, self._trained_weights())
+            self._saved_order = check_settings(checkpoint, self.optimization) or list(self._trained_weights())
 
     @property
     def _is_sharded(self) -> bool:
@@ -339,8 +329,14 @@ class FunctionCallingModule(LightningModule):
         for parameter in self.parameters():
             parameter.grad = None  # optimizers ignore parameters without a gradient
 
+    def _generate_turns(self, batch: Any) -> list[IndexedTurn]:
+        if self._is_sharded:
+            return self.turn_generator.turns(unwrap_peft(self.model), batch, synced_gpus=True)
+        with merged_for_inference(self.model) as causal:
+            return self.turn_generator.turns(causal, batch)
+
     def _finish_evaluation(self, stage: str) -> None:
-        turns, self._evaluated = self._evaluated, []
+        turns, self.evaluated_turns = self.evaluated_turns, []
         evaluated = gather_turns(turns)
         values = measure([turn for _, turn in turns], evaluated, self.device, self.turn_generator.samples)
         loss = self.token_loss.compute()

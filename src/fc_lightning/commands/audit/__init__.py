@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 from pathlib import Path
 
+from datasets import Dataset
 from lightning import Trainer
 
 from fc_lightning.commands.audit.findings import Finding, find
 from fc_lightning.commands.audit.show import print_audit, write_page
 from fc_lightning.commands.audit.statistics import Statistics, measure
 from fc_lightning.data import FunctionCallingDataModule
+from fc_lightning.data.augmented_epochs import open_documents
 from fc_lightning.data.prepare import read_conversations
 from fc_lightning.data.row_report import RowReport
 from fc_lightning.training.module import FunctionCallingModule
@@ -74,6 +77,8 @@ def audit(
     }
     write_text(folder / "audit.json", json.dumps(content, indent=1, ensure_ascii=False))
     shown = {split: data.prepared[split].documents.select(range(_most(data, split, examples))) for split in splits}
+    if data.augmentation is not None and "train" in shown:
+        shown["train, augmented"] = _augmented(data, examples)
     write_page(folder / "audit.html", statistics, findings, shown, data.template.tokenizer)
     print_audit(statistics, findings, shown, data.template.tokenizer)
     print(f"{folder / 'audit.html'}\n{folder / 'audit.json'}")
@@ -102,3 +107,10 @@ def exceeded(findings: list[Finding], statistics: dict[str, Statistics], limits:
 
 def _most(data: FunctionCallingDataModule, split: str, examples: int) -> int:
     return min(examples, len(data.prepared[split].documents))
+
+
+def _augmented(data: FunctionCallingDataModule, examples: int) -> Dataset:
+    """The first training documents that the first epoch varies."""
+    plain, varied = data.prepared["train"].documents, open_documents(data.prepare_epoch(0))
+    changed = (n for n in range(len(plain)) if plain[n]["input_ids"] != varied[n]["input_ids"])
+    return varied.select(list(islice(changed, examples)))

@@ -59,7 +59,9 @@ def export(
     model.trainer = trainer
     if merge:  # an adapter can only be merged into full-precision matrices
         model.weight_dtype, model.quantization = "float32", None
+    print(f"loading {model.base} and {checkpoint}", flush=True)
     state = load_checkpoint(model, checkpoint)
+    print(f"writing {folder}", flush=True)
     with (
         wrap_os_errors(folder, error_type=ExportError, details="; nothing was left there"),
         atomic_folder(folder) as partial,

@@ -1,25 +1,42 @@
 """Row formats: reads rows of every known format into conversations; :func:`register_format` adds your own.
 
 :func:`read_row` detects the format. A row that cannot be read raises :class:`RowError`; a row that can be read but is
-partly wrong becomes a conversation with ``defects``.
+partly wrong becomes a conversation with ``defects``, and what is unusual in it is in its ``notices``.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
+from fc_lightning.conversation.parsing import CallSyntaxError, to_json_value
 from fc_lightning.conversation.types import Conversation
-from fc_lightning.data.formats.builder import Row, RowError
-from fc_lightning.data.formats.columns import DEFAULT_SYSTEM_PROMPT, is_columns, read_columns
-from fc_lightning.data.formats.glaive import is_glaive, read_glaive
-from fc_lightning.data.formats.hermes import is_hermes, read_hermes
-from fc_lightning.data.formats.openai import is_openai, read_openai
-from fc_lightning.data.formats.sharegpt import is_sharegpt, read_sharegpt
-from fc_lightning.data.formats.trl import is_trl, read_trl
-from fc_lightning.data.formats.xlam import is_xlam, read_xlam
+from fc_lightning.data.formats import (
+    alpaca,
+    anthropic,
+    bfcl,
+    columns,
+    gemini,
+    glaive,
+    glm,
+    hermes,
+    langchain,
+    openai,
+    openai_responses,
+    preference,
+    react,
+    rendered,
+    sharegpt,
+    swift,
+    toolace,
+    trl,
+    xlam,
+)
+from fc_lightning.data.formats.builder import turn_defects
+from fc_lightning.data.formats.columns import DEFAULT_SYSTEM_PROMPT
+from fc_lightning.data.formats.values import Row, RowError, is_empty, text_of
 
 __all__ = [
     "DEFAULT_SYSTEM_PROMPT",
@@ -27,6 +44,7 @@ __all__ = [
     "Format",
     "RowError",
     "UnknownFormatError",
+    "detect_format",
     "read_row",
     "register_format",
 ]
@@ -46,10 +64,14 @@ class Format(NamedTuple):
     Attributes:
         reader: Converts a row to a conversation, or raises :class:`RowError`.
         detects: Whether a row has this format; ``None`` for a format that is used by name only.
+        keys: The keys of a row that the reader uses; others are reported. ``None`` if that is not known.
+        needs: The keys that every row of the format has, to name the nearest format when none fits.
     """
 
     reader: Reader
     detects: Detector | None = None
+    keys: frozenset[str] | None = None
+    needs: tuple[str, ...] = ()
 
 
 def read_row(row: Row, format: str | None = None, default_id: str = "") -> Conversation:
@@ -71,39 +93,86 @@ def read_row(row: Row, format: str | None = None, default_id: str = "") -> Conve
     if not isinstance(row, Mapping):
         raise RowError(f"a row must be an object, not {type(row).__name__}")
     try:
-        conversation = (_detect(row) if format is None else _find_reader(format))(row)
+        name = detect_format(row) if format is None else format
+        entry = FORMATS.get(name) or Format(_import_reader(name))
+        conversation = entry.reader(row)
     except RecursionError:
         raise RowError("the row is nested too deeply") from None
     if not isinstance(conversation, Conversation):
-        kind = type(conversation).__name__
-        raise TypeError(f"the reader of format {format!r} returned {kind}, not a Conversation")
+        raise TypeError(f"the reader of format {name!r} returned {type(conversation).__name__}, not a Conversation")
+    if name not in BUILT_IN:
+        conversation = _checked(conversation)
+    if entry.keys is not None:
+        unread = [("unread_key", str(key)[:80]) for key in row if key not in entry.keys and not is_empty(row[key])]
+        if unread:
+            conversation = replace(conversation, notices=(*conversation.notices, *unread))
     return conversation if conversation.id else replace(conversation, id=default_id)
 
 
-def register_format(name: str, reader: Reader, detects: Detector | None = None) -> None:
+def _checked(conversation: Conversation) -> Conversation:
+    """The conversation of a custom reader, with its defects found."""
+    for number, message in enumerate(conversation.messages, 1):
+        text_of(message.content, f"turn {number}: its text")
+        text_of(message.reasoning or "", f"turn {number}: its reasoning")
+        try:
+            to_json_value([call.arguments for call in message.tool_calls])
+        except CallSyntaxError as problem:
+            raise RowError(f"turn {number}: {problem}") from None
+    defects = turn_defects(list(enumerate(conversation.messages, 1)), conversation.defects)
+    return replace(conversation, defects=(*conversation.defects, *defects)) if defects else conversation
+
+
+def register_format(
+    name: str, reader: Reader, detects: Detector | None = None, keys: Collection[str] | None = None
+) -> None:
     """Add or replace a format. The detector of the newest format is asked first.
 
     Args:
         name: The name that configurations use.
         reader: Converts a row to a conversation.
         detects: Whether a row is of this format; without it the format is used by name only.
+        keys: The keys of a row that the reader uses; with them, other keys are reported as unread.
     """
     others = {key: value for key, value in FORMATS.items() if key != name}
     FORMATS.clear()
-    FORMATS.update({name: Format(reader, detects), **others})
+    FORMATS.update({name: Format(reader, detects, None if keys is None else frozenset(keys)), **others})
 
 
-def _detect(row: Row) -> Reader:
-    for entry in FORMATS.values():
+def detect_format(row: Row) -> str:
+    """The name of the first format whose detector accepts a row.
+
+    Raises:
+        RowError: If none does. The message names the nearest format and what the row lacks for it.
+    """
+    for name, entry in FORMATS.items():
         if entry.detects is not None and entry.detects(row):
-            return entry.reader
+            return name
+    raise RowError(_no_format_fits(row))
+
+
+def _no_format_fits(row: Row) -> str:
     keys = ", ".join(str(key)[:40] for key in list(row)[:20]) or "none"
-    raise RowError(f"no format fits a row with the keys {keys}; known are {', '.join(FORMATS)}")
+    shares = {
+        name: sum(key in row for key in entry.needs) / len(entry.needs)
+        for name, entry in FORMATS.items()
+        if entry.needs
+    }
+    nearest = max(shares, key=lambda name: shares[name], default="")
+    near = ""
+    if nearest and 0 < shares[nearest] < 1:
+        missing = ", ".join(f"`{key}`" for key in FORMATS[nearest].needs if key not in row)
+        near = f"; the nearest is {nearest}, which also needs {missing}"
+    elif nearest and shares[nearest] == 1:
+        needs = ", ".join(f"`{key}`" for key in FORMATS[nearest].needs)
+        near = f"; the nearest is {nearest}, but {needs} has another type of value"
+    return (
+        f"no format fits a row with the keys {keys}{near}; known are {', '.join(FORMATS)}. To read it, write "
+        "`def read(row): return Conversation(str(row['id']), (Message('user', …), Message('assistant', …)))` in "
+        "my_module.py and set `format: my_module:read`"
+    )
 
 
-def _find_reader(name: str) -> Reader:
-    if name in FORMATS:
-        return FORMATS[name].reader
+def _import_reader(name: str) -> Reader:
     module, _, attribute = name.partition(":") if ":" in name else name.rpartition(".")
     known = f"known are {', '.join(FORMATS)}; add one with register_format(), or write my_module:my_reader"
     try:
@@ -115,13 +184,28 @@ def _find_reader(name: str) -> Reader:
     return reader
 
 
-# Detectors are asked from top to bottom. Hermes accepts any `conversations`, so ShareGPT comes first.
+# Detectors are asked from top to bottom: formats with a feature of their own come before those that take any turns.
 FORMATS: dict[str, Format] = {
-    "sharegpt": Format(read_sharegpt, is_sharegpt),
-    "hermes": Format(read_hermes, is_hermes),
-    "openai": Format(read_openai, is_openai),
-    "columns": Format(read_columns, is_columns),
-    "xlam": Format(read_xlam, is_xlam),
-    "trl": Format(read_trl, is_trl),
-    "glaive": Format(read_glaive, is_glaive),
+    "preference": Format(preference.read_preference, preference.is_preference, preference.KEYS, ("chosen", "rejected")),
+    "bfcl": Format(bfcl.read_bfcl, bfcl.is_bfcl, bfcl.KEYS, ("question", "function")),
+    "gemini": Format(gemini.read_gemini, gemini.is_gemini, gemini.KEYS, ("contents",)),
+    "anthropic": Format(anthropic.read_anthropic, anthropic.is_anthropic, anthropic.KEYS),
+    "openai_responses": Format(
+        openai_responses.read_openai_responses, openai_responses.is_openai_responses, openai_responses.KEYS
+    ),
+    "langchain": Format(langchain.read_langchain, langchain.is_langchain, langchain.KEYS),
+    "swift": Format(swift.read_swift, swift.is_swift, swift.KEYS),
+    "glm": Format(glm.read_glm, glm.is_glm, glm.KEYS),
+    "react": Format(react.read_react, react.is_react, react.KEYS),
+    "toolace": Format(toolace.read_toolace, toolace.is_toolace, toolace.KEYS),
+    "sharegpt": Format(sharegpt.read_sharegpt, sharegpt.is_sharegpt, sharegpt.KEYS),
+    "openai": Format(openai.read_openai, openai.is_openai, openai.KEYS, ("messages",)),
+    "hermes": Format(hermes.read_hermes, hermes.is_hermes, hermes.KEYS, ("conversations",)),
+    "columns": Format(columns.read_columns, columns.is_columns, columns.KEYS, ("query", "tool_call")),
+    "xlam": Format(xlam.read_xlam, xlam.is_xlam, xlam.KEYS, ("query", "answers")),
+    "trl": Format(trl.read_trl, trl.is_trl, trl.KEYS, ("prompt", "completion")),
+    "glaive": Format(glaive.read_glaive, glaive.is_glaive, glaive.KEYS, ("chat",)),
+    "alpaca": Format(alpaca.read_alpaca, alpaca.is_alpaca, alpaca.KEYS, ("instruction", "output")),
+    "rendered": Format(rendered.read_rendered, rendered.is_rendered, rendered.KEYS, ("text",)),
 }
+BUILT_IN = frozenset(FORMATS)

@@ -1,11 +1,11 @@
-"""Shared by all readers: a builder for the conversation, and strict reading of a row's values."""
+"""Collects a row's messages, pairs tool results with calls, and checks what cannot be written and read back."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fc_lightning.conversation.parsing import (
@@ -14,77 +14,109 @@ from fc_lightning.conversation.parsing import (
     THINK_CLOSE,
     THINK_OPEN,
     CallSyntaxError,
-    call_from_value,
     parse_literal,
     parse_turn,
     render_turn,
     to_json_value,
-    tool_from_value,
 )
 from fc_lightning.conversation.types import Conversation, Message, Role, Tool, ToolCall
-
-Row = Mapping[str, Any]
-
-# Names of the roles in known datasets.
-ROLES: dict[str, Role] = {
-    **dict.fromkeys(("system", "developer"), "system"),
-    **dict.fromkeys(("user", "human"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "model"), "assistant"),
-    **dict.fromkeys(("tool", "function", "observation", "tool_response", "ipython"), "tool"),
-}
+from fc_lightning.data.formats import values
+from fc_lightning.data.formats.call_syntax import looks_like_call, parse_text, split_reasoning
+from fc_lightning.data.formats.values import Row, is_empty, text_of
 
 
-class RowError(ValueError):
-    """A row that cannot be read as a conversation.
+@dataclass(frozen=True)
+class BuiltTurn:
+    """A message while its conversation is built.
 
-    The message is one sentence with the reason; the caller adds file and row.
+    Attributes:
+        number: The row's turn that it comes from, counted from 1.
+        message: The message.
+        ids: Of an assistant's turn the ids of its calls, empty texts where there are none; of a tool's turn its call's.
+        name: Of a tool's turn the name of the tool.
+        num_results: Of a tool's turn the number of results in it.
     """
+
+    number: int
+    message: Message
+    ids: tuple[str, ...] = ()
+    name: str = ""
+    num_results: int = 1
 
 
 @dataclass
 class ConversationBuilder:
-    """Collects a row's messages and defects.
+    """Builds a conversation turn by turn.
 
     Attributes:
-        messages: Each message with the number of the turn it comes from.
+        turns: The turns so far.
+        tools: The available tools.
         defects: What is wrong with the row, one sentence each.
+        notices: Kind and detail of what is unusual, see :class:`fc_lightning.conversation.types.Conversation`.
         response_schema: The JSON schema of the answer, in JSON mode.
     """
 
-    messages: list[tuple[int, Message]] = field(default_factory=list)
+    turns: list[BuiltTurn] = field(default_factory=list)
+    tools: tuple[Tool, ...] = ()
     defects: list[str] = field(default_factory=list)
+    notices: list[tuple[str, str]] = field(default_factory=list)
     response_schema: dict[str, Any] | None = None
 
-    def add(
-        self, number: int, role: Role, text: str, thought: str | None = None, calls: tuple[ToolCall, ...] = ()
-    ) -> None:
-        """Add a message; an empty system text is left out, an empty thought becomes ``None``."""
+    def add(self, number: int, role: Role, text: str) -> None:
+        """Add a system, user or tool message; an empty system text is left out."""
         if role != "system" or text.strip():
-            thought = (thought or "").strip() or None
-            self.messages.append((number, Message(role, text.strip(), thought, calls)))
+            self.turns.append(BuiltTurn(number, Message(role, text.strip())))
 
-    def add_text_turn(self, number: int, text: str, thought: str = "") -> None:
-        """Add an assistant turn from a text that carries thoughts and calls between tags."""
-        turn = parse_turn(text)
-        self.defects += [f"turn {number}, {error}" for error in turn.errors]
-        said = text.partition(THINK_CLOSE)[2] if turn.reasoning is not None else text
-        if turn.tool_calls and not said.partition(CALL_OPEN)[0].rstrip().endswith(turn.content):
-            # The canonical form has text before the calls only; moving it there would change its meaning.
-            self.defects.append(f"turn {number}: text after a call")
-        self.add(number, "assistant", turn.content, turn.reasoning or thought, turn.tool_calls)
+    def add_result(self, number: int, content: Any, call_id: str = "", name: str = "") -> None:
+        """Add a tool's result: a text as it is, any other value as JSON."""
+        if content is None:
+            content = ""
+        if not isinstance(content, str):
+            content = json.dumps(content, ensure_ascii=False)
+        message = Message("tool", text_of(content, f"turn {number}: its text").strip())
+        self.turns.append(BuiltTurn(number, message, (call_id,), name, _num_results(content)))
 
-    def pop_assistant(self) -> Message:
-        """Remove and return the last message if it is the assistant's, otherwise return an empty one."""
-        is_assistant = bool(self.messages) and self.messages[-1][1].role == "assistant"
-        return self.messages.pop()[1] if is_assistant else Message("assistant")
+    def add_assistant(
+        self,
+        number: int,
+        text: str,
+        reasoning: str | None = None,
+        calls: Sequence[ToolCall] = (),
+        ids: Sequence[str] = (),
+        supervised: bool = True,
+    ) -> None:
+        """Add an assistant turn; reasoning and calls in its text are read unless they are given.
 
-    def read_tools(self, value: Any) -> tuple[Tool, ...]:
+        Consecutive turns are one turn of the model where the first only thinks, speaks or calls before the calls of the
+        second: nothing would open a second turn after the end token.
+        """
+        if calls:
+            inner, text = split_reasoning(text)
+        else:
+            parsed = parse_text(text, {tool.name: tool for tool in self.tools})
+            self.defects += [f"turn {number}, {error}" for error in parsed.errors]
+            if parsed.has_text_after_call:
+                # The canonical form has text before the calls only; moving it there would change its meaning.
+                self.defects.append(f"turn {number}: text after a call")
+            inner, text, calls = parsed.reasoning, parsed.content, parsed.calls
+            if not calls and looks_like_call(text):
+                self.notices.append(("possible_call", f"turn {number}: {text[:80]}"))
+        reasoning = (reasoning or "").strip() or (inner or "").strip() or None
+        message = Message("assistant", text.strip(), reasoning, tuple(calls), supervised)
+        ids = (*ids, *[""] * (len(calls) - len(ids)))
+        before = self.turns[-1] if self.turns else None
+        if before is not None and _continues(before.message, message):
+            self.turns.pop()
+            message = _joined(before.message, message)
+            ids = (*before.ids, *ids)
+        self.turns.append(BuiltTurn(number, message, ids))
+
+    def read_tools(self, value: Any, python_types: bool = False) -> None:
         """Read the available tools; tools that cannot be read are a defect."""
         try:
-            return read_tools(value)
+            self.tools = values.read_tools(value, python_types)
         except CallSyntaxError as problem:
             self.defects.append(f"tools: {problem}")
-            return ()
 
     def read_schema(self, value: Any) -> None:
         """Read the JSON schema of the answer, an object or a text of one."""
@@ -92,206 +124,181 @@ class ConversationBuilder:
             schema = parse_literal(value) if isinstance(value, str) else to_json_value(value)
         except CallSyntaxError as problem:
             self.defects.append(f"schema: {problem}")
+            return
+        if isinstance(schema, dict):
+            self.response_schema = schema
         else:
-            self.response_schema = schema if isinstance(schema, dict) else None
-            self.defects += (
-                [] if isinstance(schema, dict) else [f"schema: it is not an object but {type(schema).__name__}"]
-            )
+            self.defects.append(f"schema: it is not an object but {type(schema).__name__}")
 
-    def read_gold(self, value: Any) -> tuple[dict[str, Any], ...]:
-        """Read each call's accepted values, ``{name: {argument: [value, …]}}`` as the Berkeley leaderboard has them."""
-        try:
-            calls = to_json_value(_as_list(value))
-        except CallSyntaxError as problem:
-            self.defects.append(f"gold: {problem}")
-            return ()
-        for call in calls:
-            arguments = next(iter(call.values())) if isinstance(call, dict) and len(call) == 1 else None
-            if not isinstance(arguments, dict) or not all(isinstance(values, list) for values in arguments.values()):
-                self.defects.append("gold: a call is {name: {argument: [accepted value, …]}}")
-                return ()
-        return tuple(calls)
-
-    def read_calls(self, number: int, value: Any) -> tuple[ToolCall, ...]:
-        """Read the calls of a turn, one or a list, objects or texts; each unreadable one is a defect."""
+    def read_calls(self, number: int, value: Any) -> tuple[tuple[ToolCall, ...], tuple[str, ...]]:
+        """Read the calls of a turn, one or a list, objects or texts, with their ids; unreadable ones are defects."""
         calls: list[ToolCall] = []
+        ids: list[str] = []
         try:
-            values = _as_list(value)
+            items = values.as_list(value)
         except CallSyntaxError as problem:
             self.defects.append(f"turn {number}, call 1: {problem}")
-            return ()
-        for index, item in enumerate(values, 1):
+            return (), ()
+        for index, item in enumerate(items, 1):
             try:
-                calls.append(_read_call(item))
+                calls.append(values.read_call(item))
+                ids.append(values.call_id(item))
             except CallSyntaxError as problem:
                 self.defects.append(f"turn {number}, call {index}: {problem}")
-        return tuple(calls)
+        return tuple(calls), tuple(ids)
 
-    def read_parts(self, number: int, content: Any) -> tuple[str, str, list[Any]]:
-        """Split a content (a text, a list of typed parts, or null) into text, reasoning and calls."""
-        if content is None or isinstance(content, str):
-            return text_of(content or "", f"turn {number}: its content"), "", []
-        if not isinstance(content, list):
-            raise RowError(f"turn {number}: its content is {type(content).__name__}, not text, parts or null")
-        texts: list[str] = []
-        thoughts: list[str] = []
-        calls: list[Any] = []
-        for part in content:
-            part = part if isinstance(part, dict) else {"text": part}
-            kind = str(part.get("type") or "text")
-            keys = ("text", "value", "content", kind, "function")
-            value = next((part[key] for key in keys if part.get(key)), "")
-            if kind in ("tool_call", "function_call"):
-                calls.append(value or part)
-            elif kind in ("text", "input_text", "output_text"):
-                texts.append(text_of(value, f"turn {number}: a part"))
-            elif kind in ("reasoning", "thinking"):
-                thoughts.append(text_of(value, f"turn {number}: a part"))
-            else:
-                self.defects.append(f"turn {number}: a part of type {kind!r:.40} is neither text nor a call")
-        return "\n".join(texts), "\n".join(thoughts), calls
+    def note_unread(self, where: str, value: Row, known: frozenset[str]) -> None:
+        """Note the keys of an object that have a value and are not read."""
+        self.notices += [
+            ("unread_key", f"{where}.{key}") for key, item in value.items() if key not in known and not is_empty(item)
+        ]
 
-    def build(self, row: Row, tools: tuple[Tool, ...], raw_turns: list[tuple[str, str]] | None = None) -> Conversation:
+    def build(self, row: Row, raw_turns: list[tuple[str, str]] | None = None) -> Conversation:
         """Make the conversation; a message that cannot be written and read back is a defect."""
-        role_before = ""
-        flawed = {re.split("[:,]", defect, maxsplit=1)[0] for defect in self.defects}
-        for index, (number, message) in enumerate(self.messages):
-            problem = _problem(message) if message.role == "assistant" else ""
-            if message.role == "system" and index:
-                problem = "a system message that is not the first"
-            elif message.role == role_before == "assistant":
-                problem = problem or "an assistant turn directly after another one"
-            self.defects += [f"turn {number}: {problem}"] if problem and f"turn {number}" not in flawed else []
-            role_before = message.role
-        gold = self.read_gold(row.get("gold"))
+        tools = {tool.name: tool for tool in self.tools}
+        self.turns = [
+            _with_calls(turn, [values.drop_filled_nulls(c, tools) for c in turn.message.tool_calls])
+            for turn in self.turns
+        ]
+        self._pair_results()
+        self.defects += turn_defects([(turn.number, turn.message) for turn in self.turns], self.defects)
+        gold = self._read_gold(row.get("gold"))
         row_id, category = row.get("id"), row.get("category")
         return Conversation(
             id=text_of(str(row_id), "`id`") if isinstance(row_id, str | int) and row_id is not True else "",
-            messages=tuple(message for _, message in self.messages),
-            tools=tools,
+            messages=tuple(turn.message for turn in self.turns),
+            tools=self.tools,
             category=text_of(category, "`category`") if isinstance(category, str) else "",
             raw_turns=tuple(raw_turns or ()),
             defects=tuple(self.defects),
             gold=gold,
             response_schema=self.response_schema,
+            notices=tuple(dict.fromkeys(self.notices)),
         )
+
+    def _pair_results(self) -> None:
+        """Put tool results in the order of their calls, and note calls and results without a counterpart."""
+        index = 0
+        while index < len(self.turns):
+            turn = self.turns[index]
+            end = index + 1
+            while end < len(self.turns) and self.turns[end].message.role == "tool":
+                end += 1
+            results = self.turns[index + 1 : end]
+            if turn.message.role == "tool":  # the row begins with a result
+                self.notices.append(("result_without_call", f"turn {turn.number}"))
+            elif results or turn.message.tool_calls:
+                is_last = end == len(self.turns)
+                self.turns[index + 1 : end] = self._in_order(turn, results, is_last)
+            index = end
+
+    def _in_order(self, turn: BuiltTurn, results: list[BuiltTurn], is_last: bool) -> list[BuiltTurn]:
+        calls = turn.message.tool_calls
+        positions = _positions(turn, results)
+        unknown = [one for one, position in zip(results, positions, strict=True) if position is None]
+        self.notices += [("result_without_call", f"turn {one.number}: {one.ids[0] or one.name}") for one in unknown]
+        num_results = sum(one.num_results for one in results)
+        if not unknown and num_results > len(calls) and all(one.num_results == 1 for one in results):
+            self.notices.append(
+                ("result_without_call", f"turn {turn.number}: {len(calls)} calls, {num_results} results")
+            )
+        if num_results - len(unknown) < len(calls) and (results or not is_last):
+            self.notices.append(("unanswered_call", f"turn {turn.number}: {len(calls)} calls, {num_results} results"))
+        order = sorted(range(len(results)), key=lambda n: len(calls) if positions[n] is None else positions[n] or 0)
+        if order != list(range(len(results))):
+            self.notices.append(("reordered_results", f"turn {turn.number}"))
+        return [results[n] for n in order]
+
+    def _read_gold(self, value: Any) -> tuple[dict[str, Any], ...]:
+        """Read each call's accepted values, ``{name: {argument: [value, …]}}`` as the Berkeley leaderboard has them."""
+        try:
+            calls = to_json_value(values.as_list(value))
+        except CallSyntaxError as problem:
+            self.defects.append(f"gold: {problem}")
+            return ()
+        for call in calls:
+            arguments = next(iter(call.values())) if isinstance(call, dict) and len(call) == 1 else None
+            if not isinstance(arguments, dict) or not all(
+                isinstance(accepted, list) for accepted in arguments.values()
+            ):
+                self.defects.append("gold: a call is {name: {argument: [accepted value, …]}}")
+                return ()
+        return tuple(calls)
+
+
+def turn_defects(turns: Sequence[tuple[int, Message]], known: Sequence[str] = ()) -> list[str]:
+    """What keeps numbered messages from being a conversation that can be written and read back.
+
+    Turns with a known defect are left out: one sentence per turn is enough.
+    """
+    defects: list[str] = []
+    role_before = ""
+    flawed = {re.split("[:,]", defect, maxsplit=1)[0] for defect in known}
+    for index, (number, message) in enumerate(turns):
+        problem = _problem(message) if message.role == "assistant" else ""
+        if message.role == "system" and index:
+            problem = "a system message that is not the first"
+        elif message.role == role_before == "assistant":
+            problem = problem or "an assistant turn directly after another one"
+        if problem and f"turn {number}" not in flawed:
+            defects.append(f"turn {number}: {problem}")
+        role_before = message.role
+    return defects
+
+
+def _with_calls(turn: BuiltTurn, calls: list[ToolCall]) -> BuiltTurn:
+    return replace(turn, message=replace(turn.message, tool_calls=tuple(calls))) if calls else turn
+
+
+def _continues(first: Message, second: Message) -> bool:
+    """Whether an assistant turn is the beginning of the one directly after it."""
+    if first.role != "assistant" or first.supervised != second.supervised:
+        return False
+    only_thinks = not first.content and not first.tool_calls and first.reasoning is not None
+    calls_on = bool(second.tool_calls) and not second.content and second.reasoning is None
+    return calls_on or (only_thinks and second.reasoning is None)
+
+
+def _joined(first: Message, second: Message) -> Message:
+    return replace(first, content=first.content or second.content, tool_calls=(*first.tool_calls, *second.tool_calls))
+
+
+def _num_results(content: str) -> int:
+    """The number of results in a tool message: some sources put those of all calls into one list."""
+    if not content.lstrip().startswith("["):
+        return 1
+    try:
+        items = json.loads(content)
+    except (ValueError, RecursionError):
+        return 1
+    is_list_of_results = isinstance(items, list) and all(isinstance(item, dict) and "name" in item for item in items)
+    return len(items) if is_list_of_results and items else 1
+
+
+def _positions(turn: BuiltTurn, results: list[BuiltTurn]) -> list[int | None]:
+    """For each result the index of its call; None where it names a call that there is not."""
+    calls = turn.message.tool_calls
+    if not calls:
+        return [None] * len(results)
+    if any(turn.ids) and any(result.ids[0] for result in results):
+        by_id = {call_id: index for index, call_id in enumerate(turn.ids)}
+        return [by_id.get(result.ids[0]) if result.ids[0] else index for index, result in enumerate(results)]
+    names = [call.name for call in calls]
+    if len(set(names)) == len(names) > 1 and sorted(result.name for result in results) == sorted(names):
+        return [names.index(result.name) for result in results]
+    return list(range(len(results)))
 
 
 def _problem(message: Message) -> str:
     """Why an assistant message cannot be written and read back; empty if it can."""
     for where, text, tags in (
         ("text", message.content, (CALL_OPEN, CALL_CLOSE, THINK_OPEN, THINK_CLOSE)),
-        ("thought", message.reasoning or "", (THINK_OPEN, THINK_CLOSE)),
+        ("reasoning", message.reasoning or "", (THINK_OPEN, THINK_CLOSE)),
     ):
         if tag := next((tag for tag in tags if tag in text), ""):
-            return f"its {where} contains the tag {tag} (format `hermes` reads rows that write calls as text)"
+            return f"its {where} contains the tag {tag}"
     if not message.content and not message.tool_calls:
         return "neither an answer nor a call"
     turn = parse_turn(render_turn(message))
-    read_back = Message("assistant", turn.content, turn.reasoning, turn.tool_calls)
+    read_back = Message("assistant", turn.content, turn.reasoning, turn.tool_calls, message.supervised)
     return "" if read_back == message and not turn.errors else "it reads differently in canonical form"
-
-
-def read_tools(value: Any) -> tuple[Tool, ...]:
-    """Read the tools of a list, an object or a text of either.
-
-    Raises:
-        CallSyntaxError: If one of them cannot be read; half of the tools would be a different task.
-    """
-    is_text = isinstance(value, str)
-    return tuple(_read_tool(item, is_text) for item in _as_list(value))
-
-
-def _read_tool(value: Any, is_json_value: bool) -> Tool:
-    if isinstance(value, str):
-        value, is_json_value = parse_literal(value), True
-    function = value.get("function", value) if isinstance(value, dict) else value
-    parameters = function.get("parameters") if isinstance(function, dict) else None
-    if isinstance(parameters, dict) and parameters:
-        schema = _standard(parameters)
-        # Some sources put `required` next to the schema instead of inside.
-        required = value.get("required") or function.get("required")
-        if "required" not in schema and isinstance(required, list):
-            schema = {**schema, "required": required}
-        function = {**function, "parameters": schema}
-    return tool_from_value(function, is_json_value)
-
-
-def _standard(parameters: dict[str, Any]) -> dict[str, Any]:
-    """Turn the bare ``{name: {description, type}}`` of some sources into a JSON schema; keep a schema unchanged."""
-    is_schema = isinstance(parameters.get("type"), str) or not all(
-        isinstance(value, dict) for value in parameters.values()
-    )
-    return parameters if is_schema or "properties" in parameters else {"type": "object", "properties": parameters}
-
-
-def _read_call(value: Any) -> ToolCall:
-    is_json_value = isinstance(value, str)
-    value = parse_literal(value) if is_json_value else value
-    if isinstance(value, dict) and isinstance(value.get("function"), dict):
-        value = value["function"]
-    if isinstance(value, dict) and "arguments" in value and value["arguments"] in (None, ""):
-        # Servers write these for a call without arguments.
-        value = {**value, "arguments": {}}
-    return call_from_value(value, is_json_value)
-
-
-def _as_list(value: Any) -> list[Any]:
-    """The values of a list, a single object, a text of either, or a text with one object per line."""
-    if isinstance(value, str):
-        try:
-            value = parse_literal(value) if value.strip() else None
-        except CallSyntaxError:
-            lines = [line for line in value.splitlines() if line.strip()]
-            if len(lines) < 2 or not all(line.lstrip().startswith("{") for line in lines):
-                raise
-            value = [parse_literal(line) for line in lines]
-    if value is None:
-        return []
-    if not isinstance(value, dict | list):
-        raise CallSyntaxError(f"it is neither an object nor a list but {type(value).__name__}")
-    return value if isinstance(value, list) else [value]
-
-
-def turns_of(
-    row: Row, columns: tuple[str, ...], roles: Mapping[str, Role] = ROLES
-) -> Iterator[tuple[str, Role, dict[str, Any]]]:
-    """The turns of the first column that is filled: the row's name of the role, the role, and the turn."""
-    column = next((name for name in columns if row.get(name)), columns[0])
-    turns = row.get(column)
-    if not isinstance(turns, list) or not turns:
-        raise RowError(f"`{column}` is not a list of turns" if turns else f"the row has no turns in `{column}`")
-    for number, turn in enumerate(turns, 1):
-        if not isinstance(turn, dict):
-            raise RowError(f"turn {number} is not an object but {type(turn).__name__}")
-        name = turn.get("from") or turn.get("role")
-        if not isinstance(name, str) or name not in roles:
-            raise RowError(f"turn {number} has an unknown role, {name!r:.40}; known are {', '.join(roles)}")
-        yield name, roles[name], turn
-
-
-def turn_text(turn: dict[str, Any], number: int) -> str:
-    """The text of a ShareGPT or Hermes turn, from ``value`` or ``content``."""
-    value = turn.get("value")
-    return text_of(turn.get("content") if value is None else value, f"turn {number}: its text")
-
-
-def column_text(row: Row, key: str, needed: bool = False) -> str:
-    """A column as text, unchanged; other values as JSON, a missing one as an empty text."""
-    value = row.get(key)
-    if needed and not value:
-        raise RowError(f"the row has no `{key}`")
-    if value is not None and not isinstance(value, str):
-        value = json.dumps(value, ensure_ascii=False)
-    return text_of(value or "", f"`{key}`")
-
-
-def text_of(value: Any, what: str) -> str:
-    """Check that a value is a text that can be encoded."""
-    if not isinstance(value, str):
-        raise RowError(f"{what} is not text but {type(value).__name__}")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise RowError(f"{what} contains half a surrogate pair, which cannot be encoded") from None
-    return value

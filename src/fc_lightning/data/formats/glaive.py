@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
 
-from fc_lightning.conversation.types import Conversation, Role, Tool
-from fc_lightning.data.formats.builder import ConversationBuilder, Row, RowError, column_text
+from fc_lightning.conversation.types import Conversation, Role
+from fc_lightning.data.formats.builder import ConversationBuilder
+from fc_lightning.data.formats.chat import COMMON_KEYS
+from fc_lightning.data.formats.values import Row, RowError, column_text
+
+KEYS = COMMON_KEYS | {"system", "chat"}
 
 _NOT_BLANK = re.compile(r"\S")
 _SPEAKER = re.compile(r"^(USER|ASSISTANT|FUNCTION RESPONSE):", re.MULTILINE)
 _ROLES: dict[str, Role] = {"USER": "user", "ASSISTANT": "assistant", "FUNCTION RESPONSE": "tool"}
-_TOOLS_MARKER, _CALL_MARKER, _END_MARKER = "Use them if required -", "<functioncall>", "<|endoftext|>"
+_TOOLS_MARKER, _END_MARKER = "Use them if required -", "<|endoftext|>"
 _INTRODUCTION = "You are a helpful assistant with access to the following functions. "
-_QUOTED_ARGUMENTS = re.compile(r"""\{\s*"name":\s*"([^"]*)",\s*"arguments":\s*'(.*)'\s*\}""", re.DOTALL)
 
 
 def is_glaive(row: Row) -> bool:
@@ -25,7 +27,7 @@ def is_glaive(row: Row) -> bool:
 def read_glaive(row: Row) -> Conversation:
     """Read a Glaive row."""
     builder = ConversationBuilder()
-    prompt, tools = _split_system(column_text(row, "system"), builder)
+    prompt = _read_system(column_text(row, "system"), builder)
     builder.add(0, "system", prompt)
     chat = column_text(row, "chat", needed=True).strip()
     # Turns are separated by a blank line: "USER:" on any other line is part of a text.
@@ -36,16 +38,17 @@ def read_glaive(row: Row) -> Conversation:
     for number, (mark, end) in enumerate(zip(marks, ends, strict=True), 1):
         text = chat[mark.end() : end].strip()
         role = _ROLES[mark[1]]
-        if role != "assistant":
+        if role == "tool":
+            builder.add_result(number, text)
+        elif role == "user":
             builder.add(number, role, text)
-            continue
-        said, *calls = text.replace(_END_MARKER, "").split(_CALL_MARKER)
-        builder.add(number, role, said, None, builder.read_calls(number, [_call_value(call) for call in calls]))
-    return builder.build(row, tools)
+        else:
+            builder.add_assistant(number, text.replace(_END_MARKER, ""))
+    return builder.build(row)
 
 
-def _split_system(text: str, builder: ConversationBuilder) -> tuple[str, tuple[Tool, ...]]:
-    """Split a system text into its prose and its functions, JSON objects one after the other."""
+def _read_system(text: str, builder: ConversationBuilder) -> str:
+    """Read the functions of a system text, JSON objects one after the other; returns its prose."""
     prompt, marker, functions = text.strip().removeprefix("SYSTEM:").partition(_TOOLS_MARKER)
     values, decoder, end = [], json.JSONDecoder(), 0
     try:
@@ -54,11 +57,6 @@ def _split_system(text: str, builder: ConversationBuilder) -> tuple[str, tuple[T
             values.append(value)
     except ValueError as error:
         builder.defects.append(f"tools: function {len(values) + 1} of the system text is not JSON ({error})")
-        return text, ()
-    return prompt.removesuffix(_INTRODUCTION) if marker else prompt, builder.read_tools(values)
-
-
-def _call_value(text: str) -> Any:
-    """A call whose arguments are JSON in single quotes, within which quotes may be unescaped."""
-    quoted = _QUOTED_ARGUMENTS.fullmatch(text.strip())
-    return {"name": quoted[1], "arguments": quoted[2].replace("\\'", "'")} if quoted else text
+        return text
+    builder.read_tools(values)
+    return prompt.removesuffix(_INTRODUCTION) if marker else prompt

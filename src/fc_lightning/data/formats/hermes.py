@@ -1,46 +1,23 @@
-"""Hermes: ``conversations`` whose texts hold the tools, thoughts, calls and responses between tags."""
+"""Hermes: ``conversations`` whose texts carry the tools, reasoning, calls and responses between tags."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-from functools import lru_cache
+from fc_lightning.conversation.types import Conversation
+from fc_lightning.data.formats.chat import COMMON_KEYS, decoded_list, read_chat, system_column, turns_of
+from fc_lightning.data.formats.values import Row
 
-from fc_lightning.conversation.parsing import CallSyntaxError
-from fc_lightning.conversation.types import Conversation, Tool
-from fc_lightning.data.formats.builder import ConversationBuilder, Row, read_tools, turn_text, turns_of
-
-_TOOLS_OPEN, _TOOLS_CLOSE = "<tools>", "</tools>"
-# Prose and descriptions may contain tags too: this many are tried as the borders of a block of tools.
-_MAX_TOOLS_TAGS = 8
-# The schema of a call, with two levels of objects inside, as Hermes rows print it.
-_OBJECT = r"\{(?:[^{}]|\{(?:[^{}]|\{[^{}]{0,300}\}){0,300}\}){0,300}\}"
-# All patterns have a bounded lookahead, so that a hostile text costs linear time.
-_BOILERPLATE = tuple(
-    re.compile(pattern + r"[^\S\n]{0,9}", re.IGNORECASE)
-    for pattern in (
-        # Any sentence about the tags around the tools, which are gone.
-        r"(?:^|(?<=[.!?\n]))[^.!?\n]{0,300}<tools>\s{0,9}</tools>[^.!?\n]{0,300}[.!?]",
-        r"You are a function calling AI model\.",
-        r"You may call one or more functions to assist with the user query\.",
-        r"If available tools are not relevant in assisting with (?:the )?user query, just respond in natural "
-        r"conversational language\.",
-        r"Don['’]t make assumptions about what values to plug into (?:the )?(?:functions|json schema)\.",
-        r"After calling (?:&|and) executing the functions, you will be provided with function results within "
-        r"<tool_response>\s{0,9}</tool_response> XML tags\.",
-        r"Here are the available tools:",
-        rf"Use the following pydantic model json schema for each tool call you will make:\s{{0,9}}(?:{_OBJECT})?",
-        rf"For each (?:extraction )?function call,? return a json object[^.:\n]{{0,300}}:\s{{0,9}}(?:{_OBJECT})?",
-        r"Each function call should be enclosed within <tool_call>\s{0,9}</tool_call> XML tags"
-        r"(?: as follows)?[.:]?",
-        r"(?:Example:\s{0,9})?<tool_call>\s{0,9}\{[^{}]{0,300}\}\s{0,9}</tool_call>",
-    )
-)
+KEYS = COMMON_KEYS | {"conversations", "messages", "schema", "system", "system_prompt"}
+_COLUMNS = ("conversations", "messages")
 
 
 def is_hermes(row: Row) -> bool:
-    """Whether the row has a list of ``conversations``."""
-    return isinstance(row.get("conversations"), list)
+    """Whether the row has turns with ``value``, or with Hermes' tags in their texts."""
+    if row.get("conversations") is not None and decoded_list(row["conversations"]) is not None:
+        return True
+    texts = [turn.get("content") for turn in decoded_list(row.get("messages")) or [] if isinstance(turn, dict)]
+    tags = ("<tool_call>", "<tools>", "<tool_response>")
+    are_texts = bool(texts) and all(isinstance(text, str) for text in texts)
+    return are_texts and any(tag in text for text in texts for tag in tags if isinstance(text, str))
 
 
 def read_hermes(row: Row) -> Conversation:
@@ -48,87 +25,4 @@ def read_hermes(row: Row) -> Conversation:
 
     JSON-mode rows offer no tools: their answer is JSON of a ``schema``, a column or a block in the system text.
     """
-    builder = ConversationBuilder()
-    tools, schema = builder.read_tools(row.get("tools")), row.get("schema")
-    raw_turns: list[tuple[str, str]] = []
-    # Rows with such texts in `messages` are taken for OpenAI's unless this format is named.
-    for number, (name, role, turn) in enumerate(turns_of(row, ("conversations", "messages")), 1):
-        text = turn_text(turn, number)
-        raw_turns.append(("model" if name in ("gpt", "assistant") else name, text))
-        if role == "system":
-            schema = schema or next(iter(_blocks(text, "schema")[0]), None)
-            text, offered, problem = _split_system(text, read=not tools)
-            tools = tools or offered
-            builder.defects += [f"tools: {problem}"] if problem and not tools else []
-            builder.add(number, role, text)
-        elif role == "assistant":
-            builder.add_text_turn(number, text)
-        elif role == "tool" and (responses := _blocks(text, "tool_response")[0]):
-            if _blocks(text, "tool_response")[1].strip():
-                builder.defects.append(f"turn {number}: text outside of <tool_response>")
-            for response in responses:
-                builder.add(number, role, response)
-        else:
-            builder.add(number, role, text)
-    if schema and not tools:
-        builder.read_schema(schema)
-    return builder.build(row, tools, raw_turns)
-
-
-def _blocks(text: str, tag: str) -> tuple[list[str], str]:
-    """The text inside each pair of tags, and the text outside of all of them."""
-    opening, closing = f"<{tag}>", f"</{tag}>"
-    inside: list[str] = []
-    outside: list[str] = []
-    position = 0
-    while (start := text.find(opening, position)) >= 0 and (end := text.find(closing, start)) >= 0:
-        outside.append(text[position:start])
-        inside.append(text[start + len(opening) : end])
-        position = end + len(closing)
-    return inside, "".join([*outside, text[position:]])
-
-
-def _split_system(text: str, read: bool = True) -> tuple[str, tuple[Tool, ...], str]:
-    """Split a system text into its prose, the tools that it offers, and an error about them.
-
-    The chat template writes the tools, so text that only introduces them is removed. A text without tools between
-    tags (the schema of a JSON-mode row is not a tool) is kept unchanged. Without ``read`` the tools are parsed only
-    where their position is ambiguous.
-    """
-    spans: list[tuple[int, int]] = []
-    problems: list[str] = []
-    tools: tuple[Tool, ...] = ()
-    candidates = list(_tools_spans(text))
-    if len(candidates) == 1 and not read:
-        spans, candidates = candidates, []
-    for start, end in candidates:
-        spans.append((start, end))
-        try:
-            tools = read_tools(text[start:end])
-        except CallSyntaxError as problem:
-            problems.append(str(problem))
-        else:
-            break
-    if not spans:
-        return text, (), ""
-    is_readable = len(spans) > len(problems)
-    start, end = spans[-1] if is_readable else spans[0]
-    rest = text[: start - len(_TOOLS_OPEN)] + "\n" + text[end + len(_TOOLS_CLOSE) :]
-    return _without_boilerplate(rest), tools, "" if is_readable else problems[0]
-
-
-@lru_cache(1024)  # without its tools, most rows of a dataset have the same system text
-def _without_boilerplate(text: str) -> str:
-    for pattern in _BOILERPLATE:
-        text = pattern.sub("", text)
-    return re.sub(r"\n{3,}", "\n\n", text).strip()
-
-
-def _tools_spans(text: str) -> Iterator[tuple[int, int]]:
-    """Possible borders of the block of tools, the likeliest first; empty tags are prose about it."""
-    closes = [match.start() for match in re.finditer(_TOOLS_CLOSE, text)]
-    opens = [match.end() for match in re.finditer(_TOOLS_OPEN, text)]
-    for start in reversed(opens[-_MAX_TOOLS_TAGS:]):
-        ends = [end for end in closes if end >= start][:_MAX_TOOLS_TAGS]
-        if ends and text[start : ends[0]].strip():
-            yield from ((start, end) for end in ends)
+    return read_chat(row, turns_of(row, _COLUMNS), system_column(row), is_verbatim=True, has_schema=True)

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from fc_lightning.conversation.types import Conversation
-from fc_lightning.data.formats.builder import ConversationBuilder, Row, turns_of
+from typing import Any
 
-_REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+from fc_lightning.conversation.types import Conversation
+from fc_lightning.data.formats.chat import COMMON_KEYS, decoded_list, read_chat, system_column, turns_of
+from fc_lightning.data.formats.values import Row
+
+KEYS = COMMON_KEYS | {"messages", "conversations", "system", "system_prompt", "parallel_tool_calls"}
+_COLUMNS = ("messages", "conversations")
 
 
 def is_openai(row: Row) -> bool:
-    """Whether the row has a list of ``messages``."""
-    return isinstance(row.get("messages"), list)
+    """Whether the row has ``messages``, or ``conversations`` in the shape of messages."""
+    if row.get("messages") is not None:
+        return decoded_list(row.get("messages")) is not None
+    return any(map(_is_message, decoded_list(row.get("conversations")) or []))
+
+
+def _is_message(turn: Any) -> bool:
+    return isinstance(turn, dict) and bool(
+        turn.get("tool_calls") or turn.get("tool_call_id") or turn.get("function_call")
+    )
 
 
 def read_openai(row: Row) -> Conversation:
     """Read an OpenAI row."""
-    builder = ConversationBuilder()
-    for number, (_, role, turn) in enumerate(turns_of(row, ("messages", "conversations")), 1):
-        text, thought, part_calls = builder.read_parts(number, turn.get("content"))
-        if role != "assistant":
-            builder.add(number, role, text)
-            continue
-        for key in _REASONING_KEYS:
-            thought = thought or (turn[key] if isinstance(turn.get(key), str) else "")
-        calls = builder.read_calls(number, part_calls)
-        for key in ("tool_calls", "function_call"):
-            calls += builder.read_calls(number, turn.get(key))
-        builder.add(number, role, text, thought, calls)
-    return builder.build(row, builder.read_tools(row.get("tools") or row.get("functions")))
+    return read_chat(row, turns_of(row, _COLUMNS), system_column(row))

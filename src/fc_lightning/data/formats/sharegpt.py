@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-from fc_lightning.conversation.types import Conversation, Role
-from fc_lightning.data.formats.builder import ROLES, ConversationBuilder, Row, column_text, turn_text, turns_of
+from fc_lightning.conversation.types import Conversation
+from fc_lightning.data.formats.chat import (
+    CALL_ROLES,
+    COMMON_KEYS,
+    decoded_list,
+    read_chat,
+    role_of,
+    system_column,
+    turns_of,
+)
+from fc_lightning.data.formats.values import Row
+
+KEYS = COMMON_KEYS | {"conversations", "system", "system_prompt"}
 
 
 def is_sharegpt(row: Row) -> bool:
     """Whether a turn is a call, or the system text has its own column: Hermes rows have neither."""
-    turns = row.get("conversations")
-    turns = [turn for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
-    calls = any("function_call" in (turn.get("from"), turn.get("role")) for turn in turns)
-    return calls or bool(turns and row.get("system"))
+    turns = [turn for turn in decoded_list(row.get("conversations")) or [] if isinstance(turn, dict)]
+    return any(role_of(turn) in CALL_ROLES for turn in turns) or bool(turns and row.get("system"))
 
 
 def read_sharegpt(row: Row) -> Conversation:
     """Read a ShareGPT row."""
-    builder = ConversationBuilder()
-    builder.add(0, "system", column_text(row, "system"))
-    roles: dict[str, Role] = {**ROLES, "function_call": "assistant"}
-    for number, (name, role, turn) in enumerate(turns_of(row, ("conversations",), roles), 1):
-        text = turn_text(turn, number)
-        if name == "function_call":
-            # Consecutive text and calls are one model turn: nothing would open a second one after the end token.
-            before = builder.pop_assistant()
-            calls = before.tool_calls + builder.read_calls(number, text)
-            builder.add(number, role, before.content, None, calls)
-        else:
-            builder.add(number, role, text)
-    return builder.build(row, builder.read_tools(row.get("tools")))
+    return read_chat(row, turns_of(row, ("conversations",)), system_column(row))

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from fc_lightning.conversation.types import Conversation
-from fc_lightning.data.formats.builder import Row
-from fc_lightning.data.formats.hermes import read_hermes
-from fc_lightning.data.formats.openai import read_openai
+from fc_lightning.data.formats.chat import COMMON_KEYS, decoded_list, read_chat
+from fc_lightning.data.formats.values import Row, RowError, text_of
+
+KEYS = COMMON_KEYS | {"prompt", "completion"}
 
 
 def is_trl(row: Row) -> bool:
@@ -17,10 +18,14 @@ def is_trl(row: Row) -> bool:
 
 def read_trl(row: Row) -> Conversation:
     """Read a TRL row."""
-    messages: list[Any] = []
+    turns: list[Any] = []
     for key, role in (("prompt", "user"), ("completion", "assistant")):
         value = row.get(key)
-        messages += value if isinstance(value, list) else [{"role": role, "content": value}]
-    # A completion that is a text carries its calls between tags.
-    reader = read_openai if isinstance(row.get("completion"), list) else read_hermes
-    return reader({**row, "messages": messages, "conversations": None})
+        messages = None if isinstance(value, str) else decoded_list(value)
+        if messages:
+            turns += messages
+        else:
+            turns.append({"role": role, "content": text_of(value, f"turn {len(turns) + 1}: its text")})
+    if not all(isinstance(turn, dict) for turn in turns):
+        raise RowError("`prompt` and `completion` are not lists of messages")
+    return read_chat(row, turns, is_verbatim=all(isinstance(turn.get("content"), str) for turn in turns))

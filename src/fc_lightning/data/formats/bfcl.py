@@ -1,0 +1,43 @@
+"""Berkeley Function Calling Leaderboard: ``question``, ``function`` and ``ground_truth`` with every accepted value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fc_lightning.conversation.types import Conversation
+from fc_lightning.data.formats.chat import COMMON_KEYS, decoded_list, read_chat
+from fc_lightning.data.formats.values import Row, RowError, as_list
+
+KEYS = COMMON_KEYS | {"question", "function", "ground_truth"}
+
+
+def is_bfcl(row: Row) -> bool:
+    """Whether the row has ``question`` and ``function``."""
+    return "question" in row and "function" in row
+
+
+def read_bfcl(row: Row) -> Conversation:
+    """Read a row of the leaderboard. The first accepted value of each argument is the call to learn."""
+    turns = decoded_list(row.get("question")) or []
+    if len(turns) == 1 and isinstance(turns[0], list):
+        turns = turns[0]
+    if not turns or not all(isinstance(turn, dict) for turn in turns):
+        raise RowError("`question` is not one conversation (rows with several exchanges have no reference calls)")
+    gold = as_list(row.get("ground_truth"))
+    if not gold:  # irrelevance: no tool fits, and there is no reference answer
+        raise RowError("the row has no `ground_truth`, so there is no answer to learn")
+    call = [_call(one) for one in gold]
+    return read_chat({**row, "gold": gold}, [*turns, {"role": "assistant", "content": "", "tool_calls": call}])
+
+
+def _call(alternatives: Any) -> Any:
+    """The call with the first accepted value of each argument; an argument that may be left out is."""
+    if not isinstance(alternatives, dict) or len(alternatives) != 1:
+        return alternatives
+    name, accepted = next(iter(alternatives.items()))
+    if not isinstance(accepted, dict):
+        return alternatives
+    arguments = {
+        key: values[0] for key, values in accepted.items() if isinstance(values, list) and values and values[0] != ""
+    }
+    return {"name": name, "arguments": arguments}

@@ -1,0 +1,164 @@
+"""Syntaxes between a call's markers: JSON, Python, XML, and the ones of single models.
+
+A parser returns no calls for a text in another syntax, and raises for a broken text in its own.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+from fc_lightning.conversation.parsing import CallSyntaxError, parse_literal, to_json_value
+from fc_lightning.conversation.types import ToolCall
+from fc_lightning.data.formats.python_calls import NAME, Tools, parse_python
+from fc_lightning.data.formats.values import as_list, read_call
+
+_NAMED_JSON = re.compile(rf"\s*(?P<name>{NAME}?)\s*(?:\[ARGS\]|\n|(?=\{{))\s*(?P<arguments>\{{.*\}})\s*", re.DOTALL)
+_FUNCTION_XML = re.compile(r"\s*<function=(?P<name>[^>]{1,128})>(?P<body>.*?)</function>", re.DOTALL)
+_PARAMETER_XML = re.compile(r"<parameter=(?P<name>[^>]{1,128})>(?P<value>.*?)</parameter>", re.DOTALL)
+_INVOKE_XML = re.compile(r'\s*<invoke name="(?P<name>[^"]{1,128})">(?P<body>.*?)</invoke>', re.DOTALL)
+_INVOKE_PARAMETER = re.compile(
+    r'<parameter name="(?P<name>[^"]{1,128})"[^>]{0,99}>(?P<value>.*?)</parameter>', re.DOTALL
+)
+_GLM_ARGUMENT = re.compile(r"\s*<arg_key>(?P<name>.*?)</arg_key>\s*<arg_value>(?P<value>.*?)</arg_value>", re.DOTALL)
+_QUOTED_ARGUMENTS = re.compile(
+    r"""\{\s*"name":\s*"(?P<name>[^"]*)",\s*"arguments":\s*'(?P<arguments>.*)'\s*\}""", re.DOTALL
+)
+_DEEPSEEK_CALL = re.compile(
+    r"<｜tool▁call▁begin｜>(?P<head>.*?)<｜tool▁sep｜>(?P<body>.*?)<｜tool▁call▁end｜>", re.DOTALL
+)
+_KIMI_CALL = re.compile(
+    r"<\|tool_call_begin\|>\s*(?P<name>.*?)\s*<\|tool_call_argument_begin\|>(?P<body>.*?)<\|tool_call_end\|>", re.DOTALL
+)
+FENCE = re.compile(r"\s*```(?:json|python|py)?\s*\n(?P<body>.*?)\n?\s*```\s*", re.DOTALL)
+
+
+def parse_calls(text: str, tools: Tools) -> list[ToolCall]:
+    """Read the calls of a text without markers, in any of the known syntaxes.
+
+    Raises:
+        CallSyntaxError: If it is in none of them.
+    """
+    try:
+        return [read_call(value) for value in as_list(text)] or _no_calls(text)
+    except CallSyntaxError as problem:
+        for parse in _BODY_PARSERS:
+            calls = parse(text, tools)
+            if calls:
+                return calls
+        raise problem from None
+
+
+def _no_calls(text: str) -> list[ToolCall]:
+    if text.strip().startswith("["):  # an empty list calls nothing
+        return []
+    raise CallSyntaxError("there is no call between the tags")
+
+
+def _parse_quoted(text: str, tools: Tools) -> list[ToolCall]:
+    """Glaive: arguments are JSON in single quotes, within which quotes may be unescaped."""
+    match = _QUOTED_ARGUMENTS.fullmatch(text.strip())
+    if match is None:
+        return []
+    return [read_call({"name": match["name"], "arguments": match["arguments"].replace("\\'", "'")})]
+
+
+def _parse_named_json(text: str, tools: Tools) -> list[ToolCall]:
+    """A name, then the arguments as JSON: Mistral's ``name[ARGS]{…}``, GLM-4's name on a line of its own."""
+    match = _NAMED_JSON.fullmatch(text)
+    if match is None:
+        return []
+    arguments = parse_literal(match["arguments"])
+    return [read_call({"name": match["name"].strip(), "arguments": arguments})]
+
+
+def _parse_xml(text: str, tools: Tools) -> list[ToolCall]:
+    """``<function=name>`` with JSON or ``<parameter=…>`` inside, or ``<invoke name="…">`` with parameters."""
+    calls = []
+    for pattern, parameter in ((_FUNCTION_XML, _PARAMETER_XML), (_INVOKE_XML, _INVOKE_PARAMETER)):
+        for match in pattern.finditer(text):
+            given = {one["name"]: one["value"] for one in parameter.finditer(match["body"])}
+            body = match["body"].strip()
+            if given or not body:
+                name = match["name"].strip()
+                arguments = {key: typed_argument(value, name, key, tools) for key, value in given.items()}
+            else:
+                arguments = parse_literal(body)
+            calls.append(read_call({"name": match["name"].strip(), "arguments": arguments}))
+    return calls
+
+
+def _parse_glm(text: str, tools: Tools) -> list[ToolCall]:
+    """GLM-4.5: a name, then ``<arg_key>`` and ``<arg_value>`` for each argument."""
+    name = text.partition("<arg_key>")[0].strip()
+    given = {match["name"].strip(): match["value"] for match in _GLM_ARGUMENT.finditer(text)}
+    if not re.fullmatch(NAME, name) or (not given and name not in tools):
+        return []
+    return [ToolCall(name, {key: typed_argument(value, name, key, tools) for key, value in given.items()})]
+
+
+def typed_argument(text: str, name: str, argument: str, tools: Tools) -> Any:
+    """An argument that is written without quotes: a text if the tool declares one, else JSON if it is JSON."""
+    text = text.strip("\n") if "\n" in text else text.strip()
+    properties = tools[name].parameters.get("properties") if name in tools else None
+    schema = properties.get(argument) if isinstance(properties, dict) else None
+    if isinstance(schema, dict) and str(schema.get("type")).lower() in ("string", "str"):
+        return text
+    try:
+        return parse_literal(text)
+    except CallSyntaxError:
+        return text
+
+
+def _parse_sections(text: str, tools: Tools) -> list[ToolCall]:
+    """DeepSeek's and Kimi's sections: each call between markers of its own."""
+    calls = []
+    for match in _DEEPSEEK_CALL.finditer(text):
+        head, body = match["head"].strip(), match["body"].strip()
+        if head == "function":  # the name is on the first line, the arguments in a fence
+            head, _, body = body.partition("\n")
+        fence = FENCE.fullmatch(body)
+        calls.append(read_call({"name": head.strip(), "arguments": fence["body"] if fence else body}))
+    for match in _KIMI_CALL.finditer(text):
+        name = re.sub(r"^functions\.|:\d+$", "", match["name"].strip())
+        calls.append(read_call({"name": name, "arguments": match["body"].strip()}))
+    return calls
+
+
+def _parse_function_gemma(text: str, tools: Tools) -> list[ToolCall]:
+    """FunctionGemma: ``call:name{key:<escape>text<escape>,number:1}``; Gemma 4 has another quote."""
+    match = re.fullmatch(rf"\s*call:(?P<name>{NAME})(?P<body>\{{.*\}})\s*", text, re.DOTALL)
+    if match is None:
+        return []
+    return [ToolCall(match["name"], to_json_value(parse_gemma_object(match["body"])))]
+
+
+def parse_gemma_object(text: str) -> Any:
+    """Read FunctionGemma's objects: keys without quotes, texts between ``<escape>`` marks.
+
+    Raises:
+        CallSyntaxError: If the text is not such an object.
+    """
+    quote = '<|"|>' if '<|"|>' in text else "<escape>"
+    parts = text.split(quote)
+    # Outside of texts only keys need quotes; a text becomes a JSON string.
+    pieces = [
+        json.dumps(part) if index % 2 else re.sub(r"([{,]\s*)([A-Za-z_][\w.\-]*)\s*:", r'\1"\2":', part)
+        for index, part in enumerate(parts)
+    ]
+    if len(parts) % 2 == 0:
+        raise CallSyntaxError(f"a text is not closed: {text[:80]}")
+    return parse_literal("".join(pieces))
+
+
+_BODY_PARSERS: tuple[Callable[[str, Tools], list[ToolCall]], ...] = (
+    _parse_quoted,
+    _parse_function_gemma,
+    _parse_xml,
+    _parse_sections,
+    _parse_glm,
+    _parse_named_json,
+    parse_python,
+)

@@ -1,0 +1,254 @@
+"""Chat turns: roles, contents, calls and results under the keys that are in use; most formats are a case of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from fc_lightning.conversation.parsing import CallSyntaxError
+from fc_lightning.conversation.types import Conversation, Role
+from fc_lightning.data.formats.builder import ConversationBuilder
+from fc_lightning.data.formats.system_text import blocks, split_system
+from fc_lightning.data.formats.values import Row, RowError, as_list, call_id, column_text, is_empty, text_of
+
+# Names of the roles in known datasets.
+ROLES: dict[str, Role] = {
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "model", "ai", "bot", "chatbot"), "assistant"),
+    **dict.fromkeys(
+        ("tool", "function", "observation", "tool_response", "tool_result", "function_response", "ipython"), "tool"
+    ),
+}
+CALL_ROLES = ("function_call", "tool_call", "tool_calls")
+_ROLE_KEYS = ("from", "role", "speaker")
+_REASONING_KEYS = ("reasoning_content", "reasoning", "thinking", "thought")
+_CALL_KEYS = ("tool_calls", "function_call", "tool_call")
+_FLAGS = ("weight", "train", "train_on_turn", "loss", "trainable", "supervised")
+_RESULT_KEYS = ("tool_call_id", "call_id", "tool_use_id", "name", "tool_name")
+_TURN_KEYS = frozenset(
+    (
+        *_ROLE_KEYS,
+        *_REASONING_KEYS,
+        *_CALL_KEYS,
+        *_FLAGS,
+        *_RESULT_KEYS,
+        "value",
+        "content",
+        "tools",
+        "metadata",
+        "type",
+    )
+)
+_TOOL_COLUMNS = ("tools", "functions", "function", "available_tools")
+# Keys that every format reads.
+COMMON_KEYS = frozenset((*_TOOL_COLUMNS, "id", "category", "gold", "chat_template_kwargs"))
+_TEXT_PARTS = ("text", "input_text", "output_text")
+_REASONING_PARTS = ("reasoning", "thinking")
+_CALL_PARTS = ("tool_call", "function_call")
+
+
+def turns_of(row: Row, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """The turns of the first column that is filled; a text of JSON is decoded.
+
+    Raises:
+        RowError: If there are none, or one is not an object.
+    """
+    column = next((name for name in columns if row.get(name)), columns[0])
+    turns = decoded_list(row.get(column))
+    if turns is None:
+        raise RowError(f"`{column}` is not a list of turns")
+    if not turns:
+        raise RowError(f"the row has no turns in `{column}`")
+    for number, turn in enumerate(turns, 1):
+        if not isinstance(turn, dict):
+            raise RowError(f"turn {number} is not an object but {type(turn).__name__}")
+    return turns
+
+
+def decoded_list(value: Any) -> list[Any] | None:
+    """A list, also one that is written as JSON, or whose items are; None for anything else."""
+    if isinstance(value, str) and value.lstrip()[:1] == "[":
+        try:
+            value = as_list(value)
+        except CallSyntaxError:
+            return None
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        return None
+    if not any(isinstance(item, str) and item.startswith("{") for item in value):
+        return value
+    try:
+        return [as_list(item)[0] if isinstance(item, str) and item.startswith("{") else item for item in value]
+    except CallSyntaxError:
+        return None
+
+
+def role_of(turn: Mapping[str, Any]) -> Any:
+    """The row's name for the role of a turn."""
+    return next((turn[key] for key in _ROLE_KEYS if turn.get(key)), None)
+
+
+def tools_of(row: Row) -> Any:
+    """The value of the column with the available tools."""
+    found = next((row[key] for key in _TOOL_COLUMNS if not is_empty(row.get(key))), None)
+    extra = row.get("chat_template_kwargs")
+    if found is None and isinstance(extra, Mapping):
+        found = next(
+            (extra[key] for key in ("xml_tools", "python_tools", "tools") if not is_empty(extra.get(key))), None
+        )
+    return found
+
+
+def read_chat(
+    row: Row, turns: Iterable[dict[str, Any]], system: str = "", is_verbatim: bool = False, has_schema: bool = False
+) -> Conversation:
+    """Read a row of chat turns.
+
+    Args:
+        row: The row: its tools, id, category and gold are used.
+        turns: Its turns.
+        system: A system text outside of the turns.
+        is_verbatim: Whether the turns are texts that can be rendered verbatim.
+        has_schema: Whether a row without tools may have the JSON schema of the answer.
+    """
+    builder = ConversationBuilder()
+    builder.read_tools(tools_of(row))
+    schema = row.get("schema") if has_schema else None
+    if system:
+        _add_system(builder, 0, system)
+    raw_turns: list[tuple[str, str]] = []
+    for number, turn in enumerate(turns, 1):
+        role = role_of(turn)
+        if not isinstance(role, str) or (role not in ROLES and role not in CALL_ROLES):
+            known = ", ".join([*ROLES, *CALL_ROLES])
+            raise RowError(f"turn {number} has an unknown role, {role!r:.40}; known are {known}")
+        builder.note_unread("turn", turn, _TURN_KEYS)
+        content = turn.get("content") if turn.get("value") is None else turn["value"]
+        if is_verbatim:
+            text = text_of(content, f"turn {number}: its text")
+            raw_turns.append(("model" if ROLES.get(role) == "assistant" else role, text))
+            if has_schema and ROLES.get(role) == "system":
+                schema = schema or next(iter(blocks(text, "schema")[0]), None)
+        _read_turn(builder, number, role, turn, content)
+    if schema and not builder.tools:
+        builder.read_schema(schema)
+    return builder.build(row, raw_turns)
+
+
+def _read_turn(builder: ConversationBuilder, number: int, name: str, turn: dict[str, Any], content: Any) -> None:
+    if name in CALL_ROLES:
+        calls, ids = builder.read_calls(number, content if turn.get("tool_calls") is None else turn["tool_calls"])
+        if not calls and not any(defect.startswith(f"turn {number},") for defect in builder.defects):
+            builder.defects.append(f"turn {number}: it calls nothing")
+        builder.add_assistant(number, "", None, calls, ids, is_supervised(turn, builder, number))
+        return
+    role = ROLES[name]
+    if role == "tool":
+        _add_results(builder, number, turn, content)
+        return
+    text, thought, part_calls = read_parts(builder, number, content)
+    if role == "system":
+        if not builder.tools and not is_empty(turn.get("tools")):
+            builder.read_tools(turn["tools"])
+        _add_system(builder, number, text)
+    elif role == "user":
+        builder.add(number, role, text)
+    else:
+        _add_assistant(builder, number, turn, text, thought, part_calls)
+
+
+def _add_assistant(
+    builder: ConversationBuilder, number: int, turn: dict[str, Any], text: str, thought: str, part_calls: list[Any]
+) -> None:
+    thought = thought or next((turn[key] for key in _REASONING_KEYS if isinstance(turn.get(key), str)), "")
+    values = list(part_calls)
+    for key in _CALL_KEYS:
+        if is_empty(turn.get(key)):
+            continue
+        try:
+            values += as_list(turn[key])
+        except CallSyntaxError as problem:
+            builder.defects.append(f"turn {number}, call 1: {problem}")
+    metadata = turn.get("metadata")
+    if isinstance(metadata, str) and metadata.strip() in {tool.name for tool in builder.tools}:
+        values, text = [{"name": metadata.strip(), "arguments": text}], ""  # ChatGLM: the content is the arguments
+    elif not is_empty(metadata):
+        builder.notices.append(("unread_key", "turn.metadata"))
+    calls, ids = builder.read_calls(number, values)
+    if values and not calls:  # the defects say why
+        builder.add_assistant(number, text or " ", thought, (), (), is_supervised(turn, builder, number))
+        return
+    builder.add_assistant(number, text, thought, calls, ids, is_supervised(turn, builder, number))
+
+
+def is_supervised(turn: Mapping[str, Any], builder: ConversationBuilder, number: int) -> bool:
+    """Whether a turn's flags leave it a training target."""
+    for key in _FLAGS:
+        flag = turn.get(key)
+        if isinstance(flag, bool | int | float):
+            if flag not in (0, 1):
+                builder.notices.append(("turn_weight", f"turn {number}: {key} {flag} is treated as 1"))
+            if not flag:
+                return False
+    return True
+
+
+def _add_system(builder: ConversationBuilder, number: int, text: str) -> None:
+    rest, tools, problem = split_system(text, read=not builder.tools)
+    builder.tools = builder.tools or tools
+    if problem and not builder.tools:
+        builder.defects.append(f"tools: {problem}")
+    builder.add(number, "system", rest)
+
+
+def _add_results(builder: ConversationBuilder, number: int, turn: dict[str, Any], content: Any) -> None:
+    ids = (turn.get(key) for key in ("tool_call_id", "call_id", "tool_use_id"))
+    found_id = next((str(value) for value in ids if value), "")
+    name = next((turn[key] for key in ("name", "tool_name") if isinstance(turn.get(key), str)), "")
+    if isinstance(content, str):
+        responses, outside = blocks(content, "tool_response")
+        if responses:
+            if outside.strip():
+                builder.defects.append(f"turn {number}: text outside of <tool_response>")
+            for response in responses:
+                builder.add_result(number, response, found_id if len(responses) == 1 else "", name)
+            return
+    elif isinstance(content, list) and content and all(_is_text_part(part) for part in content):
+        content = read_parts(builder, number, content)[0]
+    builder.add_result(number, content, found_id, name)
+
+
+def _is_text_part(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") in _TEXT_PARTS
+
+
+def read_parts(builder: ConversationBuilder, number: int, content: Any) -> tuple[str, str, list[Any]]:
+    """Split a content (a text, a list of typed parts, or null) into text, reasoning and calls."""
+    if content is None or isinstance(content, str):
+        return text_of(content or "", f"turn {number}: its text"), "", []
+    if not isinstance(content, list):
+        raise RowError(f"turn {number}: its content is {type(content).__name__}, not text, parts or null")
+    texts: list[str] = []
+    thoughts: list[str] = []
+    calls: list[Any] = []
+    for part in content:
+        part = part if isinstance(part, dict) else {"text": part}
+        kind = str(part.get("type") or "text")
+        value = next((part[key] for key in ("text", "value", "content", kind, "function") if part.get(key)), "")
+        if kind in _CALL_PARTS:
+            calls.append({**value, "id": call_id(part)} if isinstance(value, dict) else value or part)
+        elif kind in _TEXT_PARTS:
+            texts.append(text_of(value, f"turn {number}: a part"))
+        elif kind in _REASONING_PARTS:
+            thoughts.append(text_of(value, f"turn {number}: a part"))
+        else:
+            builder.defects.append(f"turn {number}: a part of type {kind!r:.40} is neither text nor a call")
+    return "\n".join(texts), "\n".join(thoughts), calls
+
+
+def system_column(row: Row) -> str:
+    """The system text that a row has in a column."""
+    key = next((key for key in ("system", "system_prompt") if not is_empty(row.get(key))), "system")
+    return column_text(row, key)

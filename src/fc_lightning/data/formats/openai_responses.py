@@ -1,0 +1,45 @@
+"""Items of OpenAI's Responses API: messages, ``function_call`` and ``function_call_output`` side by side."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fc_lightning.conversation.types import Conversation
+from fc_lightning.data.formats.chat import COMMON_KEYS, decoded_list, read_chat, turns_of
+from fc_lightning.data.formats.values import Row, column_text
+
+KEYS = COMMON_KEYS | {"input", "output", "messages", "items", "instructions"}
+_COLUMNS = ("input", "messages", "items")
+_TYPES = ("function_call", "function_call_output", "reasoning")
+
+
+def is_openai_responses(row: Row) -> bool:
+    """Whether an item without a role is a call or its output."""
+    items = [item for column in (*_COLUMNS, "output") for item in decoded_list(row.get(column)) or []]
+    return any(isinstance(item, dict) and "role" not in item and item.get("type") in _TYPES for item in items)
+
+
+def read_openai_responses(row: Row) -> Conversation:
+    """Read a row of items."""
+    items: list[dict[str, Any]] = []
+    if isinstance(row.get("input"), str) and decoded_list(row["input"]) is None:
+        items.append({"role": "user", "content": row["input"]})
+    else:
+        items += turns_of(row, _COLUMNS)
+    if decoded_list(row.get("output")):
+        items += turns_of(row, ("output",))
+    return read_chat(row, [_message(item) for item in items], column_text(row, "instructions"))
+
+
+def _message(item: dict[str, Any]) -> dict[str, Any]:
+    kind = item.get("type")
+    if kind == "function_call":
+        call = {"name": item.get("name"), "arguments": item.get("arguments"), "id": item.get("call_id")}
+        return {"role": "assistant", "content": "", "tool_calls": [call]}
+    if kind == "function_call_output":
+        return {"role": "tool", "content": item.get("output"), "tool_call_id": item.get("call_id")}
+    if kind == "reasoning":
+        parts = [*(item.get("summary") or []), *(item.get("content") or [])]
+        text = "\n".join(str(part.get("text") or "") for part in parts if isinstance(part, dict))
+        return {"role": "assistant", "content": "", "reasoning_content": text or " "}
+    return {key: value for key, value in item.items() if key not in ("type", "id", "status")}
