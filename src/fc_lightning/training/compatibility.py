@@ -1,4 +1,4 @@
-"""Whether a checkpoint belongs to the model that it is loaded into."""
+"""Whether settings fit together, and whether a checkpoint belongs to the model that it is loaded into."""
 
 from __future__ import annotations
 
@@ -77,3 +77,10 @@ def check_settings(precision: str, has_adapter: bool, is_quantized: bool) -> Non
             f"`trainer.precision: {precision}` rounds the adapter and the rotary angles too; use "
             f"{mixed}, which also keeps the frozen base in half precision"
         )
+
+
+def base_dtype(configured: str, precision: str, has_adapter: bool) -> str:
+    """The precision of the base's weights: ``auto`` is bfloat16 under an adapter in bf16 training, else float32."""
+    if configured != "auto":
+        return configured
+    return "bfloat16" if has_adapter and precision.startswith("bf16") else "float32"

@@ -32,8 +32,9 @@ from fc_lightning.models.loading import base_digest, load_base, load_config
 from fc_lightning.models.lora import add_adapter, add_token_rows, unwrap_peft
 from fc_lightning.models.loss import HEAD_CHUNK, token_loss_sum
 from fc_lightning.models.merging import merged_for_inference
+from fc_lightning.models.preference_loss import Preference
 from fc_lightning.training.accumulation import MicroBatchLoss, sum_over_ranks
-from fc_lightning.training.compatibility import check_base, check_settings, check_weights
+from fc_lightning.training.compatibility import base_dtype, check_base, check_settings, check_weights
 from fc_lightning.training.lightning_internals import attached_trainer
 from fc_lightning.utils.malloc import release_freed_memory
 
@@ -63,6 +64,7 @@ class FunctionCallingModule(LightningModule):
         peft: The adapter, any ``peft.PeftConfig`` by ``class_path``; null trains every weight.
         special_tokens: Tags that become one token each; an empty list keeps them plain text.
         supervise: Which tokens are trained on: the model's turns (``assistant``) or all of them (``all``).
+        preference: Adds a preference loss for rows with a rejected turn (columns ``chosen`` and ``rejected``).
         token_weights: Weights of the supervised tokens in the training loss, by what they are; 1 each by default.
         compile: Compile each decoder layer with ``torch.compile``.
         gradient_checkpointing: Save memory by recomputing each layer in the backward pass.
@@ -89,6 +91,7 @@ class FunctionCallingModule(LightningModule):
         peft: PeftConfig | None = None,
         special_tokens: list[str] | None = None,
         supervise: Supervise = "assistant",
+        preference: Preference | None = None,
         token_weights: TokenWeights | None = None,
         compile: bool = False,
         gradient_checkpointing: bool = False,
@@ -102,7 +105,7 @@ class FunctionCallingModule(LightningModule):
         non_finite: Literal["stop", "skip"] = "stop",
     ):
         super().__init__()
-        self.save_hyperparameters(ignore=["peft", "token_weights"])
+        self.save_hyperparameters(ignore=["peft", "preference", "token_weights"])
 
         # The model
         self.base = base
@@ -118,6 +121,7 @@ class FunctionCallingModule(LightningModule):
 
         # Training
         self.supervise = supervise
+        self.preference = preference
         self.token_weights = token_weights
         self.compile_layers = compile
         self.gradient_checkpointing = gradient_checkpointing
@@ -164,8 +168,8 @@ class FunctionCallingModule(LightningModule):
         if self.model is not None:
             return
         check_settings(self._precision, self.peft is not None, bool(self.quantization))
-        dtype, attention = self._base_dtype(), self.attn_implementation
-        reason = "as configured"
+        dtype = base_dtype(self.weight_dtype, self._precision, self.peft is not None)
+        attention, reason = self.attn_implementation, "as configured"
         if attention == "auto":
             config = load_config(self.base, self.revision)
             attention, reason = choose_attention(config, self._target_device, "mixed" in self._precision)
@@ -194,7 +198,7 @@ class FunctionCallingModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The summed loss of a micro-batch; the gradients are divided once, for the whole optimizer step."""
-        loss = token_loss_sum(self.model, batch, self.head_chunk)
+        loss = token_loss_sum(self.model, batch, self.head_chunk, self.preference)
         self._window.append(MicroBatchLoss.of(loss, batch))
         return loss
 
@@ -297,11 +301,6 @@ class FunctionCallingModule(LightningModule):
     def _target_device(self) -> torch.device:
         trainer = attached_trainer(self)
         return trainer.strategy.root_device if trainer else torch.device("cpu")
-
-    def _base_dtype(self) -> str:
-        if self.weight_dtype != "auto":
-            return self.weight_dtype
-        return "bfloat16" if self.peft is not None and self._precision.startswith("bf16") else "float32"
 
     def _trained_weights(self) -> dict[str, Tensor]:
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
