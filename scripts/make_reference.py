@@ -156,8 +156,8 @@ def reference() -> str:
         "### model.token_weights\n",
         *table(TokenWeights, TokenWeights.__doc__),
         "## data\n",
-        "`base`, `revision`, `special_tokens`, `supervise` and `token_weights` follow those of `model`, `pairs` follows "
-        "`model.preference`; they are not given here.\n",
+        "`base`, `revision`, `special_tokens`, `supervise` and `token_weights` follow those of `model`, and `pairs` "
+        "follows `model.preference`; they are not given here.\n",
         *table(FunctionCallingDataModule.__init__, FunctionCallingDataModule.__doc__, SHARED),
         "### A source\n",
         "`data.train`, `data.validation` and `data.test` are lists of these:\n",

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.helpers.checkpoints import same, state_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fc_lightning.chat_template.template import ChatTemplate
@@ -115,23 +116,18 @@ def arguments(data: Path, folder: Path, *more: str) -> list[str]:
         "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
         "init_args": {"dirpath": str(folder), "every_n_train_steps": 1, "save_top_k": -1, "filename": "{step}"},
     }
-    adapter = {"class_path": "fc_lightning.callbacks.SaveAdapter"}
     return [
-        *("fit", "--config=configs/debug/tiny.yaml", f"--trainer.callbacks={json.dumps([checkpoint, adapter])}"),
+        *("fit", "--config=configs/debug/tiny.yaml", f"--trainer.callbacks={json.dumps([checkpoint])}"),
         *("--model.preference.weight=0.5", f"--data.train=[{{path: {data}, limit: null}}]", "--data.validation=null"),
         *("--data.packing=false", "--trainer.max_epochs=2", f"--trainer.logger.init_args.save_dir={folder / 'runs'}"),
         *more,
     ]
 
 
-def adapter_in(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(next(folder.rglob("adapter_model.safetensors")))
-
-
 @pytest.mark.slow
-def test_two_ranks_and_resumed_runs_end_with_the_same_adapter(data, tmp_path):
+def test_two_ranks_and_resumed_runs_end_with_the_same_weights(data, tmp_path):
     main(arguments(data, tmp_path / "whole", "--trainer.accumulate_grad_batches=2"))
-    whole = adapter_in(tmp_path / "whole")
+    whole = state_of(tmp_path / "whole" / "step=6.ckpt")
     main(
         arguments(
             data,
@@ -140,15 +136,16 @@ def test_two_ranks_and_resumed_runs_end_with_the_same_adapter(data, tmp_path):
             f"--ckpt_path={tmp_path / 'whole' / 'step=4.ckpt'}",
         )
     )
-    assert all(torch.equal(weights, whole[name]) for name, weights in adapter_in(tmp_path / "resumed").items())
+    assert same(state_of(tmp_path / "resumed" / "step=6.ckpt"), whole)
     job = arguments(data, tmp_path / "ranks", "--trainer.accumulate_grad_batches=1", "--trainer.devices=2")
     (tmp_path / "jobs.json").write_text(json.dumps([[*job, "--trainer.strategy=ddp"]]))
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
     command = [*launch, "tests/helpers/sweep.py", str(tmp_path / "jobs.json")]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     assert result.returncode == 0, result.stdout + result.stderr
-    for name, weights in adapter_in(tmp_path / "ranks").items():
-        assert (weights - whole[name]).norm() <= 1e-5 * whole[name].norm(), name
+    ranks = state_of(tmp_path / "ranks" / "step=6.ckpt")
+    for name, weights in whole["state_dict"].items():
+        assert (ranks["state_dict"][name] - weights).norm() <= 1e-5 * weights.norm(), name
 
 
 def data_module(data: Path, **settings) -> FunctionCallingDataModule:
