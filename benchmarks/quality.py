@@ -59,7 +59,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--runs", default="runs/quality", help="folder of the runs")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--set", action="append", default=[], help="setting of all runs: --set=--data.seed=1")
+    parser.add_argument("--set", action="append", default=[], help="a setting of all runs, --set=--KEY=VALUE")
     parser.add_argument("--table", action="store_true", help="print the results and train nothing")
     return parser.parse_args()
 
