@@ -32,6 +32,7 @@ from fc_lightning.models.loading import base_digest, load_base
 from fc_lightning.models.lora import add_adapter, add_token_rows, unwrap_peft
 from fc_lightning.models.loss import HEAD_CHUNK, token_loss_sum
 from fc_lightning.models.merging import merged_for_inference
+from fc_lightning.models.preference_loss import Preference
 from fc_lightning.training.accumulation import MicroBatchLoss, describe_suspects, sum_over_ranks, suspect_ids
 from fc_lightning.training.compatibility import adapter_settings, check_adapter, check_base, check_weights
 from fc_lightning.training.lightning_internals import attached_trainer
@@ -65,6 +66,7 @@ class FunctionCallingModule(LightningModule):
         peft: The adapter, any ``peft.PeftConfig`` by ``class_path``; null trains every weight.
         special_tokens: Tags that become one token each; an empty list keeps them plain text.
         supervise: Which tokens are trained on: the model's turns (``assistant``) or all of them (``all``).
+        preference: Adds a preference loss for rows with a rejected turn (columns ``chosen`` and ``rejected``).
         token_weights: Weights of the supervised tokens in the training loss, by what they are; 1 each by default.
         compile: Compile each decoder layer with ``torch.compile``; ``auto`` does so on a GPU.
         gradient_checkpointing: Save memory by recomputing each layer in the backward pass.
@@ -95,6 +97,7 @@ class FunctionCallingModule(LightningModule):
         peft: PeftConfig | None = None,
         special_tokens: list[str] | None = None,
         supervise: Supervise = "assistant",
+        preference: Preference | None = None,
         token_weights: TokenWeights | None = None,
         compile: bool | Literal["auto"] = "auto",
         gradient_checkpointing: bool = False,
@@ -111,7 +114,7 @@ class FunctionCallingModule(LightningModule):
         non_finite: Literal["stop", "skip"] = "stop",
     ):
         super().__init__()
-        self.save_hyperparameters(ignore=["peft", "token_weights"])
+        self.save_hyperparameters(ignore=["peft", "preference", "token_weights"])
 
         # The model
         self.base = base
@@ -127,6 +130,7 @@ class FunctionCallingModule(LightningModule):
 
         # Training
         self.supervise = supervise
+        self.preference = preference
         self.token_weights = token_weights
         self.compile_layers = compile
         self.gradient_checkpointing = gradient_checkpointing
@@ -213,7 +217,7 @@ class FunctionCallingModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The summed loss of a micro-batch; the gradients are divided once, for the whole optimizer step."""
-        loss = token_loss_sum(self.model, batch, self.head_chunk)
+        loss = token_loss_sum(self.model, batch, self.head_chunk, self.preference)
         self._window.append(MicroBatchLoss.of(loss, batch))
         return loss
 
