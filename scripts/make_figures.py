@@ -94,11 +94,11 @@ def way() -> None:
     room(640, 120, 112, "loss", "per token")
     parts.append(arrow(511, 66, 511, 120))
     parts.append(text(503, 98, "evaluation: a prompt for each model turn", "small end"))
-    room(436, 120, 150, "generated turns", "from the recorded history")
+    room(436, 120, 150, "generated turns", "recorded history")
     parts += [arrow(511, 166, 511, 214), text(503, 194, "parse", "small end")]
     room(436, 214, 150, "exact match", "compared by value")
     parts += [arrow(696, 166, 696, 214), text(688, 194, "optimizer", "small end")]
-    room(640, 214, 112, "adapter", "LoRA + new tokens")
+    room(640, 214, 112, "adapter", "LoRA, new rows")
     parts += [arrow(696, 260, 696, 306), text(688, 288, "merge", "small end")]
     room(436, 306, 316, "exported folder", "weights, tokenizer, the same chat template")
     parts += [path([(436, 329), (328, 329)], "line"), path([(335, 325), (328, 329), (335, 333), (335, 325)], "head")]
@@ -215,8 +215,8 @@ def normalisation() -> None:
         parts.append(text((start + x - 10) / 2, bottom + 53, f"mean {means[number]:g}", "small middle"))
         x += 26
     for value, kind, name, why in (
-        (of_means, "wrong", f"mean of means {of_means:.2f}", f"each token of batch 1 weighs 1/{2 * len(LOSSES[0])}"),
-        (of_tokens, "right", f"mean over tokens {of_tokens:.2f}", f"each token weighs 1/{sum(map(len, LOSSES))}"),
+        (of_means, "wrong", f"mean of means {of_means:.2f}", f"a batch-1 token counts 1/{2 * len(LOSSES[0])}"),
+        (of_tokens, "right", f"mean over tokens {of_tokens:.2f}", f"every token counts 1/{sum(map(len, LOSSES))}"),
     ):
         y = bottom - value * scale
         parts.append(path([(52, y), (560, y)], kind))

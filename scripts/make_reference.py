@@ -16,8 +16,11 @@ from docstring_parser.google import parse
 from lightning import Callback
 
 import fc_lightning.callbacks
+from fc_lightning.chat_template.token_parts import TokenWeights
+from fc_lightning.cli.defaults import CALLBACKS
 from fc_lightning.cli.lightning_cli import FunctionCallingCLI, FunctionCallingTrainer
 from fc_lightning.data import FunctionCallingDataModule, Source
+from fc_lightning.data.augmentation import Augmentation
 from fc_lightning.training.module import FunctionCallingModule
 
 OUTPUT = Path(__file__).parents[1] / "docs" / "reference.md"
@@ -25,41 +28,45 @@ HEAD = """# Configuration reference
 
 <!-- Written by scripts/make_reference.py. Do not edit: change the docstring, then `make reference`. -->
 
-Every key can stand in a YAML file (`--config FILE`, several are laid over each other), on the command line
-(`--model.learning_rate 1e-4`), or in the environment (`FC_FIT__MODEL__LEARNING_RATE=1e-4`), where neither of the two
-sets it. `python main.py fit --print_config` prints the whole of it.
+Every key can be set in a YAML file (`--config FILE`; a later file overrides an earlier one), on the command line
+(`--model.learning_rate 1e-4`), or as an environment variable (`FC_FIT__MODEL__LEARNING_RATE=1e-4`, lowest precedence).
+`python main.py fit --print_config` prints the complete configuration.
 """
-SHARED = ("base", "revision", "special_tokens", "supervise")
+SHARED = ("base", "revision", "special_tokens", "supervise", "token_weights")
 LIGHTNINGS = {
     "fit": "Trains, validates with generation, and writes a run folder.",
-    "validate": "Measures on `data.validation`: a checkpoint, or without one the untouched base.",
-    "test": "Measures on `data.test`: a checkpoint, or without one the untouched base.",
+    "validate": "Measures a checkpoint, or the untouched base, on `data.validation`.",
+    "test": "Measures a checkpoint, or the untouched base, on `data.test`.",
 }
 TRAINER = """## trainer
 
 Everything under `trainer` is Lightning's own `Trainer`: `max_epochs`, `accumulate_grad_batches`, `precision`,
-`devices`, `strategy`, `logger`, `callbacks` and so on. Three things differ:
+`devices`, `strategy`, `logger`, `callbacks` and so on. Its defaults differ in a few places:
 
 | key | here | why |
 |---|---|---|
-| `num_sanity_val_steps` | 0 | -1 runs the whole validation on the untouched base first, which takes its time |
-| `use_distributed_sampler` | false | the data module deals out batches itself; Lightning's sampler repeats some |
-| `precision` | `bf16-mixed` or `32-true` | `bf16-true` and `16-true` round the adapter, and are refused |
+| `num_sanity_val_steps` | 0 | -1 measures the untouched base on the whole validation split first |
+| `use_distributed_sampler` | false | the data module shards batches itself; Lightning's sampler repeats some |
+| `precision` | `bf16-mixed` or `32-true` | `bf16-true` and `16-true` would round the adapter, and are rejected |
+| `enable_model_summary` | false | `RunSummary` describes the model |
+| `logger` | `CSVLogger` in `runs/NAME` | NAME is the name of the first configuration file |
+| `callbacks` | CALLBACKS | `callbacks` in a file replaces the list, `callbacks+` appends to it |
 
-`seed_everything` is 0 if not given.
+`seed_everything` is 0 if not given. The first `ModelCheckpoint` keeps the best checkpoint by `val/exact_match` and
+`last.ckpt`, the second one the newest state, every 50 steps.
 """
 ENVIRONMENT = """## Environment
 
-| variable | what it does |
+| variable | meaning |
 |---|---|
-| `FC_LIGHTNING_CACHE` | where prepared data and converted models are kept, `~/.cache/fc-lightning` if not set |
+| `FC_LIGHTNING_CACHE` | folder of prepared data and converted models, `~/.cache/fc-lightning` if not set |
 | `FC_…` | any key of the configuration, see the top of this page |
-| `HF_HUB_OFFLINE` | 1 keeps transformers and datasets from asking the hub |
+| `HF_HUB_OFFLINE` | 1 keeps transformers and datasets from contacting the Hub |
 """
 
 
 def kind(annotation: Any) -> str:
-    """A type as a reader of YAML would name it."""
+    """The name of a type in YAML's terms."""
     if get_origin(annotation) in (Union, types.UnionType):
         return " or ".join(kind(one) for one in get_args(annotation))
     if get_origin(annotation) is Literal:
@@ -79,7 +86,7 @@ def plain(text: str | None) -> str:
 
 
 def default(parameter: inspect.Parameter) -> str:
-    """What holds where the key is not given."""
+    """The value of a key that is not given."""
     value = parameter.default
     if value is inspect.Parameter.empty:
         return "required"
@@ -89,7 +96,7 @@ def default(parameter: inspect.Parameter) -> str:
 
 
 def table(function: Callable[..., Any], docstring: str | None, hidden: Iterable[str] = ()) -> list[str]:
-    """The parameters of a function as a table; a parameter without a word about it is an error."""
+    """The parameters of a function as a table; an undocumented parameter is an error."""
     said = {one.arg_name: one.description for one in parse(docstring or "").params}
     hints = get_type_hints(function)
     rows = []
@@ -97,28 +104,33 @@ def table(function: Callable[..., Any], docstring: str | None, hidden: Iterable[
         if name == "self" or name in hidden or parameter.kind is inspect.Parameter.VAR_KEYWORD:
             continue
         if name not in said:
-            raise SystemExit(f"{function.__qualname__}: the docstring says nothing of {name}")
+            raise SystemExit(f"{function.__qualname__}: the docstring does not document {name}")
         rows.append(f"| `{name}` | {plain(said[name])}<br>*{kind(hints[name])}*, {default(parameter)} |")
     return ["| key | meaning |", "|---|---|", *rows, ""] if rows else []
 
 
 def first_sentences(docstring: str | None) -> str:
-    """What a docstring says before its sections."""
+    """The text of a docstring before its sections."""
     parsed = parse(docstring or "")
     return plain(f"{parsed.short_description or ''} {parsed.long_description or ''}")
 
 
 def subcommands() -> list[str]:
-    """Our subcommands with their own options; Lightning's take a checkpoint."""
-    out = ["## Subcommands", "", "Each takes the whole configuration, and options of its own.", ""]
+    """The subcommands with their options; Lightning's own take a checkpoint."""
+    out = ["## Subcommands", "", "Each takes the complete configuration, and options of its own.", ""]
     for name, hidden in FunctionCallingCLI.subcommands().items():
         method = vars(FunctionCallingTrainer).get(name)
         out += [f"### {name}", ""]
         if method is None:
             out += [f"{LIGHTNINGS[name]} Lightning's own, with its options; `--ckpt_path` names a checkpoint.", ""]
             continue
-        out += [first_sentences(method.__doc__), "", *table(method, method.__doc__, hidden)]
+        out += [first_sentences(method.__doc__), "", *table(method, method.__doc__, {"trainer", *hidden})]
     return out
+
+
+def default_callbacks() -> str:
+    """Names of the callbacks of a run whose configuration names none."""
+    return ", ".join(f"`{callback['class_path'].rsplit('.', 1)[-1]}`" for callback in CALLBACKS)
 
 
 def callbacks() -> list[str]:
@@ -138,13 +150,18 @@ def reference() -> str:
         HEAD,
         "## model\n",
         *table(FunctionCallingModule.__init__, FunctionCallingModule.__doc__),
+        "### model.token_weights\n",
+        *table(TokenWeights, TokenWeights.__doc__),
         "## data\n",
-        "`base`, `revision`, `special_tokens` and `supervise` follow those of `model`, and are not given here.\n",
+        "`base`, `revision`, `special_tokens`, `supervise` and `token_weights` follow those of `model` and are not "
+        "given here.\n",
         *table(FunctionCallingDataModule.__init__, FunctionCallingDataModule.__doc__, SHARED),
         "### A source\n",
         "`data.train`, `data.validation` and `data.test` are lists of these:\n",
         *table(Source, Source.__doc__),
-        TRAINER,
+        "### data.augmentation\n",
+        *table(Augmentation, Augmentation.__doc__),
+        TRAINER.replace("CALLBACKS", default_callbacks()),
         *callbacks(),
         *subcommands(),
         ENVIRONMENT,

@@ -1,14 +1,14 @@
-"""Ends a run when one category gets worse, though the whole gets better: a recipe that forgets is not a good one."""
+"""Stops a run when one category gets worse, even if the overall value improves: the model forgets."""
 
 from lightning import Callback
 
 
 class StopWhenACategoryFalls(Callback):
-    """Stops training when a category's exact match falls below its best by more than a margin.
+    """Stops training when a category's exact match drops below its best value by more than a margin.
 
     Args:
-        margin: How far it may fall.
-        least: Turns that a category must have to count.
+        margin: Tolerated drop.
+        least: Minimum number of turns in a category.
     """
 
     def __init__(self, margin: float = 0.1, least: int = 5):
@@ -16,7 +16,7 @@ class StopWhenACategoryFalls(Callback):
         self.best: dict[str, float] = {}
 
     def on_tool_calls_evaluated(self, trainer, pl_module, evaluated):
-        """Compare each category with its best."""
+        """Compare each category with its best value."""
         if trainer.sanity_checking:
             return
         for category in sorted({turn.category for turn in evaluated}):
@@ -24,6 +24,6 @@ class StopWhenACategoryFalls(Callback):
             share = sum(right) / len(right)
             self.best[category] = max(share, self.best.get(category, 0.0))
             if len(right) >= self.least and share < self.best[category] - self.margin:
-                trainer.should_stop = True  # every rank sees the same turns and comes to the same end
+                trainer.should_stop = True  # every rank has all turns, so all ranks stop
                 if trainer.is_global_zero:
                     print(f"stopped: {category or 'no category'} fell from {self.best[category]:.3f} to {share:.3f}")

@@ -1,4 +1,4 @@
-"""Posts the wrong calls of each evaluation to a JSON file, for whatever reads it: a dashboard, a bot, a test."""
+"""Writes the wrong calls of each evaluation to a JSON file, for a dashboard, a bot or a test."""
 
 import json
 from pathlib import Path
@@ -7,18 +7,18 @@ from lightning import Callback
 
 
 class WrongCalls(Callback):
-    """Writes the turns that are not exactly right.
+    """Writes the turns without an exact match.
 
     Args:
-        path: Of the JSON file, in the run's folder.
+        path: Path of the JSON file in the run folder.
     """
 
     def __init__(self, path: str = "wrong_calls.json"):
         self.path = path
 
     def on_tool_calls_evaluated(self, trainer, pl_module, evaluated):
-        """Write the file anew."""
-        folder = trainer.log_dir  # asks all ranks, so it stands before the next line
+        """Replace the file."""
+        folder = trainer.log_dir  # collective, so before the rank check
         if not trainer.is_global_zero or trainer.sanity_checking:
             return
         wrong = [turn.to_dict() for turn in evaluated if not turn.exact_match]

@@ -37,15 +37,13 @@ def test_a_run_says_what_it_will_do_and_what_came_out(run, capsys, tmp_path):
     assert before.count("trainable params") == 1
     assert "8 of 8 rows" in before
     assert "skipped 0, too long 0" in before
-    assert "8 rows in 8 micro-batches" in before
+    assert "8 rows, 8 micro-batches" in before
     assert "training:   4 optimizer steps of 2 micro-batches" in before
-    assert re.search(
-        r"memory:     about \d\.\d GB expected of the process while training: \d\.\d GB are taken now", before
-    )
+    assert re.search(r"memory:     about \d\.\d GB peak expected in this process: \d\.\d GB in use now", before)
     assert f"run:        {folder}" in before
     assert "test:" not in before
     assert "before:" not in before  # of a part of the validation
-    assert re.search(r"tokens, [\d,]+ a second", after)
+    assert re.search(r"tokens, [\d,]+ tokens/s", after)
     assert "best:    val/exact_match 0.000" in after
     assert "last:    val/exact_match 0.000" in after
     assert f"python main.py export --config {folder}/config.yaml" in after or "fc-lightning export" in after
@@ -72,7 +70,7 @@ def test_the_trainable_line_is_pefts(capsys):
 def test_progress_reads_values_only_where_they_were_logged(run, monkeypatch):
     """The device is asked once a logged step, and not each batch."""
     read = []
-    monkeypatch.setattr(ProgressBar, "_read", lambda self, trainer: read.append(trainer.global_step))
+    monkeypatch.setattr(ProgressBar, "_read_values", lambda self, trainer: read.append(trainer.global_step))
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.setattr(ProgressBar, "is_enabled", property(lambda self: True))
     run("fit", *QUICK, "--data.validation=null", "--trainer.log_every_n_steps=3", "--trainer.max_epochs=2")

@@ -29,7 +29,8 @@ from tests.helpers.chat import (
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from fc_lightning.chat_template.template import ChatTemplate, ChatTemplateError, Encoded, Rendered
+from fc_lightning.chat_template.control_tokens import BREAK
+from fc_lightning.chat_template.template import ChatTemplate, ChatTemplateError, Rendered
 from fc_lightning.chat_template.tokens import SpecialToken, register_tokens
 from fc_lightning.conversation.parsing import parse_turn
 from fc_lightning.conversation.types import Conversation, Message, Tool, ToolCall
@@ -245,18 +246,27 @@ hostile_texts = st.lists(st.sampled_from(hostile_pieces) | st.characters(exclude
 def test_supervised_tokens_are_those_that_start_in_a_supervised_span(text, data):
     positions = st.integers(0, len(text))
     spans = data.draw(st.lists(st.tuples(positions, positions).map(sorted).map(tuple), max_size=3).map(sorted))
-    breaks = tuple(sorted(data.draw(st.sets(st.integers(1, max(1, len(text) - 1)), max_size=2)))) if text else ()
-    rendered = Rendered(text, tuple(spans), breaks)
+    rendered = Rendered(text, tuple(spans))
     (encoded,) = TEMPLATE.encode([rendered])
-    ids, expected = [], []
-    for start, end in pairwise((0, *breaks, len(text))):
-        piece = TOKENIZER(text[start:end], add_special_tokens=False, return_offsets_mapping=True)
-        ids += piece.input_ids
-        # The tokens of one character all start where the character does.
-        expected += [any(a <= start + begin < b for a, b in spans) for begin, _ in piece.offset_mapping]
-    assert encoded.input_ids == ids
-    assert encoded.supervised_mask == expected
-    assert TEMPLATE.encode([rendered], "all") == [Encoded(ids, [(0, len(ids))] if ids else [])]
+    expected = TOKENIZER(text, add_special_tokens=False, return_offsets_mapping=True)
+    assert encoded.input_ids == expected.input_ids
+    # The tokens of one character all start where the character does.
+    assert encoded.supervised_mask == [any(a <= at < b for a, b in spans) for at, _ in expected.offset_mapping]
+    ids = expected.input_ids
+    (every,) = TEMPLATE.encode([rendered], "all")
+    assert (every.input_ids, list(every.supervised_spans)) == (ids, [(0, len(ids))] if ids else [])
+
+
+@many
+@given(st.lists(st.sampled_from([*hostile_pieces, "a", "<"]), max_size=8).map("".join), st.data())
+def test_a_break_separates_tokens_and_vanishes(text, data):
+    """Each part has the tokens that it has alone, in a tokenizer without breaks."""
+    position = data.draw(st.integers(0, len(text)))
+    unchanged = AutoTokenizer.from_pretrained(TINY)
+    register_tokens(unchanged, SpecialToken)
+    ids = [unchanged(part, add_special_tokens=False).input_ids for part in (text[:position], text[position:])]
+    broken = text[:position] + BREAK + text[position:]
+    assert TOKENIZER(broken, add_special_tokens=False).input_ids == ids[0] + ids[1]
 
 
 def server_text(conversation):
@@ -320,16 +330,15 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_tags_in_texts_stay_text(text):
+def test_control_tokens_in_texts_stay_text(text):
     conversation, harmless = everywhere(text), everywhere("word")
     rendered, encoded = render(conversation), encode(conversation)
     assert rendered.text == server_text(conversation)
     assert control_ids(encoded.input_ids) == control_ids(encode(harmless).input_ids)
-    assert TOKENIZER.decode(encoded.input_ids) == rendered.text
-    call = json.dumps(
-        {"name": f"f{text}", "arguments": conversation.messages[2].tool_calls[0].arguments}, ensure_ascii=False
-    )
-    call = f"<tool_call>\n{call}\n</tool_call>"
+    assert TOKENIZER.decode(encoded.input_ids) == rendered.text.replace(BREAK, "")
+    arguments = conversation.messages[2].tool_calls[0].arguments
+    call = json.dumps({"name": f"f{text}", "arguments": arguments}, ensure_ascii=False)
+    call = "<tool_call>\n" + call.replace("</tool_call>", "<\\/tool_call>") + "\n</tool_call>"
     assert supervised_runs(encoded) == [
         f"<think>\n{text}\n</think>\nb{text}e\n{call}\n{call}<end_of_turn>",
         f"<think>\nb{text}e\n</think>\n{text}<end_of_turn>",

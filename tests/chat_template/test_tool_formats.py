@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.helpers.chat import CALL_PARIS, CLOCK, HEAD, PARIS, WEATHER, encode, mark, render
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tests.helpers.tokenizers import tokenizer_of
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -16,7 +16,6 @@ from transformers import (
     Gemma4TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
-    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
@@ -25,7 +24,6 @@ from transformers import (
 
 from fc_lightning.chat_template.template import ChatTemplate
 from fc_lightning.chat_template.tokens import SpecialToken, load_tokenizer, register_tokens
-from fc_lightning.chat_template.tool_formats import CHAT_FORMATS
 from fc_lightning.conversation.types import Conversation, Message
 
 SIZES = {
@@ -85,23 +83,6 @@ EXPECTED = {
     "<start_of_turn>tool\n<tool_response>\ngrey\n</tool_response><end_of_turn>\n"
     "<start_of_turn>model\n⟦Grey.<end_of_turn>⟧\n",
 }
-
-
-def tokenizer_of(family: str, bos: str | None, eos: str, chat_template: str | None = None) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer trained on the quickstart's questions, with the family's marks."""
-    marks = next(one.marker_tokens for one in CHAT_FORMATS if one.name == family)
-    rows = map(json.loads, Path("data/quickstart/train.jsonl").read_text(encoding="utf-8").splitlines()[:60])
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=700, initial_alphabet=alphabet, show_progress=False)
-    texts = (turn["value"].replace("<", " ") for row in rows for turn in row["conversations"])
-    backend.train_from_iterator(texts, trainer)
-    named = {"eos_token": eos, "pad_token": "<pad>", **({"bos_token": bos} if bos else {})}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=chat_template, **named)
-    tokenizer.add_special_tokens({"additional_special_tokens": [mark for mark in marks if mark != eos]})
-    return tokenizer
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fc_lightning.chat_template.control_tokens import BREAK
 from fc_lightning.chat_template.template import ChatTemplate
 from fc_lightning.chat_template.tokens import SpecialToken, load_tokenizer
 from fc_lightning.data.formats import read_row
@@ -94,7 +95,7 @@ def original(row):
 
 def ours(row):
     conversation = read_row(row)
-    return TEMPLATE.render(TEMPLATE.messages(conversation), conversation).text
+    return TEMPLATE.render(TEMPLATE.messages(conversation), conversation).text.replace(BREAK, "")
 
 
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)

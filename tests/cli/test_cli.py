@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tests.helpers.command_line import parsed
 from transformers import AutoTokenizer
 
+from fc_lightning.cli.defaults import CALLBACKS
 from fc_lightning.cli.lightning_cli import main
 
 TINY = "configs/debug/tiny.yaml"
@@ -36,14 +38,51 @@ def printed_config(capsys, *arguments: str) -> dict:
     return yaml.safe_load(capsys.readouterr().out)
 
 
-def test_several_configurations_are_laid_over_each_other(capsys, tmp_path):
+def classes(config) -> list[str]:
+    """Names of the callbacks of a configuration."""
+    return [callback["class_path"].rsplit(".", 1)[-1] for callback in config["trainer"]["callbacks"]]
+
+
+DEFAULTS = [callback["class_path"].rsplit(".", 1)[-1] for callback in CALLBACKS]
+
+
+def test_several_configurations_are_merged(capsys, tmp_path):
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text("model:\n  learning_rate: 0.5\ntrainer:\n  callbacks+:\n  - class_path: LearningRateMonitor\n")
     config = printed_config(capsys, "--config", TINY, "--config", str(overlay))
     assert config["model"]["learning_rate"] == 0.5
     assert config["model"]["base"] == "tests/models/tiny_gemma2"
-    before = yaml.safe_load(Path(TINY).read_text())["trainer"]["callbacks"]
-    assert len(config["trainer"]["callbacks"]) == len(before) + 1
+    assert classes(config) == [*DEFAULTS, "LearningRateMonitor"]
+
+
+def test_the_defaults_of_the_trainer(capsys, tmp_path):
+    """A recipe without a word about them; the first file names the runs, also with another one after it."""
+    trainer = printed_config(capsys, "--config", TINY, "--config", "configs/trainer/cpu.yaml")["trainer"]
+    assert trainer["logger"]["class_path"] == "lightning.pytorch.loggers.CSVLogger"
+    assert {"save_dir": "runs", "name": "tiny"}.items() <= trainer["logger"]["init_args"].items()
+    assert trainer["use_distributed_sampler"] is False
+    best, newest = (one["init_args"] for one in trainer["callbacks"][:2])
+    assert (best["monitor"], best["mode"]) == ("val/exact_match", "max")
+    assert (newest["monitor"], newest["every_n_train_steps"], newest["save_top_k"]) == (None, 50, 1)
+
+
+@pytest.mark.parametrize(
+    ("overlay", "expected"),
+    [
+        ("callbacks: []", []),
+        ("callbacks: [{class_path: LearningRateMonitor}]", ["LearningRateMonitor"]),
+        (
+            "callbacks+: [{class_path: LearningRateMonitor}, {class_path: LearningRateMonitor}]",
+            [*DEFAULTS, "LearningRateMonitor", "LearningRateMonitor"],
+        ),
+    ],
+)
+def test_callbacks_can_be_dropped_replaced_and_appended(overlay, expected, tmp_path):
+    file = tmp_path / "overlay.yaml"
+    file.write_text(f"trainer:\n  {overlay}\n")
+    assert classes(parsed("fit", "--config", TINY, "--config", str(file))) == expected
+    flag, _, value = overlay.partition(": ")
+    assert classes(parsed("fit", "--config", TINY, f"--trainer.{flag}={value}")) == expected
 
 
 def test_environment_variables_set_keys(monkeypatch, capsys):
@@ -79,7 +118,7 @@ def test_an_unknown_format(capsys):
 
 
 def test_a_missing_base(capsys):
-    assert "./nowhere: there is no such folder (`model.base`)" in failed(capsys, "--model.base=./nowhere")
+    assert "./nowhere: folder not found (`model.base`)" in failed(capsys, "--model.base=./nowhere")
 
 
 def test_a_tokenizer_that_is_not_gemmas_and_has_no_chat_template(capsys, tmp_path):

@@ -1,7 +1,7 @@
 """Help and messages as a user sees them, against committed texts.
 
-To renew the texts after a change that is meant: ``FC_LIGHTNING_RENEW=1 python -m pytest tests/cli/test_help.py``, then look
-at the difference before committing it.
+To update the texts after an intended change: ``FC_LIGHTNING_RENEW=1 python -m pytest tests/cli/test_help.py``. Review
+the difference before committing it.
 """
 
 import os
@@ -9,13 +9,18 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from tests.helpers.command_line import parser
 
+from fc_lightning.chat_template.token_parts import TokenWeights
 from fc_lightning.cli.help import SUBCOMMANDS, TRAINER, help_for, keys
 from fc_lightning.cli.lightning_cli import FunctionCallingCLI, FunctionCallingTrainer, main
 from fc_lightning.cli.main import main as start
+from fc_lightning.data import Source
+from fc_lightning.data.augmentation import Augmentation
 
 SNAPSHOTS = Path("tests/cli/snapshots")
 PROGRAM = "python main.py"
@@ -93,10 +98,10 @@ def test_messages(part, capsys, tmp_path, monkeypatch):
 @pytest.mark.parametrize("subcommand", [name for name in SUBCOMMANDS if name != "init"])
 def test_the_short_help_has_every_key_of_ours(subcommand):
     """Read from the source on one side, built by jsonargparse from the imported classes on the other."""
-    actions = real_parser(subcommand)._actions
+    actions = parser()._subcommands_action.choices[subcommand]._actions
     known = {action.dest: action for action in actions if not action.dest.endswith(".help")}
     shown = {key.name: key for members in keys(subcommand).values() for key in members}
-    linked = {f"data.{name}" for name in ("base", "revision", "special_tokens", "supervise")}
+    linked = {f"data.{name}" for name in ("base", "revision", "special_tokens", "supervise", "token_weights")}
     ours = {name for name in known if name.partition(".")[0] in ("model", "data") and "." in name}
     lightnings = {"help", "config", "print_config", "seed_everything", "optimizer", "lr_scheduler", "model", "data"}
     lightnings |= {"trainer", "weights_only", "verbose", "return_predictions"}
@@ -109,17 +114,6 @@ def test_the_short_help_has_every_key_of_ours(subcommand):
             assert known[name].default == float(key.default)
 
 
-def real_parser(subcommand):
-    class Parsers(FunctionCallingCLI):
-        def parse_arguments(self, parser, args):
-            raise StopIteration
-
-    cli = Parsers.__new__(Parsers)
-    with pytest.raises(StopIteration):
-        cli.__init__([])
-    return cli._subcommand_parsers[subcommand]
-
-
 def test_every_subcommand_is_in_the_short_help():
     assert set(FunctionCallingCLI.subcommands()) == set(SUBCOMMANDS) - {"init"}
     assert set(TRAINER) <= set(FunctionCallingTrainer.__init__.__wrapped__.__code__.co_varnames)
@@ -127,10 +121,17 @@ def test_every_subcommand_is_in_the_short_help():
 
 def test_help_of_one_key_and_a_mistyped_one():
     text = help_for(["fit", "--help", "data.batch_size"], PROGRAM)
-    assert text == "--data.batch_size  (int, default 1)\n  Rows of a micro-batch."
+    assert text == "--data.batch_size  (int, default 1)\n  Rows per micro-batch."
     assert "did you mean data.batch_size?" in help_for(["fit", "--help=data.batchsize"], PROGRAM)
     assert help_for(["fit", "--help", "all"], PROGRAM) is None
     assert help_for(["fit", "--config", "x.yaml"], PROGRAM) is None
+
+
+def test_help_of_a_key_of_sources_shows_the_fields_of_a_source():
+    text = help_for(["fit", "--help", "data.train"], PROGRAM)
+    for field in fields(Source):
+        assert f"\n  {field.name:<10}" in text
+    assert "--data.train a.jsonl b.jsonl" in text
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("fit", "--help")])
@@ -159,8 +160,15 @@ def test_help_and_a_mistyped_subcommand_take_no_time():
         done = subprocess.run([sys.executable, "main.py", *arguments], capture_output=True, text=True, check=False)
         assert time.perf_counter() - started < 3
         assert done.returncode == code
-        assert done.stdout or done.stderr == "error: fitt: no such subcommand; did you mean fit?\n"
+        assert done.stdout or done.stderr == "error: fitt: unknown subcommand; did you mean fit?\n"
     script = (
         "import sys; import fc_lightning.cli.main; print({'torch', 'lightning', 'transformers'} & set(sys.modules))"
     )
     assert subprocess.check_output([sys.executable, "-c", script], text=True) == "set()\n"
+
+
+@pytest.mark.parametrize("topic", ["data.augmentation", "model.token_weights"])
+def test_help_of_a_key_with_keys_of_its_own_shows_them(topic):
+    text = help_for(["fit", "--help", topic], PROGRAM)
+    expected = {"data.augmentation": Augmentation, "model.token_weights": TokenWeights}[topic]
+    assert all(re.search(rf"^  {field.name}\b", text, re.MULTILINE) for field in fields(expected))

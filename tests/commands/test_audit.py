@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fc_lightning.cli.lightning_cli import main
-from fc_lightning.commands.audit import AuditError, audit, find
+from fc_lightning.commands.audit import AuditError, Finding, audit, find
 from fc_lightning.conversation.types import Conversation, Message, Tool, ToolCall
 from fc_lightning.data import FunctionCallingDataModule, Source
 
@@ -111,10 +111,15 @@ def module(tmp_path: Path, train: list, validation: list, **settings) -> Functio
     return FunctionCallingDataModule(BASE, *sources, cache_dir=str(tmp_path / "cache"), **settings)
 
 
+def audited(data: FunctionCallingDataModule, output: Path, **options) -> list[Finding]:
+    """The findings of an audit that does not need a trainer: its output is given."""
+    return audit(None, None, data, str(output), **options)
+
+
 def test_twenty_seeded_faults_are_found_and_none_is_invented(tmp_path, capsys):
     train, validation, expected = seeded()
     assert sum(expected.values()) == 20
-    findings = audit(module(tmp_path, train, validation), tmp_path / "audit")
+    findings = audited(module(tmp_path, train, validation), tmp_path / "audit")
     assert Counter((one.kind, one.split, one.id) for one in findings) == expected
     files = {"train": "rows.jsonl", "validation": "validation.jsonl"}
     rows = {"train": train, "validation": validation}
@@ -138,7 +143,7 @@ def test_clean_rows_have_no_findings_and_are_counted(tmp_path, capsys):
     answer = {"id": "a", "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}
     validation = [clean_row(18), {**answer, "tools": clean_row(0)["tools"]}]
     data = module(tmp_path, train, validation, max_length=512)
-    assert audit(data, tmp_path / "audit", strict=True) == []
+    assert audited(data, tmp_path / "audit", strict=True) == []
     splits = json.loads((tmp_path / "audit" / "audit.json").read_text())["splits"]
     assert list(splits) == ["train", "validation"]  # test is validation again
     documents = data.prepared["train"].documents
@@ -154,7 +159,7 @@ def test_clean_rows_have_no_findings_and_are_counted(tmp_path, capsys):
 
 def test_the_page_marks_just_what_is_supervised(tmp_path, capsys):
     data = module(tmp_path, [clean_row(0)], [clean_row(1)])
-    audit(data, tmp_path / "audit", examples=1)
+    audited(data, tmp_path / "audit", examples=1)
     page = (tmp_path / "audit" / "audit.html").read_text()
     marked = [part.split("</mark>")[0] for part in page.split("<mark>")[1:]]
     assert len(marked) == 2
@@ -170,12 +175,12 @@ def test_the_page_marks_just_what_is_supervised(tmp_path, capsys):
 def test_strict_fails_above_the_limits(tmp_path, capsys, limits, fails):
     rows = [clean_row(0), faulty(0, "again")]
     data = module(tmp_path, rows, [clean_row(0)], audit_limits=limits)
-    audit(data, tmp_path / "audit")
+    audited(data, tmp_path / "audit")
     if fails:
         with pytest.raises(AuditError, match="duplicate in 1 of 2 rows"):
-            audit(data, tmp_path / "audit", strict=True)
+            audited(data, tmp_path / "audit", strict=True)
     else:
-        audit(data, tmp_path / "audit", strict=True)
+        audited(data, tmp_path / "audit", strict=True)
 
 
 def test_strict_on_the_command_line(tmp_path, capsys):
@@ -200,3 +205,16 @@ def test_schemas_that_lead_nowhere_and_types_that_sources_invent():
     assert kinds({"$ref": "https://example.com/schema.json"}) == ["bad_schema"]
     assert kinds({"type": "dict", "properties": {"x": {"type": "float"}}}) == ["invalid_argument"]
     assert kinds({"properties": {"type": {"type": "str"}}, "required": ["type"]}) == ["missing_argument"]
+
+
+def test_augmented_examples_are_shown(tmp_path, capsys):
+    main(
+        [
+            *("audit", "--config", TINY, f"--output={tmp_path}", "--examples=1"),
+            "--data.augmentation={mask_names: 1.0}",
+        ]
+    )
+    printed = capsys.readouterr().out
+    shown = printed[printed.index("train, augmented: quickstart_train_0001") :]
+    assert "get_weather" not in shown.split("<start_of_turn>model")[1].split("<end_of_turn>")[0]
+    assert "train, augmented" in (tmp_path / "audit.html").read_text()

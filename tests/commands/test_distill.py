@@ -25,6 +25,11 @@ TRAIN = "data/quickstart/train.jsonl"
 TINY = "configs/debug/tiny.yaml"
 
 
+def distilled(datamodule: FunctionCallingDataModule, url: str, teacher: str, output: Path, **options) -> Counter:
+    """The counts of the subcommand, which needs neither trainer nor model."""
+    return think(None, None, datamodule, url, teacher, str(output), **options)
+
+
 class Teacher(ThreadingHTTPServer):
     """An endpoint that answers every question alike and remembers what it was asked."""
 
@@ -77,7 +82,9 @@ def test_thoughts_come_out_as_a_data_file_that_trains(tmp_path, monkeypatch, cap
     monkeypatch.setenv("TEACHER_KEY", "sk-secret")
     output = tmp_path / "thoughts.jsonl"
     with Teacher(delay=0.1) as teacher:
-        counts = think(data(tmp_path), teacher.url, "m", output, concurrency=4, api_key_env="TEACHER_KEY")
+        counts = think(
+            None, None, data(tmp_path), teacher.url, "m", str(output), concurrency=4, api_key_env="TEACHER_KEY"
+        )
         assert teacher.keys == {"Bearer sk-secret"}
         assert teacher.most_at_once > 1
     assert counts["asked"] == counts["accepted"] > 8
@@ -98,16 +105,16 @@ def test_thoughts_come_out_as_a_data_file_that_trains(tmp_path, monkeypatch, cap
 def test_nothing_is_asked_twice(tmp_path, capsys):
     output = tmp_path / "thoughts.jsonl"
     with Teacher() as teacher:
-        first = think(data(tmp_path, 5), teacher.url, "m", output)
+        first = distilled(data(tmp_path, 5), teacher.url, "m", output)
         answers = tmp_path / "thoughts.jsonl.answers.jsonl"
         answers.write_bytes(answers.read_bytes() + b'{"key": "half a li')  # as a killed run leaves it
-        second = think(data(tmp_path, 12), teacher.url, "m", output)
-        third = think(data(tmp_path, 12), teacher.url, "m", output)
+        second = distilled(data(tmp_path, 12), teacher.url, "m", output)
+        third = distilled(data(tmp_path, 12), teacher.url, "m", output)
         assert set(teacher.asked.values()) == {1}
         assert second["from file"] >= first["asked"] > 0
         assert second["asked"] > 0
         assert (third["asked"], third["from file"]) == (0, second["from file"] + second["asked"])
-        think(data(tmp_path, 5), teacher.url, "another", output)
+        distilled(data(tmp_path, 5), teacher.url, "another", output)
         assert max(teacher.asked.values()) == 2  # another teacher's answers are other answers
 
 
@@ -140,7 +147,7 @@ def test_answers_are_judged(text, finish, outcome):
 def test_rejected_answers_are_counted_and_leave_the_row_as_it_was(tmp_path, capsys):
     output = tmp_path / "thoughts.jsonl"
     with Teacher("<tool_call>{}</tool_call>") as teacher:
-        counts = think(data(tmp_path, 5), teacher.url, "m", output)
+        counts = distilled(data(tmp_path, 5), teacher.url, "m", output)
     assert counts["rejected: quotes tags"] == counts["asked"] > 0
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert len(rows) == 5
@@ -149,7 +156,7 @@ def test_rejected_answers_are_counted_and_leave_the_row_as_it_was(tmp_path, caps
 
 def test_an_endpoint_that_is_not_there(tmp_path, capsys):
     with pytest.raises(TeacherError, match="no request succeeded"):
-        think(data(tmp_path, 1), "http://127.0.0.1:9/v1", "m", tmp_path / "thoughts.jsonl")
+        distilled(data(tmp_path, 1), "http://127.0.0.1:9/v1", "m", tmp_path / "thoughts.jsonl")
 
 
 def test_answers_are_on_disk_one_by_one(tmp_path):

@@ -90,7 +90,7 @@ def test_the_card_says_what_the_model_is_made_of(trained, tmp_path):
     assert card.data.library_name == "transformers"
     for said in (
         *(BASE, "| train | data/quickstart/train.jsonl |  |  | first 32 |", "| adapter | LoraConfig |", "| r | 4 |"),
-        *("| checkpoint | epoch 0, after 2 optimizer steps |", "| weights of this export | bfloat16 |"),
+        *("| checkpoint | epoch 0, after 2 optimizer steps |", "| exported weights | bfloat16 |"),
         *("| val/exact_match | 0.", "--tool-call-parser hermes", "transformers serve"),
     ):
         assert said in card.text, said
@@ -139,7 +139,7 @@ def test_best_is_the_best_and_is_found_where_a_run_was_moved_to(trained, tmp_pat
     shutil.copytree(trained / "runs", moved / "runs")
     (last,) = (moved / "runs").glob("**/last.ckpt")
     state = torch.load(last, weights_only=True)
-    (name,) = [name for name in state["callbacks"] if name.startswith("ModelCheckpoint")]
+    (name,) = [name for name in state["callbacks"] if name.startswith("ModelCheckpoint{'monitor': 'val/exact_match'")]
     named = Path(state["callbacks"][name]["best_model_path"]).name
     state["callbacks"][name]["best_model_path"] = f"gone/{named}"
     AtomicCheckpointIO().save_checkpoint(state, last)
@@ -160,13 +160,13 @@ def test_a_broken_newest_checkpoint_is_passed_over(trained, tmp_path, capsys, wh
     out = capsys.readouterr().out
     assert out.splitlines()[-1].endswith(f"{before.name} → {tmp_path / 'out'}")
     before.write_bytes(b"")
-    assert "no checkpoint there" in refused(capsys, tmp_path, tmp_path / "none", f"--ckpt_path={which}")
+    assert "no checkpoint found" in refused(capsys, tmp_path, tmp_path / "none", f"--ckpt_path={which}")
 
 
 def test_an_existing_folder_is_left_alone(trained, tmp_path, capsys):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine.txt").write_text("mine")
-    assert "exists already" in refused(capsys, trained, tmp_path / "model")
+    assert "already exists" in refused(capsys, trained, tmp_path / "model")
     assert (tmp_path / "model" / "mine.txt").read_text() == "mine"
 
 

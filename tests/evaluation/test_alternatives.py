@@ -90,7 +90,7 @@ def restyle(value):
     return [restyle(item) for item in value] if isinstance(value, list) else value
 
 
-def predict(rng, tools, gold):
+def predict(rng, tools, gold):  # noqa: C901 - one branch per change
     """Calls that fit, changed in one way: what was done to them, and the calls."""
     calls = []
     for one in gold:

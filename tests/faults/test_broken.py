@@ -1,9 +1,10 @@
-"""Damaged checkpoints are recognised by their content, and the whole one before is offered."""
+"""Damaged checkpoints are recognised, and the intact one before is offered."""
 
 import random
 
 import pytest
 import torch
+from tests.helpers.checkpoints import same
 
 from fc_lightning.training.checkpoint_io import (
     AtomicCheckpointIO,
@@ -37,7 +38,7 @@ def test_truncated(checkpoint):
     data = checkpoint.read_bytes()
     assert is_intact(checkpoint)
     rng = random.Random(0)
-    # Anywhere, and all over the end, where an archive has its directory and the checksum is.
+    # Anywhere, and all over the end, where an archive has its directory.
     lengths = [
         0,
         1,
@@ -52,19 +53,33 @@ def test_truncated(checkpoint):
 
 
 def test_flipped_bits(checkpoint):
-    data = checkpoint.read_bytes()
+    """No flipped bit changes what is loaded: it is recognised, or it is in a byte of the archive without a meaning."""
+    data, content = checkpoint.read_bytes(), read_checkpoint(checkpoint)
     rng = random.Random(0)
+    num_recognised = 0
     places = rng.sample(range(len(data)), 70) + [len(data) - 1 - at for at in rng.sample(range(200), 30)]
     assert len(places) == 100
     for place in places:
         flipped = bytearray(data)
         flipped[place] ^= 1 << rng.randrange(8)
         checkpoint.write_bytes(flipped)
-        check_recognised(checkpoint)
+        if is_intact(checkpoint):
+            assert same(read_checkpoint(checkpoint), content)
+        else:
+            check_recognised(checkpoint)
+            num_recognised += 1
+    assert num_recognised > 80
+
+
+def test_a_checkpoint_with_the_checksum_of_an_earlier_version(checkpoint):
+    """It follows the archive, and is ignored."""
+    content = read_checkpoint(checkpoint)
+    data = checkpoint.read_bytes()
+    checkpoint.write_bytes(data + b"\nfc-lightning sha256 " + b"0" * 64 + b"\n")
+    assert same(read_checkpoint(checkpoint), content)
 
 
 def test_a_checkpoint_of_lightning_itself(tmp_path):
-    """It has no checksum but the CRC of each record, and can be read."""
     path = tmp_path / "plain.ckpt"
     torch.save({"state_dict": {"weight": torch.arange(1000)}}, path)
     assert torch.equal(read_checkpoint(path)["state_dict"]["weight"], torch.arange(1000))

@@ -200,7 +200,7 @@ def test_loggers_without_room_are_told_of_once_and_the_run_goes_on(disk, tmp_pat
     assert len([text for text in said if "CSVLogger could not write there" in text]) == 1
     assert len([text for text in said if "TensorBoardLogger could not write there" in text]) == 1
     (predictions,) = {text for text in said if "predictions.jsonl: could not be written: " in text}
-    assert predictions.endswith(" bytes are needed, 0 bytes are free there; training goes on")
+    assert predictions.endswith(" bytes are needed, 0 bytes are free there; training continues")
     assert (tmp_path / "kept").read_text() == "True"
     (folder,) = disk.glob("tiny/version_0")
     with (folder / "metrics.csv").open() as file:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tests.helpers.processes import injected, sample, start
 
-from fc_lightning.callbacks.failures import Failures, describe
+from fc_lightning.callbacks.failures import Failures, describe_batch
 from fc_lightning.data.collator import Document, PackingCollator
 
 WHERE = ("training", "validation", "collator", "callback", "killed")
@@ -68,12 +68,12 @@ def test_a_batch_is_described_without_its_padding():
         Document(id=name, input_ids=[5] * length, supervised=[0, 1]) for name, length in (("a", 3), ("b", 4), ("c", 2))
     ]
     batch = PackingCollator(pad_token_id=0)([documents[:2], documents[2:]])
-    text = describe(batch, training=False)
+    text = describe_batch(batch, training=False)
     assert "2 rows × 7 tokens" in text
     assert "[[3, 4], [2]] tokens: [['a', 'b'], ['c']]" in text
     assert "gradient_checkpointing" not in text
     prompts = {"order": [0, 1], "id": ["p", "q"], "input_ids": [[1, 2, 3], [4]]}
-    text = describe(prompts, training=False)
+    text = describe_batch(prompts, training=False)
     assert "2 prompts × 3 tokens (of [3, 1] tokens: ['p', 'q'])" in text
     assert "data.generation_batch_tokens" in text
 

@@ -13,43 +13,26 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 from tests.helpers.checkpoints import FULL, events, same, state_of
+from tests.helpers.resume_runs import DROPOUT, TINY, fit
 
 from fc_lightning.callbacks import Resumable
 from fc_lightning.cli.lightning_cli import main
 from fc_lightning.training.checkpoint_io import CheckpointError
 
-TINY = "configs/debug/tiny.yaml"
-DROPOUT = "{class_path: peft.LoraConfig, init_args: {r: 4, lora_dropout: 0.2, target_modules: [q_proj, v_proj]}}"
 SETTINGS = {
     "packed": ["--data.max_length=512", "--trainer.val_check_interval=3"],
     "unpacked": ["--data.packing=false", "--trainer.val_check_interval=5", "--trainer.accumulate_grad_batches=3"],
     "steps": ["--data.max_length=512", "--trainer.max_epochs=-1", "--trainer.max_steps=5"],
+    "augmented": [
+        *("--data.max_length=512", "--trainer.val_check_interval=3", "--model.token_weights.argument_value=3"),
+        "--data.augmentation={shuffle_tools: 0.5, distractors: 0.5, drop_tool: 0.2, mask_names: 0.5}",
+    ],
     "no validation": ["--data.max_length=512", "--data.validation=null"],
     "streaming": [
         *("--data.max_length=512", "--data.streaming=true", "--data.shuffle_buffer=8", "--trainer.max_epochs=-1"),
         *("--trainer.max_steps=4", "--trainer.val_check_interval=3"),
     ],
 }
-
-
-def fit(folder: Path, name: str, *arguments: str, save: bool = False) -> Path:
-    """Runs the tiny recipe with a recorder; the last checkpoint is ``NAME.ckpt``."""
-    recorder = {"class_path": "tests.helpers.checkpoints.Recorder", "init_args": {"file": str(folder / name)}}
-    if save:
-        recorder["init_args"]["folder"] = str(folder / "saved")
-    last = {"dirpath": str(folder / name), "save_last": True, "save_on_train_epoch_end": True}
-    model_checkpoint = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": last}
-    main(
-        [
-            *("fit", "--config", TINY, f"--trainer.callbacks={json.dumps([recorder, model_checkpoint])}"),
-            f"--trainer.logger.init_args.save_dir={folder / 'runs' / name}",
-            "--data.train=[{path: data/quickstart/train.jsonl, limit: 14}]",
-            "--data.validation=[{path: data/quickstart/validation.jsonl, limit: 2}]",
-            *("--trainer.max_epochs=2", f"--model.peft={DROPOUT}", "--model.generation.max_new_tokens=2"),
-            *("--trainer.enable_progress_bar=false", *arguments),
-        ]
-    )
-    return folder / name / "last.ckpt"
 
 
 @pytest.mark.parametrize(
@@ -93,7 +76,7 @@ def on_two_ranks(folder: Path, jobs: list) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", SETTINGS if FULL else ["packed", "streaming"])
+@pytest.mark.parametrize("kind", SETTINGS if FULL else ["packed", "streaming", "augmented"])
 def test_two_ranks_go_on_from_every_moment(tmp_path, kind):
     on_two_ranks(tmp_path, [["whole", [*SETTINGS[kind], "--data.max_length=256"], True, 0 if FULL else 3]])
     saved = json.loads((tmp_path / "saved" / "saved.json").read_text())
@@ -120,7 +103,10 @@ def test_another_number_of_ranks_takes_the_same_steps(tmp_path, caplog):
     before = "003-batch-end.ckpt"  # behind two steps of one micro-batch each
     caplog.set_level("INFO")
     fit(tmp_path, "from_two", *single, f"--ckpt_path={tmp_path / 'saved' / before}")
-    assert "2 steps were done by 2 ranks with 1 micro-batches each; they go on with 1 ranks and 2 each" in caplog.text
+    assert (
+        "2 steps were done by 2 ranks with 1 micro-batches each; the run continues with 1 ranks and 2 each"
+        in caplog.text
+    )
     pairs = [events(tmp_path / "from_one", rank) for rank in range(2)]
     mixed = [event for pair in zip(*pairs, strict=True) for event in pair]
     for found, tail in ((mixed, expected[2:]), (events(tmp_path / "from_two"), expected[4:])):
@@ -217,17 +203,17 @@ def test_last_passes_over_a_broken_checkpoint_and_waits_for_nobody(tmp_path, cap
     fit(tmp_path, "run", *arguments)
     (other,) = (path for path in (tmp_path / "run").iterdir() if "epoch=0" in path.name)
     assert f"{broken}: cannot be read as a checkpoint" in caplog.text
-    assert f"going on from {other}" in caplog.text
+    assert f"resuming from {other}" in caplog.text
     with pytest.raises(SystemExit):
         fit(tmp_path, "third", f"--ckpt_path={tmp_path / 'nowhere.ckpt'}")
     assert "nowhere.ckpt: there is no such checkpoint (`--ckpt_path`)" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr("fc_lightning.callbacks.resumable._PATIENCE", 0.1)
+    monkeypatch.setattr("fc_lightning.callbacks.resumable._LOCK_TIMEOUT", 0.1)
     first, second = Resumable(), Resumable()
-    first.claim(tmp_path)
+    first.lock_folder(tmp_path)
     with pytest.raises(CheckpointError, match="another process is training there"):
-        second.claim(tmp_path)
+        second.lock_folder(tmp_path)
     first.teardown(None, None, "fit")
-    Resumable().claim(tmp_path)
+    Resumable().lock_folder(tmp_path)

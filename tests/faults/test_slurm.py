@@ -110,18 +110,18 @@ def test_only_the_same_command_of_the_same_job_goes_on(tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
     trainer = Trainer(logger=False, default_root_dir=tmp_path, accelerator="cpu", enable_progress_bar=False)
     assert slurm.requeues(trainer)
-    assert slurm.noted(trainer) is None
-    slurm.note(trainer, tmp_path / "here")
-    assert slurm.noted(trainer) is None  # the job's second command, or the same by hand: it was not requeued
+    assert slurm.recorded_run(trainer) is None
+    slurm.record_run(trainer, tmp_path / "here")
+    assert slurm.recorded_run(trainer) is None  # the job's second command, or the same by hand: it was not requeued
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    assert slurm.noted(trainer) == tmp_path / "here"
+    assert slurm.recorded_run(trainer) == tmp_path / "here"
     monkeypatch.setattr("sys.argv", ["main.py", "fit", "--config", "another.yaml"])
-    assert slurm.noted(trainer) is None
-    slurm.note(trainer, tmp_path / "there", requeued=True)
+    assert slurm.recorded_run(trainer) is None
+    slurm.record_run(trainer, tmp_path / "there", requeued=True)
     monkeypatch.delenv("SLURM_RESTART_COUNT")
-    assert slurm.noted(trainer) == tmp_path / "there"
+    assert slurm.recorded_run(trainer) == tmp_path / "there"
     monkeypatch.setenv("SLURM_JOB_ID", "4712")
-    assert slurm.noted(trainer) is None
+    assert slurm.recorded_run(trainer) is None
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "4700")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
     assert slurm.job_id() == "4700_3"

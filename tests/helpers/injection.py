@@ -144,8 +144,7 @@ class NotANumber(Callback):
                 loss.register_hook(lambda gradient: gradient * float("inf"))
                 return loss
             spoiled = loss * float("nan")
-            pl_module._window_loss = pl_module._window_loss + spoiled.detach()
-            pl_module._window[-1] = (spoiled.detach(), batch["ids"])
+            pl_module._window[-1] = pl_module._window[-1]._replace(loss=spoiled.detach())
             return spoiled
 
         pl_module.training_step = broken

@@ -1,8 +1,8 @@
-"""Runs of two ranks in processes of their own, which something happens to.
+"""Runs of two ranks in processes of their own, into which faults are injected.
 
-Starting Python and importing everything takes most of the time of such a run. Where many are wanted (``FAULTS=full``),
-processes are forked from this one instead, which has imported it all; from :func:`fc_lightning.cli.lightning_cli.main` on they run as
-any other.
+Starting Python and importing everything takes most of the time of such a run. If many are wanted (``FAULTS=full``),
+processes are forked from this one instead, which has imported everything; from
+:func:`fc_lightning.cli.lightning_cli.main` on they run like any other.
 """
 
 from __future__ import annotations

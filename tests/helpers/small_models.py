@@ -7,7 +7,7 @@ from peft import LoraConfig, PeftModel
 
 from fc_lightning.models.attention import BY_DOCUMENT
 from fc_lightning.models.loading import load_base
-from fc_lightning.models.lora import add_adapter, add_token_rows
+from fc_lightning.models.lora import add_adapter, add_token_rows, untie_head
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 SIZES = {
@@ -26,9 +26,13 @@ SIZES = {
 }
 
 
-def adapted(base: Path, head: bool = False, new_tokens: bool = True, dropout: float = 0.0) -> PeftModel:
+def adapted(
+    base: Path, head: bool = False, new_tokens: bool = True, dropout: float = 0.0, tied: bool = True
+) -> PeftModel:
     """A model with an adapter whose weights are far from their initial values."""
     model = load_base(str(base), None, torch.float32, BY_DOCUMENT)
+    if not tied:
+        untie_head(model)
     pieces = {128: [10, 11], 129: [12, 13, 14]} if new_tokens else {}
     add_token_rows(model, pieces)
     targets = [*PROJECTIONS, "lm_head"] if head else PROJECTIONS

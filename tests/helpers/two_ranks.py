@@ -1,7 +1,7 @@
-"""Runs the recorded run of test_resume.py on two ranks; started by torchrun.
+"""Runs the recorded run of the resume tests on two ranks; started by torchrun.
 
-python -m tests.helpers.two_ranks JOBS.json: a list of [folder, name, arguments, whether to save at every moment, from
-how many of these to go on].
+python -m tests.helpers.two_ranks JOBS.json, where the file holds a list of [folder, name, arguments, whether to save at
+every moment, from how many of these moments to resume].
 """
 
 import json
@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 import torch
-from tests.faults.test_resume import fit
 from tests.helpers.checkpoints import FULL
+from tests.helpers.resume_runs import fit
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 
 from fc_lightning.models.attention import BY_DOCUMENT
 from fc_lightning.models.loading import load_base
-from fc_lightning.models.lora import add_token_rows
+from fc_lightning.models.lora import add_token_rows, merge_adapter
 
 
 def test_a_new_row_is_initialised_to_the_mean_of_its_pieces(base):
@@ -29,7 +29,7 @@ def test_merging_preserves_the_logits(base, head, new_tokens, tmp_path):
     ids = torch.tensor([[2, 10, 128 if new_tokens else 20, 30, 129 if new_tokens else 21, 31]])
     with torch.no_grad():
         expected = model(ids).logits
-        merged = model.merge_and_unload()
+        merged = merge_adapter(model)
         merged.save_pretrained(tmp_path / "merged")
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
         torch.testing.assert_close(merged(ids).logits, expected, rtol=1e-4, atol=1e-4)

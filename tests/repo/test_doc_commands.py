@@ -9,10 +9,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from tests.helpers.command_line import parsed, parser
 from tests.helpers.documentation import PAGES, ROOT, code_blocks
 from transformers import TrainingArguments
 
-from fc_lightning.cli.lightning_cli import FunctionCallingCLI, main
+from fc_lightning.cli.lightning_cli import main
 from fc_lightning.cli.main import main as start
 from fc_lightning.conversation.types import ToolCall
 from fc_lightning.data.formats import read_row
@@ -64,21 +65,6 @@ def workspace(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.fixture(scope="module")
-def parser():
-    """The command line's parser, made once: making it is what takes time."""
-    kept = []
-
-    class ParserAlone(FunctionCallingCLI):
-        def parse_arguments(self, parser, args):
-            kept.append(parser)
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        ParserAlone([])
-    return kept[0]
-
-
 def check_pip(words: list[str]) -> None:
     assert words[2:5] == ["-c", "constraints.txt", "-e"]
     extras = re.fullmatch(r"\.\[([\w,]+)\]", words[5])[1].split(",")
@@ -95,7 +81,7 @@ def check_script(words: list[str]) -> None:
     assert all(f'"{word}"' in text for word in words[2:] if word.startswith("--"))
 
 
-def check(command: str, parser) -> None:
+def check(command: str) -> None:
     """Raise if a command of the documentation cannot work, or if nobody knows whether it can."""
     words = [word for word in shlex.split(command) if not re.match(r"[A-Z]+=", word)]
     if command in ELSEWHERE:
@@ -103,7 +89,7 @@ def check(command: str, parser) -> None:
     if (arguments := ours(command)) is not None and not QUICK.isdisjoint(arguments):
         start(arguments)
     elif arguments is not None:
-        parser.parse_args(arguments)
+        parser().parse_args(arguments)
     elif words[:2] == ["pip", "install"]:
         check_pip(words)
     elif words[0] == "make":
@@ -116,8 +102,8 @@ def check(command: str, parser) -> None:
 
 
 @pytest.mark.parametrize("command", commands())
-def test_every_command_is_known_and_parses(command, workspace, parser):
-    check(command, parser)
+def test_every_command_is_known_and_parses(command, workspace):
+    check(command)
 
 
 @pytest.mark.parametrize(
@@ -132,9 +118,9 @@ def test_every_command_is_known_and_parses(command, workspace, parser):
         "curl http://localhost:8000",
     ],
 )
-def test_what_cannot_work_is_found(command, workspace, parser, capsys):
+def test_what_cannot_work_is_found(command, workspace, capsys):
     with pytest.raises((AssertionError, OSError, SystemExit, ValueError)):
-        check(command, parser)
+        check(command)
 
 
 def test_commands_that_are_explained_away_are_still_there():
@@ -217,18 +203,18 @@ def test_the_commands_run(workspace, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(("page", "text"), code_blocks("yaml"))
-def test_yaml_is_accepted(page, text, workspace, parser):
+def test_yaml_is_accepted(page, text, workspace):
     (workspace / "overlay.yaml").write_text(text)
-    parser.parse_args(["fit", "--config", TINY, "--config", "overlay.yaml"])
+    parsed("fit", "--config", TINY, "--config", "overlay.yaml")
 
 
-def test_the_page_for_trl_users_names_keys_and_all_training_arguments(workspace, parser):
+def test_the_page_for_trl_users_names_keys_and_all_training_arguments(workspace):
     text = (ROOT / "docs/from_trl.md").read_text(encoding="utf-8")
     fields = {field.name for field in dataclasses.fields(TrainingArguments)}
     assert [name for name in sorted(fields) if f"`{name}`" not in text] == []
     keys = set(re.findall(r"`((?:model|data|trainer)\.\w+)\+?`", text))
     assert len(keys) > 30
-    known = set(parser.parse_args(["fit", "--config", TINY])["fit"].keys())  # every leaf: a key may be a prefix of some
+    known = set(parsed("fit", "--config", TINY).keys())  # every leaf: a key may be a prefix of some
     assert [key for key in sorted(keys) if not any(f"{name}.".startswith(f"{key}.") for name in known)] == []
 
 

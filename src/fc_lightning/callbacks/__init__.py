@@ -2,6 +2,7 @@
 
 from fc_lightning.callbacks.adapter import SaveAdapter
 from fc_lightning.callbacks.failures import Failures
+from fc_lightning.callbacks.last_checkpoint import LastCheckpoint
 from fc_lightning.callbacks.loggers import ExtraLogger, TensorBoard
 from fc_lightning.callbacks.predictions import PredictionWriter
 from fc_lightning.callbacks.preemption import Preemption
@@ -16,6 +17,7 @@ __all__ = [
     "EvaluationReport",
     "ExtraLogger",
     "Failures",
+    "LastCheckpoint",
     "PredictionWriter",
     "Preemption",
     "ProgressBar",

@@ -1,4 +1,4 @@
-"""SaveAdapter: a PEFT folder beside each checkpoint, and one in the run's folder."""
+"""SaveAdapter: a PEFT folder next to each checkpoint, and one in the run's folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from peft import PeftModel
 
 from fc_lightning.models.fsdp import trained_weights
 from fc_lightning.models.saving import write_model
-from fc_lightning.training.checkpoint_io import writing
+from fc_lightning.training.checkpoint_io import wrap_write_errors
 from fc_lightning.utils.atomic_files import atomic_folder
 from fc_lightning.utils.pretrained import commit_of
 
@@ -20,8 +20,8 @@ from fc_lightning.utils.pretrained import commit_of
 class SaveAdapter(Callback):
     """Writes the adapter with tokenizer and templates, so that PEFT can load it without this package.
 
-    Beside each checkpoint ``NAME.ckpt`` lies a folder ``NAME.adapter`` with the same weights; it goes when the
-    checkpoint goes. When training ends, the adapter as it is then is written into the run's folder as well.
+    The folder ``NAME.adapter`` next to each checkpoint ``NAME.ckpt`` has the same weights, and is removed together with
+    it. When training ends, the final adapter is also written to the run's folder.
 
     Args:
         folder: Name of the folder in the run's folder.
@@ -29,44 +29,45 @@ class SaveAdapter(Callback):
 
     def __init__(self, folder: str = "adapter"):
         self.folder = folder
-        self._fits = False
+        self._is_unwritten = False  # the folder of the final adapter
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """See to it that checkpoints are written with their adapters."""
+        """Make the trainer write checkpoints with their adapters."""
         strategy = trainer.strategy
-        self._fits = stage == "fit"
+        self._is_unwritten = stage == "fit"
         if stage == "fit" and not isinstance(strategy.checkpoint_io, AdapterCheckpointIO):
             strategy.checkpoint_io = AdapterCheckpointIO(strategy.checkpoint_io, trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the one in the run's folder."""
-        self._fits = False
-        run = trainer.log_dir  # asks all ranks
+        """Write the final adapter."""
+        self._is_unwritten = False
+        run = trainer.log_dir  # a collective
         if not isinstance(pl_module.model, PeftModel):
             return
-        weights = trained_weights(pl_module.model)  # asks all ranks, where the model is sharded
+        weights = trained_weights(pl_module.model)  # a collective if the model is sharded
         if trainer.is_global_zero:
             save_adapter(trainer, Path(run or ".") / self.folder, weights)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write it too where a finished run was to go on: it may have been killed before it could."""
-        if self._fits and pl_module.device_mesh is None:
+        """Write the final adapter of a finished run that is resumed: it may have been killed before it could."""
+        if self._is_unwritten and pl_module.device_mesh is None:
             self.on_train_end(trainer, pl_module)
 
 
 class AdapterCheckpointIO(CheckpointIO):
-    """Writes and removes checkpoints as another does, and the adapters beside them.
+    """Writes and removes adapters together with their checkpoints.
 
     Args:
-        checkpoint_io: The other.
-        trainer: Has the model.
+        checkpoint_io: Writes and removes the checkpoints.
+        trainer: The trainer of the model.
     """
 
     def __init__(self, checkpoint_io: CheckpointIO, trainer: Trainer):
-        self.checkpoint_io, self.trainer = checkpoint_io, trainer
+        self.checkpoint_io = checkpoint_io
+        self.trainer = trainer
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write a checkpoint, and from its weights the adapter. Lightning calls it on one rank only."""
+        """Write a checkpoint, and the adapter from its weights. Lightning calls it on one rank only."""
         self.checkpoint_io.save_checkpoint(checkpoint, path, storage_options)
         weights = checkpoint.get("state_dict", {})
         if isinstance(self.trainer.lightning_module.model, PeftModel) and weights:
@@ -78,24 +79,24 @@ class AdapterCheckpointIO(CheckpointIO):
         return self.checkpoint_io.load_checkpoint(*args, **kwargs)
 
     def remove_checkpoint(self, path: Any) -> None:
-        """Remove both."""
+        """Remove a checkpoint and its adapter."""
         self.checkpoint_io.remove_checkpoint(path)
         shutil.rmtree(adapter_folder(path), ignore_errors=True)
 
     def teardown(self) -> None:
-        """Let the other finish."""
+        """Finish writing."""
         self.checkpoint_io.teardown()
 
 
 def adapter_folder(checkpoint: Any) -> Path:
-    """Where the adapter of a checkpoint lies."""
+    """The folder of a checkpoint's adapter."""
     return Path(checkpoint).with_suffix(".adapter")
 
 
 def save_adapter(trainer: Trainer, folder: Path, weights: dict[str, Any]) -> None:
-    """Write an adapter folder, or write it anew."""
+    """Write an adapter folder, or replace it."""
     module = trainer.lightning_module
-    with writing(folder), atomic_folder(folder, replace=True) as partial:
+    with wrap_write_errors(folder), atomic_folder(folder, replace=True) as partial:
         write_model(
             module.model,
             trainer.datamodule.template,

@@ -1,4 +1,4 @@
-"""Failures: an error becomes known at once, and running out of memory says of what."""
+"""Failures: an error is recorded at once, and running out of memory names the batch."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from fc_lightning.training import distributed as ranks
+from fc_lightning.training.distributed import record_error
 
-_LOWER = {
+_SETTINGS_TO_LOWER = {
     "training": "`data.max_length`, `data.batch_size` or `model.head_chunk`, or set "
     "`model.gradient_checkpointing: true`",
     "loss": "`data.max_length`, `data.batch_size` or `model.head_chunk`",
@@ -19,61 +19,56 @@ _LOWER = {
 
 
 class Failures(Callback):
-    """Puts an error down before anything else happens, see :mod:`fc_lightning.training.distributed`; the command line always adds it.
+    """Records an error before other callbacks react to it, see :func:`fc_lightning.training.distributed.record_error`.
 
-    If a device runs out of memory, the error says with which batch, and which settings to lower.
+    If a device runs out of memory, the error names the batch and the settings to lower. The command line always adds
+    this callback.
     """
 
     def __init__(self) -> None:
         self._batch: Any = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Keep the batch at hand."""
+        """Remember the batch."""
         self._batch = batch
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """The batch is done with."""
+        """Forget the batch."""
         self._batch = None
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Keep the batch at hand."""
+        """Remember the batch."""
         self._batch = batch
 
-    def on_predict_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Keep the batch at hand."""
-        self._batch = batch
-
-    on_test_batch_start = on_validation_batch_start
+    on_test_batch_start = on_predict_batch_start = on_validation_batch_start
     on_validation_batch_end = on_test_batch_end = on_predict_batch_end = on_train_batch_end
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Put the error down."""
+        """Record the error."""
         if isinstance(exception, torch.OutOfMemoryError) and self._batch is not None:
-            exception.add_note(describe(self._batch, trainer.training))
-        ranks.report(exception)
+            exception.add_note(describe_batch(self._batch, trainer.training))
+        record_error(exception)
 
 
-def describe(batch: Any, training: bool) -> str:
-    """What a batch that did not fit holds, and what to lower.
+def describe_batch(batch: Any, training: bool) -> str:
+    """What a batch that did not fit into memory holds, and which settings to lower.
 
     Args:
-        batch: A :class:`fc_lightning.data.packing.Batch` or a :class:`fc_lightning.data.dataloaders.PromptBatch`.
+        batch: A :class:`fc_lightning.data.collator.Batch` or a :class:`fc_lightning.data.dataloaders.PromptBatch`.
         training: Whether it was trained on.
     """
     if "order" in batch:
         lengths = [len(ids) for ids in batch["input_ids"]]
         longest = max(lengths, default=0)
         what = f"generating from {len(lengths)} prompts × {longest:,} tokens (of {lengths} tokens: {batch['id']})"
-        lower = _LOWER["generation"]
+        advice = _SETTINGS_TO_LOWER["generation"]
     else:
         rows, length = batch["input_ids"].shape
         all_lengths = [[end - start for at, start, end in batch["documents"] if at == row] for row in range(rows)]
-        documents = [row[: len(ids)] for row, ids in zip(all_lengths, batch["ids"], strict=True)]  # not of padding
+        documents = [row[: len(ids)] for row, ids in zip(all_lengths, batch["ids"], strict=True)]  # without padding
         what = f"a batch of {rows} rows × {length:,} tokens, {batch['num_supervised']:,} of them supervised"
         what += f" (conversations of {documents} tokens: {batch['ids']})"
-        lower = _LOWER["training" if training else "loss"]
-    return f"Out of memory with {what}. Lower {lower}."
+        advice = _SETTINGS_TO_LOWER["training" if training else "loss"]
+    return f"Out of memory with {what}. Lower {advice}."

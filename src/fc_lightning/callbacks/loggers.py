@@ -1,4 +1,4 @@
-"""TensorBoard and ExtraLogger: further loggers beside the one that makes the run's folder."""
+"""TensorBoard and ExtraLogger: more loggers in addition to the one that creates the run's folder."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 
 class TensorBoard(Callback):
-    """Writes TensorBoard's files into the run's folder as well: ``tensorboard --logdir runs``."""
+    """Also writes TensorBoard files to the run's folder: ``tensorboard --logdir runs``."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Add the logger."""
-        folder = trainer.log_dir  # asks all ranks
+        folder = trainer.log_dir  # a collective
         if folder and not any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
             trainer.loggers = [*trainer.loggers, TensorBoardLogger(folder, name="", version="")]
 
 
 class ExtraLogger(Callback):
-    """Logs to another logger too, while the run's folder stays where the first logger puts it.
+    """Also logs to another logger; the run's folder stays the one of the first logger.
 
     Args:
         logger: Any logger of Lightning, or :class:`fc_lightning.training.loggers.Trackio`.

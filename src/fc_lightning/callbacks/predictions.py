@@ -1,4 +1,4 @@
-"""PredictionWriter: every evaluated turn, a line each."""
+"""PredictionWriter: every evaluated turn, one per line."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from fc_lightning.evaluation.evaluator import is_baseline_validation
 from fc_lightning.evaluation.metrics import EvaluatedTurn
 from fc_lightning.utils.atomic_files import DiskError, write_text
 
-# Of prompts that came without an answer nothing can be said.
-_UNKNOWN = dict.fromkeys(("expected", "exact_match", "name_match"))
+# Prompts without an expected answer have no verdict.
+_UNLABELLED = dict.fromkeys(("expected", "exact_match", "name_match"))
 
 
 class PredictionWriter(Callback):
-    """Writes ``predictions.jsonl`` into the run's folder when testing and predicting, and the last validation's too.
+    """Writes ``predictions.jsonl`` to the run's folder in test and predict, and after each validation.
 
-    What the untouched base says, where Lightning validates first (``trainer.num_sanity_val_steps: -1``), becomes
-    ``predictions_before.jsonl``.
+    The predictions of the untouched base go to ``predictions_before.jsonl``, if Lightning validates before training
+    (``trainer.num_sanity_val_steps: -1``), those of perturbed prompts (``data.perturbations``) to
+    ``predictions_perturbed.jsonl``.
 
     Args:
-        filename: Of the file in the run's folder.
+        filename: Name of the file in the run's folder.
     """
 
     def __init__(self, filename: str = "predictions.jsonl"):
@@ -32,19 +33,27 @@ class PredictionWriter(Callback):
     def on_tool_calls_evaluated(
         self, trainer: Trainer, pl_module: LightningModule, evaluated: list[EvaluatedTurn]
     ) -> None:
-        """Write the file anew."""
-        folder = trainer.log_dir  # asks all ranks
-        part_only = trainer.sanity_checking and not is_baseline_validation(trainer)
-        if not trainer.is_global_zero or part_only:
+        """Replace the file."""
+        folder = trainer.log_dir  # a collective
+        if not trainer.is_global_zero or (trainer.sanity_checking and not is_baseline_validation(trainer)):
             return
         path = Path(folder or ".") / self.filename
-        if trainer.sanity_checking:
-            path = path.with_stem(f"{path.stem}_before")
-        turns = [{**turn.to_dict(), **({} if turn.labelled else _UNKNOWN)} for turn in evaluated]
+        self._write(trainer, path.with_stem(f"{path.stem}_before") if trainer.sanity_checking else path, evaluated)
+
+    def on_perturbed_calls_evaluated(
+        self, trainer: Trainer, pl_module: LightningModule, evaluated: list[EvaluatedTurn]
+    ) -> None:
+        """Replace the file of perturbed turns."""
+        path = Path(trainer.log_dir or ".") / self.filename  # a collective
+        if trainer.is_global_zero:
+            self._write(trainer, path.with_stem(f"{path.stem}_perturbed"), evaluated)
+
+    def _write(self, trainer: Trainer, path: Path, evaluated: list[EvaluatedTurn]) -> None:
+        turns = [{**turn.to_dict(), **({} if turn.labelled else _UNLABELLED)} for turn in evaluated]
         lines = [json.dumps(turn, ensure_ascii=False) for turn in turns]
         try:
             write_text(path, "".join(f"{line}\n" for line in lines))
         except DiskError as error:
             if trainer.state.fn != "fit":
                 raise
-            rank_zero_warn(f"{error}; training goes on")
+            rank_zero_warn(f"{error}; training continues")

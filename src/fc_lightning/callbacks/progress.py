@@ -9,6 +9,9 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
+from fc_lightning.training.lightning_internals import stop_bar, update_bar_metrics
+from fc_lightning.utils.progress import INTERVAL, Counter
+
 _SHOWN = {
     "train/loss": ("loss", ".3f"),
     "train/tokens_per_second": ("tokens/s", ",.0f"),
@@ -18,33 +21,35 @@ _SHOWN = {
 
 
 class ProgressBar(RichProgressBar):
-    """Shows loss, speed and exact match as they were logged last; ``prog_bar=True`` would ask the device each batch.
+    """Shows the last logged loss, speed and exact match; ``prog_bar=True`` would synchronize the device every batch.
 
-    In a terminal it is Lightning's bar by rich. Where the output goes elsewhere, a log file say, it prints a line every
-    so often, so that the file stays readable.
+    In a terminal it is Lightning's rich progress bar. If the output goes to a file, it prints a line now and then.
+    While the model generates, both show the number of turns and the exact match so far, on the first rank.
 
     Args:
-        seconds: Between two lines of a log file.
-        refresh_rate: Of the bar in a terminal, in refreshes a second.
+        seconds: Seconds between two lines in a file.
+        refresh_rate: Refreshes per second of the bar in a terminal.
     """
 
-    def __init__(self, seconds: float = 30.0, refresh_rate: int = 4):
+    def __init__(self, seconds: float = INTERVAL, refresh_rate: int = 4):
         super().__init__(refresh_rate=refresh_rate, leave=True)
         self.seconds = seconds
-        self.lines = not sys.stdout.isatty()
+        self.to_file = not sys.stdout.isatty()
         self._values: dict[str, str] = {}
-        self._read_at = 0  # the step whose values are shown
-        self._started = self._last_line = 0.0
+        self._values_step = 0  # the step of these values
+        self._started = 0.0
+        self._last_line = 0.0
+        self._evaluation: Counter | None = None
 
     @property
     def is_enabled(self) -> bool:
-        """Whether there is a bar."""
-        return super().is_enabled and not self.lines
+        """Whether to show a bar."""
+        return super().is_enabled and not self.to_file
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """What stands behind the bar: read once after each step that was logged, when Lightning asks the device too."""
-        if trainer.global_step != self._read_at and trainer.global_step % trainer.log_every_n_steps == 0:
-            self._read(trainer)
+        """The values next to the bar, read once per logged step, when Lightning synchronizes the device anyway."""
+        if trainer.global_step != self._values_step and trainer.global_step % trainer.log_every_n_steps == 0:
+            self._read_values(trainer)
         return dict(self._values)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -55,34 +60,117 @@ class ProgressBar(RichProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Move the bar, or print a line if it is time for one."""
+        """Advance the bar, or print a line if it is time for one."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        self.get_metrics(trainer, pl_module)  # a line may come between two steps that were logged
-        if self._prints and time.monotonic() - self._last_line >= self.seconds:
-            self._print(trainer, pl_module)
+        self.get_metrics(trainer, pl_module)  # a line may be printed between two logged steps
+        if self._prints_lines and time.monotonic() - self._last_line >= self.seconds:
+            self._print_line(trainer, pl_module)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Advance the bar, or print a line if it is time for one."""
+        super().on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+        limits = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
+        task = self.val_sanity_progress_bar_id if trainer.sanity_checking else self.val_progress_bar_id
+        title = "untouched base" if trainer.sanity_checking else "validation"
+        loader = trainer.val_dataloaders[dataloader_idx]
+        self._count(title, pl_module, batch, batch_idx, loader, limits[dataloader_idx], task)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Advance the bar, or print a line if it is time for one."""
+        super().on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+        loader, limit = trainer.test_dataloaders[dataloader_idx], trainer.num_test_batches[dataloader_idx]
+        self._count("test", pl_module, batch, batch_idx, loader, limit, self.test_progress_bar_id)
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Advance the bar, or print a line if it is time for one."""
+        super().on_predict_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+        limit = trainer.num_predict_batches[dataloader_idx]
+        task = self.predict_progress_bar_id
+        self._count("prediction", pl_module, batch, batch_idx, trainer.predict_dataloaders, limit, task)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show what the validation has found."""
+        """Show the results of the validation."""
         super().on_validation_end(trainer, pl_module)
-        self._read(trainer)
-        self._update_metrics(trainer, pl_module)
-        if self._prints and trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._print(trainer, pl_module)
+        if trainer.state.fn == "validate":
+            stop_bar(self)
+            return
+        self._read_values(trainer)
+        update_bar_metrics(self, trainer, pl_module)
+        if self._prints_lines and not trainer.sanity_checking:
+            self._print_line(trainer, pl_module)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End the bar before other callbacks print results: its last redraw would overwrite them."""
+        super().on_test_end(trainer, pl_module)
+        stop_bar(self)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End the bar before other callbacks print results."""
+        super().on_predict_end(trainer, pl_module)
+        stop_bar(self)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End the bar before other callbacks print results."""
+        super().on_train_end(trainer, pl_module)
+        stop_bar(self)
+
+    def _count(self, title: str, module: Any, batch: Any, batch_idx: int, loader: Any, limit: float, task: Any) -> None:
+        """Count a batch of an evaluation: turns where the model generates, otherwise batches."""
+        is_prompts = isinstance(batch, dict) and "order" in batch
+        if batch_idx == 0 or self._evaluation is None:
+            sizes = list(map(len, loader.sampler)) if is_prompts else []
+            total = sum(sizes[: int(limit)]) if is_prompts else int(limit)
+            self._evaluation = Counter(title, total, "turns" if is_prompts else "batches")
+        self._evaluation.advance(len(batch["order"]) if is_prompts else 1, _exact_match(module) if is_prompts else "")
+        if self._prints_lines:
+            self._evaluation.print_if_due(self.seconds)
+        elif self.progress is not None and task is not None:
+            self.progress.update(task, description=self._evaluation.describe())
 
     @property
-    def _prints(self) -> bool:
-        return self.lines and self._enabled  # one rank does
+    def _prints_lines(self) -> bool:
+        return self.to_file and super().is_enabled  # on one rank only
 
-    def _read(self, trainer: Trainer) -> None:
-        known, self._read_at = trainer.callback_metrics, trainer.global_step
+    def _read_values(self, trainer: Trainer) -> None:
+        known, self._values_step = trainer.callback_metrics, trainer.global_step
         self._values = {
             short: f"{known[name].item():{form}}" for name, (short, form) in _SHOWN.items() if name in known
         }
 
-    def _print(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _print_line(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._last_line = time.monotonic()
         done, total = trainer.global_step, trainer.estimated_stepping_batches
         share = f"/{total:,.0f} ({done / total:.0%})" if total != float("inf") else ""
         clock = time.strftime("%H:%M:%S", time.gmtime(self._last_line - self._started))
         values = "  ".join(f"{name} {value}" for name, value in self.get_metrics(trainer, pl_module).items())
         print(f"{clock}  step {done:,}{share}  epoch {trainer.current_epoch}  {values}".rstrip(), flush=True)
+
+
+def _exact_match(module: Any) -> str:
+    """Exact match of the turns that this rank has evaluated so far, where their answers are known."""
+    turns = [turn for _, turn in getattr(module, "evaluated_turns", ()) if turn.labelled]
+    return f"exact match {sum(turn.exact_match for turn in turns) / len(turns):.2f}" if turns else ""

@@ -1,4 +1,4 @@
-"""EvaluationReport: the run's evaluation as a page and as a summary."""
+"""EvaluationReport: the run's evaluation as an HTML page and as Markdown."""
 
 from __future__ import annotations
 
@@ -12,35 +12,42 @@ from fc_lightning.evaluation.report import EvaluatedRun, read_curves, write_repo
 
 
 class EvaluationReport(Callback):
-    """Writes ``report.html`` and ``report.md`` into the run's folder when it ends.
+    """Writes ``report.html`` and ``report.md`` to the run's folder when it ends.
 
-    They have the tables by category, what goes wrong with examples, and the curves. Where Lightning validates first
-    (``trainer.num_sanity_val_steps: -1``), the untouched base stands beside the model.
+    They show results by category and under perturbations, failures with examples, and training curves. If Lightning
+    validates before training (``trainer.num_sanity_val_steps: -1``), they compare the model with the untouched base.
 
     Args:
-        filename: Of the files in the run's folder, without a suffix.
+        filename: Name of the files in the run's folder, without a suffix.
     """
 
     def __init__(self, filename: str = "report"):
         self.filename = filename
         self.before: list[EvaluatedTurn] = []
         self.last: list[EvaluatedTurn] = []
+        self.perturbed: list[EvaluatedTurn] = []
 
     def on_tool_calls_evaluated(
         self, trainer: Trainer, pl_module: LightningModule, evaluated: list[EvaluatedTurn]
     ) -> None:
-        """Keep the first and the last evaluation."""
-        if not trainer.sanity_checking:
-            self.last = evaluated
-        elif is_baseline_validation(trainer):
+        """Keep the evaluation before training and the last one."""
+        if is_baseline_validation(trainer):
             self.before = evaluated
+        elif not trainer.sanity_checking:
+            self.last = evaluated
+
+    def on_perturbed_calls_evaluated(
+        self, trainer: Trainer, pl_module: LightningModule, evaluated: list[EvaluatedTurn]
+    ) -> None:
+        """Keep the perturbed turns."""
+        self.perturbed = evaluated
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the report."""
         self._write(trainer, "after training")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the report, if this was no validation within training."""
+        """Write the report, unless this validation is part of training."""
         if trainer.state.fn == "validate":
             self._write(trainer, "validation")
 
@@ -49,7 +56,7 @@ class EvaluationReport(Callback):
         self._write(trainer, "test")
 
     def _write(self, trainer: Trainer, name: str) -> None:
-        folder = trainer.log_dir  # asks all ranks
+        folder = trainer.log_dir  # a collective
         if not trainer.is_global_zero or not self.last:
             return
         for logger in trainer.loggers:
@@ -57,4 +64,5 @@ class EvaluationReport(Callback):
         path = Path(folder or ".") / self.filename
         columns = [EvaluatedRun("before training", self.before)] if self.before else []
         curves = read_curves(path.with_name("metrics.csv"))
-        write_report([*columns, EvaluatedRun(name, self.last, curves)], path, f"Evaluation: {path.parent}")
+        run = EvaluatedRun(name, self.last, curves, self.perturbed)
+        write_report([*columns, run], path, f"Evaluation: {path.parent}")

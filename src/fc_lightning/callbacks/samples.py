@@ -1,4 +1,4 @@
-"""SampleTable: a few right and wrong calls, in the terminal and in the logger."""
+"""SampleTable: a few correct and wrong calls, in the terminal and in the logger."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ _HEADER = ("id", "turn", "what", "expected", "predicted")
 
 
 class SampleTable(Callback):
-    """Prints a table of wrong and right turns after each evaluation, what differs in red, and gives it to the loggers.
+    """Prints and logs a table of wrong and correct turns after each evaluation, with differences in red.
 
-    TensorBoard gets it as text, Weights & Biases and Trackio as a table, MLflow as the artifact ``samples.json`` with
-    the rows of all evaluations; a logger that takes none of these gets nothing.
+    TensorBoard gets it as text, Weights & Biases and Trackio as a table, and MLflow as the artifact ``samples.json``
+    with the rows of all evaluations. Other loggers get nothing.
 
     Args:
-        wrong: How many turns that are not exactly right.
-        right: How many that are.
+        wrong: Number of turns that are not an exact match.
+        right: Number of turns that are.
     """
 
     def __init__(self, wrong: int = 4, right: int = 2):
-        self.wrong, self.right = wrong, right
+        self.wrong = wrong
+        self.right = right
 
     def on_tool_calls_evaluated(
         self, trainer: Trainer, pl_module: LightningModule, evaluated: list[EvaluatedTurn]

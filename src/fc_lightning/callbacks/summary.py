@@ -1,10 +1,10 @@
-"""RunSummary: what a run is going to do, before it begins; what came out and what to do next, when it ends."""
+"""RunSummary: the plan of a run before it starts, its results and the next commands when it ends."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,9 @@ from lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
+from fc_lightning.callbacks.report import EvaluationReport
+from fc_lightning.chat_template.tool_formats import CHAT_FORMATS
+from fc_lightning.conversation.parsing import dump_json
 from fc_lightning.data import FunctionCallingDataModule
 from fc_lightning.data.collator import Batch
 from fc_lightning.data.dataloaders import supervised_counts, token_counts
@@ -24,179 +27,254 @@ from fc_lightning.models.attention import BY_DOCUMENT
 from fc_lightning.models.flops import parameter_counts
 from fc_lightning.models.memory import estimate_training_bytes, memory_in_use
 from fc_lightning.models.transformers_internals import attention_implementation
+from fc_lightning.training.run_folders import monitoring_checkpoint
 
 
 class RunSummary(Callback):
-    """Prints what will be trained on what, with which memory and where to; and afterwards what came out.
+    """Prints the plan of a run before it starts, and its results when it ends.
 
-    Before: the model, what of it is trained, the data that is kept and skipped, packs, micro-batches, optimizer steps,
-    tokens, the memory that is expected, and the run's folder. After: how often the calls were right before training
-    and after it, by category, the best and the last value of the metric, time, speed, and the next command.
+    Before: the model, its trainable parameters, rows used and skipped, packs, micro-batches, optimizer steps, tokens,
+    expected memory, and the run's folder. After: exact match by category, a sample question with the calls before and
+    after training, the best and the last value of the monitored metric, time, speed, report and next commands.
+    ``validate`` and ``test`` end with the metrics, exact match by category, and the report.
 
-    What was right *before* is known where Lightning validates first: ``trainer.num_sanity_val_steps: -1``.
+    Exact match *before* training is known if Lightning validates first: ``trainer.num_sanity_val_steps: -1``.
     """
 
     def __init__(self) -> None:
         self.before: list[EvaluatedTurn] = []
         self.after: list[EvaluatedTurn] = []
-        self._started = self._evaluation_started = self._evaluating = 0.0
+        self._started = 0.0
+        self._evaluation_started = 0.0
+        self._evaluation_seconds = 0.0
         self._tokens = 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say what is going to happen."""
-        lines = list(describe_run(trainer, pl_module))  # asks all ranks
+        """Print the plan."""
+        lines = list(describe_run(trainer, pl_module))  # a collective
         if trainer.is_global_zero:
             print("\n" + "\n".join(lines) + "\n", flush=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
-        self._started, self._evaluating, self._tokens = time.monotonic(), 0.0, 0
+        self._started = time.monotonic()
+        self._evaluation_seconds = 0.0
+        self._tokens = 0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
-        """Count tokens; the count is a plain number."""
+        """Count tokens; the count is a plain number, so this does not synchronize the device."""
         self._tokens += batch["num_tokens"]
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluation is no training."""
+        """Pause the clock of training."""
         self._evaluation_started = time.monotonic()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go on."""
-        self._evaluating += time.monotonic() - self._evaluation_started
+        """Resume the clock of training, or print the results of ``validate``."""
+        self._evaluation_seconds += time.monotonic() - self._evaluation_started
+        self._print_evaluation(trainer, "validate")
 
     def on_tool_calls_evaluated(
         self, trainer: Trainer, pl_module: LightningModule, evaluated: list[EvaluatedTurn]
     ) -> None:
-        """Keep the first and the last evaluation."""
-        if not trainer.sanity_checking:
-            self.after = evaluated
-        elif is_baseline_validation(trainer):  # a part of the data would compare with the whole of it
+        """Keep the evaluation before training and the last one."""
+        if is_baseline_validation(trainer):
             self.before = evaluated
             if trainer.is_global_zero:
                 print(f"before:     exact match {exact_match(evaluated):.3f} on {len(evaluated):,} turns\n", flush=True)
             if trainer.logger:
                 trainer.logger.log_metrics({"val/exact_match": exact_match(evaluated)}, step=0)
+        elif not trainer.sanity_checking:
+            self.after = evaluated
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say what came out."""
-        folder = trainer.log_dir  # asks all ranks
+        """Print the results."""
+        run = Path(trainer.log_dir or ".")  # a collective
         tokens = int(trainer.strategy.reduce(torch.tensor(self._tokens, device=pl_module.device), reduce_op="sum"))
         if not trainer.is_global_zero:
             return
         console = Console()
-        seconds = time.monotonic() - self._started
-        training = max(seconds - self._evaluating, 1e-9)
-        what = (
-            f"in {seconds / 60:.1f} minutes, {self._evaluating / 60:.1f} of them evaluating; {tokens:,} tokens, "
-            f"{tokens / training:,.0f} a second"
-        )
-        console.print(
-            f"\n{trainer.global_step:,} optimizer steps {what if self._started else 'finished before'}",
-            highlight=False,
-            soft_wrap=True,
-        )
-        run = Path(folder or ".")
-        earlier = run / "predictions_before.jsonl"  # of a run that went on
+        console.print(f"\n{self._duration(trainer, tokens)}", highlight=False, soft_wrap=True)
+        earlier = run / "predictions_before.jsonl"  # from before the run was interrupted
         before = self.before or (read_predictions(earlier) if earlier.is_file() else [])
         if self.after:
-            console.print(_table(before, self.after))
-        lines = [*_best(trainer), f"run:     {run}"]
+            console.print(_results_table({"before": before, "after": self.after}))
+            console.print("\n".join([*_example(before, self.after), ""]), highlight=False, soft_wrap=True, markup=False)
+        lines = [*_best_and_last(trainer), f"run:     {run}"]
         lines += [f"adapter: {run / 'adapter'}"] if (run / "adapter").is_dir() else []
-        lines += _next(trainer, run) if (run / "config.yaml").is_file() else []  # the command line writes it
+        lines += _report(trainer, run)
+        lines += _next_commands(trainer, run) if (run / "config.yaml").is_file() else []  # not in plain Python use
         console.print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the results of ``test``."""
+        self._print_evaluation(trainer, "test")
+
+    def _print_evaluation(self, trainer: Trainer, subcommand: str) -> None:
+        if trainer.state.fn != subcommand:
+            return
+        run = Path(trainer.log_dir or ".")  # a collective
+        if not trainer.is_global_zero or not self.after:
+            return
+        metrics = Table("metric", "value")
+        for name, value in sorted(trainer.callback_metrics.items()):
+            if "exact_match/" not in name:
+                metrics.add_row(name, f"{float(value):.4f}")
+        console = Console()
+        console.print(metrics, _results_table({"exact match": self.after}))
+        lines = [f"run:     {run}", *_report(trainer, run)]
+        console.print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
+
+    def _duration(self, trainer: Trainer, tokens: int) -> str:
+        steps = f"{trainer.global_step:,} optimizer steps"
+        if not self._started:
+            return f"{steps}, finished before"
+        seconds = time.monotonic() - self._started
+        training_seconds = max(seconds - self._evaluation_seconds, 1e-9)
+        return (
+            f"{steps} in {seconds / 60:.1f} min, of which {self._evaluation_seconds / 60:.1f} min evaluation; "
+            f"{tokens:,} tokens, {tokens / training_seconds:,.0f} tokens/s"
+        )
 
 
 def describe_run(trainer: Trainer, module: Any) -> Iterator[str]:
-    """The summary before training, a line each. All ranks must ask for it."""
-    trained, total = parameter_counts(module.model)
+    """The plan of a run, line by line. A collective: all ranks must call it."""
     yield f"model:      {module.base} ({module.model.config.model_type}), {module.chosen}"
-    yield trainable_line(trained, total)
-    trainer.fit_loop.setup_data()  # not done yet where `max_steps` alone says how long it takes
-    steps, folder = trainer.estimated_stepping_batches, trainer.log_dir
-    data, loader = getattr(trainer, "datamodule", None), trainer.train_dataloader
+    yield trainable_line(*parameter_counts(module.model))
+    trainer.fit_loop.setup_data()  # not done yet if the run's length is given by `max_steps` alone
+    folder = trainer.log_dir
+    data = getattr(trainer, "datamodule", None)
+    sampler = getattr(trainer.train_dataloader, "sampler", None)
+    plan = sampler.plan() if isinstance(sampler, MicroBatchSampler) else []
     if isinstance(data, FunctionCallingDataModule):
-        for split, prepared in data.prepared.items():
-            if split == "test":
-                continue
-            yield f"{split}:".ljust(12) + prepared.report.lines(split)[0].partition(": ")[2] + _unused(prepared.report)
-        if data.streaming:
-            yield "train:      streamed"
-    sampler, plan = getattr(loader, "sampler", None), list[MicroBatch]()
+        yield from _data_lines(data)
     if isinstance(sampler, MicroBatchSampler):
-        plan = sampler.plan()
-        packs = sum(map(len, plan))
-        rows = "packs" if sampler.capacity else "rows"
-        yield (
-            f"an epoch:   {packs:,} {rows} in {len(plan):,} micro-batches, {len(loader):,} on each of "
-            f"{trainer.world_size} device{'s' * (trainer.world_size > 1)}; {sum(sampler.lengths):,} tokens"
-        )
-    epochs = "" if trainer.max_epochs in (None, -1) else f", epochs: {trainer.max_epochs} at most"
+        yield _epoch_line(sampler, plan, len(trainer.train_dataloader), trainer.world_size)
     micro = trainer.accumulate_grad_batches
-    yield f"training:   {steps:,.0f} optimizer steps of {micro} micro-batch{'es' * (micro > 1)} a device{epochs}"
+    epochs = trainer.max_epochs
+    limit = f", max {epochs} epoch{'s' * (epochs > 1)}" if epochs not in (None, -1) else ""
+    yield (
+        f"training:   {trainer.estimated_stepping_batches:,.0f} optimizer steps of {micro} "
+        f"micro-batch{'es' * (micro > 1)} per device{limit}"
+    )
     if isinstance(data, FunctionCallingDataModule):
-        yield f"memory:     {_memory(trainer, module, data, plan)}"
+        yield f"memory:     {_expected_memory(trainer, module, data, plan)}"
     yield f"run:        {folder}"
 
 
 def trainable_line(trained: int, total: int) -> str:
-    """How many parameters are trained, in PEFT's words."""
+    """The number of trained parameters, in the words of PEFT."""
     return f"trainable params: {trained:,} || all params: {total:,} || trainable%: {100 * trained / total:.4f}"
 
 
 def exact_match(turns: Sequence[EvaluatedTurn]) -> float:
-    """Share of turns whose calls are exactly right."""
+    """Share of turns whose calls are an exact match."""
     return sum(turn.exact_match for turn in turns) / len(turns)
 
 
-def _unused(report: Any) -> str:
-    """What became of the other rows."""
-    return f"; skipped {len(report.skipped):,}, too long {len(report.too_long):,}"
+def _data_lines(data: FunctionCallingDataModule) -> Iterator[str]:
+    for split, prepared in data.prepared.items():
+        if split != "test":
+            report = prepared.report
+            rows = report.lines(split)[0].partition(": ")[2]
+            yield f"{split}:".ljust(12) + f"{rows}; skipped {len(report.skipped):,}, too long {len(report.too_long):,}"
+    if data.streaming:
+        yield "train:      streamed"
 
 
-def _memory(trainer: Trainer, module: Any, data: FunctionCallingDataModule, plan: list[MicroBatch]) -> str:
+def _epoch_line(sampler: MicroBatchSampler, plan: list[MicroBatch], batches_per_rank: int, ranks: int) -> str:
+    kind = "packs" if sampler.capacity else "rows"
+    per_device = f", {batches_per_rank:,} on each of {ranks} devices" if ranks > 1 else ""
+    return (
+        f"per epoch:  {sum(map(len, plan)):,} {kind}, {len(plan):,} micro-batches{per_device}; "
+        f"{sum(sampler.lengths):,} tokens"
+    )
+
+
+def _expected_memory(trainer: Trainer, module: Any, data: FunctionCallingDataModule, plan: list[MicroBatch]) -> str:
     device = trainer.strategy.root_device
     tokens, attended = data.batch_size * data.max_length, data.max_length
     supervised = min(module.head_chunk, tokens)
     if plan:
-        lengths, counts = (of(data.prepared["train"].documents) for of in (token_counts, supervised_counts))
+        documents = data.prepared["train"].documents
+        lengths, num_supervised = token_counts(documents), supervised_counts(documents)
         if not data.packing:
             tokens, attended = data.batch_size * max(lengths), max(lengths)
         elif attention_implementation(module.model.config) == BY_DOCUMENT:
             attended = sum(length * length for length in lengths) // sum(lengths)
-        most = max(sum(counts[document] for row in batch for document in row) for batch in plan)
+        most = max(sum(num_supervised[document] for row in batch for document in row) for batch in plan)
         supervised = min(module.head_chunk, most)
     half = str(trainer.precision).startswith(("bf16", "16"))
     added = estimate_training_bytes(module.model, tokens, attended, supervised, module.gradient_checkpointing, half)
-    held = memory_in_use(device)
-    where = "on each GPU" if device.type == "cuda" else "of the process"
+    in_use = memory_in_use(device)
+    where = "per GPU" if device.type == "cuda" else "in this process"
     return (
-        f"about {(held + added) / 1e9:.1f} GB expected {where} while training: {held / 1e9:.1f} GB are taken now, "
-        f"{added / 1e9:.1f} GB are gradients, optimizer, activations and logits"
+        f"about {(in_use + added) / 1e9:.1f} GB peak expected {where}: {in_use / 1e9:.1f} GB in use now + "
+        f"{added / 1e9:.1f} GB for gradients, optimizer, activations and logits"
     )
 
 
-def _best(trainer: Trainer) -> list[str]:
-    """The best and the last value of the metric that checkpoints are kept by."""
-    kept = trainer.checkpoint_callback
-    name = getattr(kept, "monitor", None) or "val/exact_match"
-    score = getattr(kept, "best_model_score", None)
+def _best_and_last(trainer: Trainer) -> list[str]:
+    """The best and the last value of the metric that checkpoints are selected by."""
+    checkpoints = monitoring_checkpoint(trainer)
+    name = checkpoints.monitor if checkpoints else "val/exact_match"
+    score = checkpoints.best_model_score if checkpoints else None
     last = trainer.callback_metrics.get(name)
-    out = [f"best:    {name} {float(score):.3f}, {kept.best_model_path}"] if score is not None else []
-    return out + ([f"last:    {name} {float(last):.3f}"] if last is not None else [])
+    lines = [f"best:    {name} {float(score):.3f}, {checkpoints.best_model_path}"] if score is not None else []
+    return lines + ([f"last:    {name} {float(last):.3f}"] if last is not None else [])
 
 
-def _next(trainer: Trainer, run: Path) -> list[str]:
-    """Commands to go on with."""
+def _next_commands(trainer: Trainer, run: Path) -> list[str]:
     program = "python main.py" if sys.argv[0].endswith(".py") else "fc-lightning"
-    best = getattr(trainer.checkpoint_callback, "best_model_path", "") or "best"
-    given = f"--config {run / 'config.yaml'} --ckpt_path {best}"
-    return [f"next:    {program} export {given} --output exported", f"         {program} chat {given}"]
+    best = getattr(monitoring_checkpoint(trainer), "best_model_path", "") or "best"
+    arguments = f"--config {run / 'config.yaml'} --ckpt_path {best}"
+    return [f"next:    {program} export {arguments} --output exported", f"         {program} chat {arguments}"]
 
 
-def _table(before: Sequence[EvaluatedTurn], after: Sequence[EvaluatedTurn]) -> Table:
-    table = Table("category", "turns", "before", "after", title="exact match")
-    for category in [*sorted({turn.category for turn in after if turn.category}), None]:
-        columns = [[turn for turn in turns if category in (None, turn.category)] for turns in (before, after)]
-        shown = [f"{exact_match(turns):.3f}" if turns else "–" for turns in columns]
-        table.add_row("all" if category is None else category, str(len(columns[1])), *shown)
+def _report(trainer: Trainer, run: Path) -> list[str]:
+    """Where the report is, which is written when the other callbacks have ended too."""
+    reports = [callback for callback in trainer.callbacks if isinstance(callback, EvaluationReport)]
+    return [f"report:  {run / callback.filename}.html" for callback in reports[:1]]
+
+
+def _results_table(columns: Mapping[str, Sequence[EvaluatedTurn]]) -> Table:
+    """Exact match by category. The last column decides which categories there are."""
+    *_, last = columns.values()
+    table = Table("category", "turns", *columns, title="exact match")
+    for category in [*sorted({turn.category for turn in last if turn.category}), None]:
+        groups = [[turn for turn in turns if category in (None, turn.category)] for turns in columns.values()]
+        shown = [f"{exact_match(turns):.3f}" if turns else "–" for turns in groups]
+        table.add_row("all" if category is None else category, str(len(groups[-1])), *shown)
     return table
+
+
+def _example(before: Sequence[EvaluatedTurn], after: Sequence[EvaluatedTurn]) -> list[str]:
+    """A question with the generated turn before and after training: if possible, one that training has corrected."""
+    earlier = {(turn.id, turn.turn, turn.sample): turn for turn in before}
+    pairs = [(earlier.get((turn.id, turn.turn, turn.sample)), turn) for turn in after]
+    corrected = [pair for pair in pairs if pair[0] and not pair[0].exact_match and pair[1].exact_match]
+    calling = [pair for pair in corrected if pair[1].expected]
+    correct = [pair for pair in pairs if pair[1].exact_match]
+    old, new = next(iter([*calling, *corrected, *correct, *pairs]))
+    lines = [f"question: {_shorten(question_of(new.prompt))}"]
+    lines += [f"  before: {_shorten(old.text)}"] if old else []
+    lines += [f"  after:  {_shorten(new.text)}"]
+    if not new.exact_match:
+        calls = ", ".join(f"{call.name}({dump_json(call.arguments)})" for call in new.expected)
+        lines.append(f"  expected: {_shorten(calls or 'an answer without a call')}")
+    return lines
+
+
+def question_of(prompt: str) -> str:
+    """The text of the last user turn in a rendered prompt, without the tools that precede it in a first turn."""
+    for chat_format in CHAT_FORMATS:
+        opening = f"{chat_format.turn_start}user{chat_format.role_end}"
+        if opening in prompt:
+            text = prompt.rpartition(opening)[2].partition(chat_format.turn_end)[0]
+            return text.rpartition("</tools>")[2].strip()
+    return prompt.strip()
+
+
+def _shorten(text: str, limit: int = 300) -> str:
+    text = " ".join("".join(char for char in text if char.isprintable() or char.isspace()).split())
+    return text if len(text) <= limit else f"{text[:limit]}…"

@@ -1,4 +1,4 @@
-"""Throughput: where a run's seconds and bytes go."""
+"""Throughput: speed and memory of a run."""
 
 from __future__ import annotations
 
@@ -15,20 +15,22 @@ from fc_lightning.models.flops import TrainingCost
 
 
 class Throughput(Callback):
-    """Logs speed and memory, each over the optimizer steps since the last logged one (``trainer.log_every_n_steps``).
+    """Logs speed and memory over the optimizer steps since they were last logged (``trainer.log_every_n_steps``).
 
-    The device is asked once a window, when Lightning writes its metrics anyway, never once a batch.
+    The device is synchronized only when Lightning logs its metrics anyway, never once per batch.
 
-    Logged, of all ranks together: ``train/tokens_per_second`` (padding does not count),
-    ``train/supervised_tokens_per_second``, ``train/padding`` (share of the positions that are padding); of the first
-    rank: ``train/data_seconds`` and ``train/step_seconds`` (of an optimizer step, on average), ``val/seconds`` (of an
-    evaluation), ``train/peak_memory_gb`` (of the device since the run began; of the process where there is no GPU), and
-    where the device's peak is known ``train/mfu``: the operations that the training needs, see
-    :class:`fc_lightning.models.flops.TrainingCost`, over those that the devices could have done in bf16 (PaLM, appendix
-    B, but that frozen weights need no gradients and unsupervised positions no logits).
+    Logged for all ranks together: ``train/tokens_per_second`` (without padding),
+    ``train/supervised_tokens_per_second``, and ``train/padding`` (the share of positions that are padding).
+
+    Logged for the first rank: ``train/data_seconds`` and ``train/step_seconds`` (averages per optimizer step),
+    ``val/seconds`` (per evaluation), and ``train/peak_memory_gb`` (of the GPU since the run began, or of the process).
+
+    If the peak of the device is known, ``train/mfu`` is also logged: the FLOPs that training needs, see
+    :class:`fc_lightning.models.flops.TrainingCost`, divided by what the devices can do in bf16. It follows appendix B
+    of the PaLM paper, except that frozen weights need no gradients and unsupervised positions no logits.
 
     Args:
-        peak_tflops: Of one device, dense bf16, in 10¹² operations a second; null for Lightning's table of devices.
+        peak_tflops: Peak of one device in dense bf16, in 10¹² FLOP/s; null takes it from Lightning's table of devices.
     """
 
     def __init__(self, peak_tflops: float | None = None):
@@ -50,7 +52,7 @@ class Throughput(Callback):
         self._reset(time.perf_counter())
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
-        """Count what the batch holds; its counts are plain numbers."""
+        """Count tokens; the counts are plain numbers, so this does not synchronize the device."""
         self._data_seconds += time.perf_counter() - self._batch_ended
         self._tokens += batch["num_tokens"]
         self._supervised += batch["num_supervised"]
@@ -59,17 +61,17 @@ class Throughput(Callback):
             self._flops += self._cost.flops(batch)
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Waiting for data starts here."""
+        """Start measuring the wait for data."""
         self._batch_ended = time.perf_counter()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        """Close the window where Lightning logs this step."""
+        """Log the values, if Lightning logs this step."""
         self._steps += 1
         if (trainer.global_step + 1) % trainer.log_every_n_steps:
             return
         counts = torch.tensor([self._tokens, self._supervised, self._positions, self._flops], device=pl_module.device)
         tokens, supervised, positions, flops = trainer.strategy.reduce(counts, reduce_op="sum").tolist()
-        now = time.perf_counter()  # after the device has been asked: it has done all that it was given
+        now = time.perf_counter()  # after the synchronization: the device has finished its work
         seconds = now - self._window_started - self._paused
         values = {
             "train/tokens_per_second": tokens / seconds,
@@ -85,11 +87,11 @@ class Throughput(Callback):
         self._reset(now)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the clock of the training."""
+        """Pause the clock of training."""
         self._evaluation_started = time.perf_counter()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go on, and log how long it took."""
+        """Resume the clock of training, and log the time of the evaluation."""
         now = time.perf_counter()
         self._paused += now - self._evaluation_started
         self._batch_ended = now
@@ -98,7 +100,7 @@ class Throughput(Callback):
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the most that tensors took on a GPU, or the most that this process held resident."""
+    """Peak memory in bytes: of tensors on a GPU, or the resident size of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 from collections.abc import Iterable
 from enum import StrEnum
+from pathlib import Path
 
 from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase
 
@@ -14,7 +16,7 @@ from fc_lightning.utils.pretrained import BaseModelError, resolve_base
 
 
 class SpecialToken(StrEnum):
-    """The tags of the grammar. Registered, each is one token id."""
+    """The tags of the grammar. Each is one token id once it is registered."""
 
     THINK = "<think>"
     THINK_END = "</think>"
@@ -30,53 +32,70 @@ class SpecialToken(StrEnum):
 def load_tokenizer(
     base: str, revision: str | None = None, special_tokens: tuple[str, ...] = ()
 ) -> tuple[PreTrainedTokenizerBase, dict[int, list[int]]]:
-    """The base's tokenizer, with the tags registered.
+    """Load a base model's tokenizer and register tags in it.
 
     Args:
         base: See :func:`resolve_base`.
-        revision: Revision on the hub.
+        revision: Revision on the Hugging Face Hub.
         special_tokens: Texts that become one token each.
 
     Returns:
-        The tokenizer, shared by all who ask for the same; and for each new id the ids of the pieces of its text.
+        The tokenizer, which equal calls share, and for each new token id the ids of the tokens that it replaces.
 
     Raises:
-        BaseModelError: If there is none.
+        BaseModelError: If the base has no fast tokenizer.
     """
     folder = resolve_base(base)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise BaseModelError(f"{base}: no tokenizer could be loaded (`model.base`): {first_line(error)}") from error
+        raise BaseModelError(
+            f"{base}: the tokenizer could not be loaded (`model.base`): {first_line(error)}"
+        ) from error
     if not tokenizer.is_fast:
-        raise BaseModelError(f"{base}: a fast tokenizer is needed, with offsets; this is a slow one")
+        raise BaseModelError(f"{base}: needs a fast tokenizer, which reports offsets; this is a slow one")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer, register_tokens(tokenizer, special_tokens)
 
 
 def register_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[str]) -> dict[int, list[int]]:
-    """Make each text one token of the tokenizer.
+    """Make each text one token of a tokenizer.
 
-    They are added as ordinary tokens, not as special ones: ``decode(skip_special_tokens=True)``, which servers use,
-    would drop special ones, and the calls could not be parsed any more.
+    They are added as ordinary tokens, not special ones: servers decode with ``skip_special_tokens=True``, which would
+    drop the tags, and calls could not be parsed.
 
     Args:
         tokenizer: Changed in place.
-        tokens: The texts. Those that are one token already are left alone.
+        tokens: The texts. Those that are already added tokens stay as they are.
 
     Returns:
-        For each new id, the ids of the pieces that its text was made of before.
+        For each new token id, the ids of the tokens that it replaces.
     """
-    # A tag that is in the vocabulary as a piece only is not found where a space stands before it: it is added too.
+    # A tag that is in the vocabulary, but not an added token, is not recognised after a space: it is added too.
     new = [str(token) for token in tokens if str(token) not in tokenizer.get_added_vocab()]
-    pieces = [tokenizer(token, add_special_tokens=False).input_ids for token in new]
+    replaced = [tokenizer(token, add_special_tokens=False).input_ids for token in new]
     tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in new])
-    ids = tokenizer.convert_tokens_to_ids(new)
-    return {id: old for id, old in zip(ids, pieces, strict=True) if old != [id]}
+    new_ids = tokenizer.convert_tokens_to_ids(new)
+    return {new_id: old_ids for new_id, old_ids in zip(new_ids, replaced, strict=True) if old_ids != [new_id]}
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a tokenizer that is loaded exactly as it is.
+
+    Model-specific classes such as ``GemmaTokenizer`` build their pre-tokenizer themselves when they are loaded, and the
+    removal of breaks would be lost, see :mod:`fc_lightning.chat_template.control_tokens`. The generic class does not.
+    """
+    tokenizer.save_pretrained(str(folder))
+    file = folder / "tokenizer_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    config["padding_side"] = tokenizer.padding_side  # otherwise a default of the class
+    config["model_input_names"] = tokenizer.model_input_names
+    file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def vocabulary_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A fingerprint of which text each token id stands for."""
+    """A fingerprint of the mapping from token ids to texts."""
     tokens = sorted(tokenizer.get_vocab().items(), key=lambda token: token[1])
     return hashlib.sha256("\n".join(f"{id} {text!r}" for text, id in tokens).encode()).hexdigest()

@@ -1,28 +1,25 @@
-"""Mistakes in a configuration, told in one line: what is wrong, where it stands, and what was probably meant.
+"""Errors in a configuration as one line: what is wrong, in which file and line, and what was probably meant.
 
-jsonargparse says what it tried, a union of types at a time. Here its message is read for the one thing that the user
-can put right.
+jsonargparse lists every type that it tried. This module extracts the one thing that the user can fix.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
-import os
+import itertools
 import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
 
 import yaml
 from lightning.pytorch.accelerators import AcceleratorRegistry
-from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.strategies import StrategyRegistry
 
 from fc_lightning.cli.help import nearest
 
-# Where a class may be meant that is named without its module.
+# Modules in which a class named without its module is looked for.
 _CLASSES = (
     "lightning.pytorch.callbacks",
     "lightning.pytorch.loggers",
@@ -31,52 +28,30 @@ _CLASSES = (
     "peft",
     "torch.optim",
 )
-_TYPES = {"int": "whole number", "float": "number", "bool": "truth value (true or false)", "str": "text"}
+_TYPES = {
+    "int": "an integer",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "list": "a list",
+    "dict": "a mapping",
+}
 
 
 class ConfigurationError(ValueError):
-    """The trainer cannot be made as configured. The message says what to do."""
-
-
-class Parser(LightningArgumentParser):
-    """Lightning's parser, strict about names, with errors of one line.
-
-    Abbreviations are not taken: a mistyped key that happens to begin another would silently set it.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
-        self.folder = Path.cwd()
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """End with one line and exit code 2."""
-        if not self.exit_on_error:  # one of jsonargparse's own, for the arguments of a class
-            super().error(message, ex)
-        os.chdir(self.folder)  # jsonargparse reads a file from within its folder; paths are relative to ours
-        arguments = list(getattr(self, "args", None) or [])
-        choices = getattr(self._subcommands_action, "choices", None) or {}
-        chosen = next((choices[one] for one in arguments if one in choices), None)
-        parser = getattr(ex, "subcommand_parser", None) or chosen or self
-        known = [action.dest for action in parser._actions if action.dest not in ("help", "config")]
-        print(f"error: {explain(message, known, config_files(arguments))}", file=sys.stderr)
-        sys.exit(2)
-
-
-def config_files(arguments: Sequence[str]) -> list[str]:
-    """The configuration files that a command line names."""
-    pairs = zip(arguments, [*arguments[1:], ""], strict=False)
-    flags = ("--config", "-c")
-    return [one.partition("=")[2] if "=" in one else after for one, after in pairs if one.partition("=")[0] in flags]
+    """The configuration is not possible. The message says what to do."""
 
 
 def explain(message: str, known: Sequence[str], files: Sequence[str] = ()) -> str:
     """One line for a message of jsonargparse.
 
     Args:
-        message: What it says.
-        known: The keys that there are.
-        files: The configuration files that were read, later ones over earlier ones.
+        message: The message.
+        known: All valid keys.
+        files: The configuration files that were read, in order.
     """
+    if inner := _inner_message(message):
+        return f"{inner[0]}.{explain(inner[1], known, files)}"
     patterns: list[tuple[str, Callable[..., str]]] = [
         (r"unrecognized arguments: (?:--)?([^\s=]+)", lambda key: _unknown_key(key, known, files)),
         (r"Subcommand '.*?' does not accept option '(.*?)'", lambda key: _unknown_key(key, known, files)),
@@ -91,9 +66,9 @@ def explain(message: str, known: Sequence[str], files: Sequence[str] = ()) -> st
         ),
         (r"(?s)key \"(.*?)\":.*?Import path (\S+) does not correspond to a subclass of (\w+)", _no_subclass),
         (r"(?s)key \"(.*?)\":.*?Expected a dot import path string: (\S+)", _short_name),
-        (r"(?s)key \"(.*?)\":.*Expected a typing.Literal\[(.*?)\]. Got value: (.*)", _choice),
-        (r"(?s)key \"(.*?)\":.*Expected a <class '(\w+)'>. Got value: (.*)", _type),
-        (r"(?s)key \"(.*?)\":.*?Errors:\s*- (.*?)\n.*Given value: (.*)", lambda k, e, v: f"{k}: {e}, not {v}"),
+        (r"(?s)key \"(.*?)\":(?!.*Union).*Expected a typing.Literal\[(.*?)\]. Got value: (.*)", _choice),
+        (r"(?s)key \"(.*?)\":(?!.*Union).*Expected a <class '(\w+)'>. Got value: (.*)", _type),
+        (r"(?s)key \"(.*?)\":.*?Errors:\s*- (.*)\n.*?Given value: (.*)", _union),
     ]
     for pattern, tell in patterns:
         if match := re.search(pattern, message):
@@ -101,93 +76,114 @@ def explain(message: str, known: Sequence[str], files: Sequence[str] = ()) -> st
     return _line(message)
 
 
+def _inner_message(message: str) -> tuple[str, str] | None:
+    """The class, as ``model.peft: LoraConfig``, and the message about its argument, if that is what is wrong."""
+    match = re.search(r"""(?s)key "(.*?)":.*?Problem with given class_path '(.*?)':\n( +)(Parser key ".*)""", message)
+    if match is None:
+        return None
+    key, path, indent, rest = match.groups()
+    first, *others = rest.splitlines()
+    lines = itertools.takewhile(lambda line: line.startswith(indent), others)
+    return f"{key}: {path.rpartition('.')[2]}", "\n".join([first, *lines])
+
+
 def explain_trainer(error: Exception) -> str:
-    """One line for what Lightning's Trainer, or a class given to it, says of its arguments."""
+    """One line for an error that Lightning's Trainer, or a class given to it, raises about its arguments."""
     text = str(error)
     if match := re.search(r"Errors:\s+- (?:Problem with given class_path '(.*)':\s+)?(.*)", text):
-        text = ": ".join(filter(None, match.groups()))  # of a class among the callbacks: what it says itself
+        text = ": ".join(filter(None, match.groups()))  # the class's own message
     if match := re.search(r"invalid (strategy|accelerator) name: `\w+='(.*?)'`", text):
         kind, given = match.groups()
         names = StrategyRegistry if kind == "strategy" else AcceleratorRegistry
         meant = nearest(given, ["auto", *names])
-        return f"trainer.{kind}: there is no {kind} {given}" + (f"; did you mean {meant}?" if meant else "")
+        return f"trainer.{kind}: unknown {kind} {given}" + (f"; did you mean {meant}?" if meant else "")
     if match := re.search(r"(?i)(?:no module|module not found|needs|requirement).*?\b(wandb|mlflow|trackio)\b", text):
         return f'trainer.callbacks: {match[1]} is not installed: pip install "fc-lightning[{match[1]}]"'
     if "No supported gpu backend" in text:
-        return "trainer.accelerator: torch finds no GPU here; to do without, lay configs/trainer/cpu.yaml over it"
+        return "trainer.accelerator: torch finds no GPU; to train without one, add `--config configs/trainer/cpu.yaml`"
     return _line(f"`trainer`: {text}")
 
 
 def _unknown_key(key: str, known: Sequence[str], files: Sequence[str]) -> str:
     if key.partition(".")[0] in ("fit", "validate", "test", "predict") and len(key.split(".")) > 2:
-        return f"{key}: a configuration belongs to no subcommand; leave `{key.partition('.')[0]}:` out"
+        return f"{key}: config files are shared by all subcommands; remove the `{key.partition('.')[0]}:` level"
     place = _place_of_key(key.split("."), files)
     last = {name.rpartition(".")[2]: name for name in known}
-    # Most often one part is mistyped; sometimes it stands in the wrong group.
+    # Usually one part is mistyped; sometimes the key is in the wrong group.
     meant = nearest(key, known, 0.75) or last.get(nearest(key.rpartition(".")[2], list(last), 0.8) or "")
-    return f"{place}there is no key {key}" + (f"; did you mean {meant}?" if meant else "; `--help all` lists them")
+    return f"{place}unknown key {key}" + (f"; did you mean {meant}?" if meant else "; `--help all` lists them")
 
 
 def _class(key: str, path: str, reason: str, files: Sequence[str]) -> str:
-    """What is wrong with a class that is named by its path."""
+    """The error in a class that is given by its import path."""
     module, _, name = path.rpartition(".")
     if match := re.search(r"module '(.*?)' has no attribute '(.*?)'", reason):
         names = [one for one in dir(importlib.import_module(match[1])) if not one.startswith("_")]
         meant = nearest(match[2], names)
         hint = f"; did you mean {match[1]}.{meant}?" if meant else f" in {match[1]}"
-        return f"{_place(path, files)}{key}: there is no class {path}{hint}"
+        return f"{_place(path, files)}{key}: unknown class {path}{hint}"
     if match := re.search(r"Option '(.*?)' is not accepted", reason):
         owner = getattr(importlib.import_module(module), name)
         meant = nearest(match[1], list(inspect.signature(owner).parameters), 0.5)
-        hint = f"; did you mean {meant}?" if meant else f"; --{key}.help={path} lists what it has"
-        return f"{_place(match[1], files)}{key}: {name} has no {match[1]}{hint}"
+        hint = f"; did you mean {meant}?" if meant else f"; --{key}.help={path} lists its arguments"
+        return f"{_place(match[1], files)}{key}: {name} has no argument {match[1]}{hint}"
     if match := re.search(r"No module named '(.*?)'", reason):
-        return f"{_place(path, files)}{key}: {path}: there is no module {match[1]} here or on the PYTHONPATH"
+        return f"{_place(path, files)}{key}: {path}: no module {match[1]} in this folder or on the PYTHONPATH"
     return f"{_place(path, files)}{key}: {path}: {reason}"
 
 
 def _no_subclass(key: str, path: str, base: str) -> str:
-    return f"{key}: {path} is no {base}"
+    return f"{key}: {path} is not a {base}"
 
 
 def _short_name(key: str, name: str) -> str:
-    """A class that is named without its module, which does for those of Lightning and of this package."""
+    """A class that is named without its module, which works for classes of Lightning and of this package."""
     modules = [sys.modules[one] for one in _CLASSES if one in sys.modules]
     paths = {one: f"{module.__name__}.{one}" for module in modules for one in dir(module) if one[0].isupper()}
     meant = nearest(name, list(paths))
-    return f"{key}: there is no class {name}; " + (f"did you mean {paths[meant]}?" if meant else "name its module too")
+    return f"{key}: unknown class {name}; " + (f"did you mean {paths[meant]}?" if meant else "give its module too")
 
 
 def _choice(key: str, choices: str, value: str) -> str:
     names = re.findall(r"'(.*?)'", choices)
     meant = nearest(value, names, 0.5)
-    return f"{key}: {value} is none of {', '.join(names)}" + (f"; did you mean {meant}?" if meant else "")
+    return f"{key}: {value} is not one of {', '.join(names)}" + (f"; did you mean {meant}?" if meant else "")
 
 
 def _type(key: str, kind: str, value: str) -> str:
-    return f"{key}: {value} is no {_TYPES.get(kind, kind)}"
+    return f"{key}: {value} is not {_TYPES.get(kind, kind)}"
+
+
+def _union(key: str, errors: str, value: str) -> str:
+    """A value that is none of several types."""
+    if choices := re.findall(r"Expected a typing.Literal\[(.*?)\]", errors):
+        return _choice(key, ", ".join(choices), value)
+    kinds = [_TYPES.get(kind, kind) for kind in re.findall(r"Expected a <class '(\w+)'>", errors) if kind != "NoneType"]
+    return f"{key}: {value} is not {' or '.join(dict.fromkeys(kinds))}" if kinds else f"{key}: {errors}, not {value}"
 
 
 def _missing_file(path: str) -> str:
     there = [str(file) for file in Path("configs").rglob("*.yaml")]
     shown = str(Path(path).relative_to(Path.cwd())) if Path(path).is_relative_to(Path.cwd()) else path
     meant = nearest(shown, there)
-    return f"{shown}: there is no such configuration file" + (f"; did you mean {meant}?" if meant else "")
+    return f"{shown}: configuration file not found" + (f"; did you mean {meant}?" if meant else "")
 
 
 def _broken_file(message: str, files: Sequence[str]) -> str:
-    """Where a file is no YAML."""
+    """The place in a file where it is not valid YAML."""
     for file in files:
         try:
             yaml.safe_load(Path(file).read_text(encoding="utf-8"))
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
-            return f"{file}{f', line {mark.line + 1}' if mark else ''}: no YAML: {getattr(error, 'problem', error)}"
+            return (
+                f"{file}{f', line {mark.line + 1}' if mark else ''}: invalid YAML: {getattr(error, 'problem', error)}"
+            )
     return message
 
 
 def _place_of_key(parts: Sequence[str], files: Sequence[str]) -> str:
-    """The file and line where a key stands, as the beginning of a message; empty if it came from the command line."""
+    """The file and line of a key, as the beginning of a message; empty if it came from the command line."""
     for file in reversed(files):
         node = yaml.compose(Path(file).read_text(encoding="utf-8")) if Path(file).is_file() else None
         line = None
@@ -200,7 +196,7 @@ def _place_of_key(parts: Sequence[str], files: Sequence[str]) -> str:
 
 
 def _place(word: str, files: Sequence[str]) -> str:
-    """The same for a word, as a class or the name of an argument, that may stand anywhere in a file."""
+    """The same for a word, such as a class or an argument, anywhere in a file."""
     for file in reversed(files):
         path = Path(file)
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []

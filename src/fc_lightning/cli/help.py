@@ -1,6 +1,6 @@
-"""The short help: keys and their docstrings read from the source files, so that nothing heavy is imported for it.
+"""The short help: keys and docstrings are parsed from the source files, without importing them.
 
-Importing torch, Lightning, transformers and PEFT takes several seconds; who asks for help should not wait for them.
+Importing torch, Lightning, transformers and PEFT takes several seconds; help is printed at once.
 """
 
 from __future__ import annotations
@@ -16,20 +16,26 @@ from pathlib import Path
 from docstring_parser import google
 
 _SOURCE = Path(__file__).parents[1]
-_COLUMN = 26  # where the explanations begin
+SOURCES = ("data.train", "data.validation", "data.test")  # keys of lists of sources
+# Keys with keys of their own: the file and the class that document them.
+_GROUPS = {
+    "data.augmentation": ("data/augmentation.py", "Augmentation"),
+    "model.token_weights": ("chat_template/token_parts.py", "TokenWeights"),
+}
+_COLUMN = 26  # where the descriptions begin
 
-# For each subcommand what it does, and an example that runs as it stands behind the name of the program.
+# For each subcommand its description, and example arguments.
 SUBCOMMANDS = {
     "fit": (
-        "Train, measure the calls that the model generates, and write a folder for the run.",
+        "Train, measure the calls that the model generates, and write a run folder.",
         "fit --config configs/quickstart.yaml",
     ),
     "validate": (
-        "Measure a checkpoint on `data.validation`, or without one the untouched base.",
+        "Measure a checkpoint, or the untouched base, on `data.validation`.",
         "validate --config configs/quickstart.yaml",
     ),
     "test": (
-        "Measure a checkpoint on `data.test`, or without one the untouched base; writes predictions.jsonl.",
+        "Measure a checkpoint, or the untouched base, on `data.test`; writes predictions.jsonl.",
         "test --config configs/quickstart.yaml --ckpt_path best",
     ),
     "predict": (
@@ -37,15 +43,15 @@ SUBCOMMANDS = {
         "predict --config configs/quickstart.yaml --question 'Weather in Oslo?' --tools tools.json",
     ),
     "chat": (
-        "Try a model in the terminal and play its tools yourself.",
+        "Try a model in the terminal, and type the results of its tools.",
         "chat --config configs/quickstart.yaml --tools tools.json --ckpt_path best",
     ),
     "export": (
-        "Merge a checkpoint and write a folder that any server opens.",
+        "Merge a checkpoint and write a folder that any server can load.",
         "export --config configs/quickstart.yaml --ckpt_path best --output exported",
     ),
     "report": (
-        "Put runs side by side, as HTML and Markdown.",
+        "Compare runs side by side, as HTML and Markdown.",
         "report --config configs/quickstart.yaml --runs '[runs/quickstart/version_0]'",
     ),
     "audit": (
@@ -53,37 +59,46 @@ SUBCOMMANDS = {
         "audit --config configs/quickstart.yaml",
     ),
     "think": (
-        "Have another model write the missing reasoning into a data file.",
+        "Have a teacher model write missing reasoning into a data file.",
         "think --config configs/quickstart.yaml --base_url URL --teacher NAME --output thoughts.jsonl",
     ),
     "init": (
-        "Copy the recipes and the quickstart's data into a folder, to start from.",
+        "Copy the recipes and the quickstart's data into a new folder.",
         "init my_project",
     ),
 }
-# Of Lightning's Trainer, what one sets most often; `--help all` has the rest.
+# The most common settings of Lightning's Trainer; `--help all` has the others.
 TRAINER = {
-    "max_epochs": "How often the data is seen.",
-    "max_steps": "How many optimizer steps are taken at most; -1 for as many as the epochs have.",
-    "accelerator": "`auto`, `cpu`, `gpu`, or another of Lightning's.",
-    "devices": "How many of them, or which.",
-    "num_nodes": "How many machines.",
-    "strategy": "`auto`, `ddp`, or a class, see configs/trainer.",
-    "precision": "`bf16-mixed` keeps a frozen base in half precision and trains the adapter in full.",
-    "accumulate_grad_batches": "Micro-batches of an optimizer step.",
-    "gradient_clip_val": "Largest norm of the gradients.",
-    "val_check_interval": "Share of an epoch, or number of batches, between two validations.",
+    "max_epochs": "Number of passes over the data.",
+    "max_steps": "Maximum number of optimizer steps; -1 for no limit.",
+    "accelerator": "`auto`, `cpu`, `gpu`, or another accelerator of Lightning.",
+    "devices": "Number of devices, or a list of ids.",
+    "num_nodes": "Number of machines.",
+    "strategy": "`auto`, `ddp`, or a class; see configs/trainer.",
+    "precision": "`bf16-mixed` keeps a frozen base in bfloat16 and trains the adapter in float32.",
+    "accumulate_grad_batches": "Micro-batches per optimizer step.",
+    "gradient_clip_val": "Maximum norm of the gradients.",
+    "val_check_interval": "Fraction of an epoch, or number of batches, between two validations.",
     "num_sanity_val_steps": "-1 measures the untouched base before training.",
-    "limit_val_batches": "Validate on so many batches only.",
+    "limit_val_batches": "Number of batches to validate on.",
     "log_every_n_steps": "Optimizer steps between two logged values.",
-    "logger": "Where values are logged, a class; its folder is the run's.",
-    "callbacks": "A list of classes; `callbacks+` in a file appends to those before it.",
+    "logger": "The logger, a class; its folder is the folder of the run.",
+    "callbacks": "A list of classes that replaces the default list; `callbacks+` in a file appends to it.",
 }
 _CHECKPOINT = {
-    "fit": "A checkpoint file; `last` goes on from the newest one of this configuration.",
+    "fit": "A checkpoint file to resume from; `last` is the newest one of this configuration.",
     "validate": "A checkpoint file, or `best` or `last` of the newest run; the untouched base if not given.",
 }
 _CHECKPOINT["test"] = _CHECKPOINT["validate"]
+# Files of the functions behind the other subcommands; each function is named after its subcommand.
+_FUNCTIONS = {
+    "predict": "commands/predict.py",
+    "chat": "commands/chat.py",
+    "export": "commands/export/__init__.py",
+    "report": "commands/report.py",
+    "audit": "commands/audit/__init__.py",
+    "think": "commands/distill.py",
+}
 
 
 @dataclass(frozen=True)
@@ -91,10 +106,10 @@ class Key:
     """A key of the configuration.
 
     Attributes:
-        name: As it is written on the command line, without dashes.
-        type: Its type, as the source has it; empty if it is not known here.
-        default: As the source has it; None if the key must be given.
-        text: What it means.
+        name: Its name on the command line, without dashes.
+        type: Its type as written in the source; empty if unknown.
+        default: Its default as written in the source; None if the key is required.
+        text: Its description.
     """
 
     name: str
@@ -109,31 +124,33 @@ class Key:
 
 
 def keys(subcommand: str) -> dict[str, list[Key]]:
-    """The keys of a subcommand by group, those of the subcommand itself under its name."""
+    """The keys of a subcommand by group; the options of the subcommand itself are under its name."""
     if subcommand == "init":
         return {}
-    own = _arguments("cli/lightning_cli.py", "FunctionCallingTrainer", subcommand, ("model", "datamodule"))
+    options: list[Key] = []
     if subcommand in _CHECKPOINT:
-        own = [Key("ckpt_path", "str | None", "None", _CHECKPOINT[subcommand])]
-    linked = ("base", "revision", "special_tokens", "supervise")  # given once, under model
+        options = [Key("ckpt_path", "str | None", "None", _CHECKPOINT[subcommand])]
+    elif subcommand in _FUNCTIONS:
+        options = _parameters(_FUNCTIONS[subcommand], subcommand, ("trainer", "model", "datamodule"))
+    shared = ("base", "revision", "special_tokens", "supervise", "token_weights")  # given once, under `model`
     return {
-        subcommand: own,
-        "model": _arguments("training/module.py", "FunctionCallingModule", prefix="model."),
-        "data": _arguments("data/datamodule.py", "FunctionCallingDataModule", skip=linked, prefix="data."),
+        subcommand: options,
+        "model": _parameters("training/module.py", "FunctionCallingModule", prefix="model."),
+        "data": _parameters("data/datamodule.py", "FunctionCallingDataModule", shared, "data."),
         "trainer": [Key(f"trainer.{name}", "", "", text) for name, text in TRAINER.items()],
     }
 
 
 def help_for(arguments: Sequence[str], program: str, width: int = 100) -> str | None:
-    """The help that is asked for.
+    """The requested help.
 
     Args:
-        arguments: Of the command line.
-        program: How it was called.
+        arguments: The arguments of the command line.
+        program: The name of the program.
         width: Columns of the text.
 
     Returns:
-        The text; None if no help is asked for, or all of it: that is the full parser's.
+        The text; None if no help is requested, or `--help all`, which the full parser prints.
     """
     place = next((n for n, one in enumerate(arguments) if one.split("=")[0] in ("-h", "--help")), None)
     subcommand = next((one for one in arguments if one in SUBCOMMANDS), None)
@@ -151,7 +168,7 @@ def help_for(arguments: Sequence[str], program: str, width: int = 100) -> str | 
 
 
 def nearest(word: str, known: Sequence[str], cutoff: float = 0.6) -> str | None:
-    """The known word that a mistyped one was meant to be; None if there is none like it."""
+    """The known word that is most similar to a mistyped one; None if there is none."""
     return next(iter(difflib.get_close_matches(word, known, 1, cutoff)), None)
 
 
@@ -168,10 +185,10 @@ def _overview(program: str, width: int) -> str:
             "Start here:",
             f"  {program} fit --config configs/quickstart.yaml",
             "",
-            f"  {program} SUBCOMMAND --help           its keys",
-            f"  {program} SUBCOMMAND --help KEY       all about one of them",
-            f"  {program} SUBCOMMAND --help all       every key of Lightning's too",
-            f"  {program} SUBCOMMAND --print_config   the configuration as it would be used",
+            f"  {program} SUBCOMMAND --help           keys of a subcommand",
+            f"  {program} SUBCOMMAND --help KEY       full description of a key",
+            f"  {program} SUBCOMMAND --help all       all keys, including those of Lightning",
+            f"  {program} SUBCOMMAND --print_config   the complete configuration, without running it",
         ]
     )
 
@@ -184,13 +201,14 @@ def _subcommand(name: str, program: str, width: int) -> str:
     lines += [f"  {program} {example}", ""]
     for group, members in keys(name).items():
         shown = [(f"--{key.name}", key.short + _default(key)) for key in members]
-        heading = {name: f"{name} itself", "trainer": "trainer, the most used"}.get(group, group)
+        heading = {name: f"options of {name}", "trainer": "trainer, most common keys"}.get(group, group)
         lines += [f"{heading}:", *_table(shown, width), ""] if shown else []
     return "\n".join(
         [
             *lines,
-            "--help KEY tells all about a key, --help all lists those of Lightning too, --print_config shows what",
-            "would be used; --trainer.callbacks.help=CLASS and --model.peft.help=CLASS list a class's arguments.",
+            "--help KEY describes a key in full; --help all lists all keys, including those of Lightning;",
+            "--print_config prints the complete configuration; --trainer.callbacks.help=CLASS and",
+            "--model.peft.help=CLASS list the arguments of a class.",
         ]
     )
 
@@ -200,18 +218,29 @@ def _topic(subcommand: str, topic: str, width: int) -> str:
     found = [key for name, key in known.items() if name == topic or name.startswith(f"{topic}.")]
     if not found:
         meant = nearest(topic, list(known), 0.0)
-        return f"{topic}: no key of that name here; did you mean {meant}? `--help all` lists every key"
+        return f"{topic}: unknown key; did you mean {meant}? `--help all` lists all keys"
     lines = []
     for key in found:
-        given = "must be given" if key.default is None else f"default {key.default}"
+        given = "required" if key.default is None else f"default {key.default}"
         facts = f"  ({key.type}, {given})" if key.type else ""
         lines += [f"--{key.name}{facts}", *_wrapped(key.text, width, "  "), ""]
+    if topic in SOURCES:
+        fields = _parameters("data/sources.py", "Source")
+        lines += ["A source is a path, the id of a dataset on the Hub, or a mapping:", *_table_of(fields, width), ""]
+        lines += _wrapped(f"--{topic} rows.jsonl", width, "  ") + _wrapped(f"--{topic} a.jsonl b.jsonl", width, "  ")
+        lines += [f"  --{topic} '[{{path: rows.jsonl, limit: 100}}]'", ""]
+    if topic in _GROUPS:
+        lines += ["Its keys:", *_table_of(_parameters(*_GROUPS[topic]), width), ""]
     return "\n".join(lines[:-1])
+
+
+def _table_of(fields: Sequence[Key], width: int) -> Iterator[str]:
+    return _table([(field.name, f"{field.text}{_default(field)}") for field in fields], width, 12)
 
 
 def _default(key: Key) -> str:
     if key.default is None:
-        return " Must be given."
+        return " Required."
     return "" if key.default in ("", "None") else f" [{key.default}]"
 
 
@@ -230,27 +259,37 @@ def _wrapped(text: str, width: int, indent: str) -> list[str]:
     return textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent, break_long_words=False)
 
 
-def _arguments(file: str, name: str, method: str = "__init__", skip: Sequence[str] = (), prefix: str = "") -> list[Key]:
-    """The arguments of a method, with what the docstring says of them; a constructor's stand in its class's."""
+def _parameters(file: str, name: str, skip: Sequence[str] = (), prefix: str = "") -> list[Key]:
+    """The parameters of a function, a class's constructor or a dataclass, with their descriptions in the docstring."""
     tree = ast.parse((_SOURCE / file).read_text(encoding="utf-8"))
-    owner = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
-    methods = [node for node in owner.body if isinstance(node, ast.FunctionDef) and node.name == method]
-    if not methods:
-        return []
-    documented = owner if method == "__init__" else methods[0]
-    texts = {one.arg_name: one.description for one in google.parse(ast.get_docstring(documented) or "").params}
-    given = methods[0].args
-    defaults = [None] * (len(given.args) - len(given.defaults)) + [ast.unparse(node) for node in given.defaults]
-    out = []
-    for argument, default in zip(given.args, defaults, strict=True):
-        if argument.arg == "self" or argument.arg in skip:
+    owner = next(n for n in tree.body if isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name == name)
+    documented = google.parse(ast.get_docstring(owner) or "").params
+    texts = {parameter.arg_name: parameter.description for parameter in documented}
+    keys = []
+    for argument, annotation, default in _signature(owner):
+        if argument in skip:
             continue
-        kind = ast.unparse(argument.annotation) if argument.annotation else ""
-        text = " ".join((texts.get(argument.arg) or "").replace("``", "`").split())
+        text = " ".join((texts.get(argument) or "").replace("``", "`").split())
         if default and default.isidentifier() and default.isupper():
             default = _constant(default)
-        out.append(Key(prefix + argument.arg, kind, default and default.strip("'"), text))
-    return out
+        keys.append(Key(prefix + argument, annotation, default and default.strip("'"), text))
+    return keys
+
+
+def _signature(owner: ast.ClassDef | ast.FunctionDef) -> Iterator[tuple[str, str, str | None]]:
+    """Name, type and default of each parameter, as written in the source; the default is None if there is none."""
+    constructors = [n for n in owner.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
+    if isinstance(owner, ast.ClassDef) and not constructors:  # a dataclass
+        for field in owner.body:
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                default = ast.unparse(field.value) if field.value else None
+                yield field.target.id, ast.unparse(field.annotation), default
+        return
+    given = (owner if isinstance(owner, ast.FunctionDef) else constructors[0]).args
+    defaults = [None] * (len(given.args) - len(given.defaults)) + [ast.unparse(node) for node in given.defaults]
+    for argument, default in zip(given.args, defaults, strict=True):
+        if argument.arg != "self":
+            yield argument.arg, ast.unparse(argument.annotation) if argument.annotation else "", default
 
 
 def _constant(name: str) -> str:

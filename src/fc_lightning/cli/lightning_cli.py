@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NoReturn
 
 import yaml
 from lightning import LightningDataModule, LightningModule, Trainer
@@ -20,28 +19,42 @@ from transformers.utils.logging import disable_progress_bar
 from fc_lightning.callbacks import ExtraLogger
 from fc_lightning.callbacks.failures import Failures
 from fc_lightning.callbacks.preemption import Preemption
+from fc_lightning.callbacks.resumable import checkpoint_to_resume_from, make_resumable
 from fc_lightning.chat_template.template import ChatTemplateError
-from fc_lightning.cli.errors import ConfigurationError, Parser, explain_trainer
-from fc_lightning.commands.audit import AuditError, audit
-from fc_lightning.commands.chat import chat
-from fc_lightning.commands.distill import TeacherError, think
-from fc_lightning.commands.export.folder import ExportError, export, find_checkpoint
+from fc_lightning.cli.checks import check_environment, check_folder, check_values
+from fc_lightning.cli.defaults import drop_impossible_defaults, trainer_defaults
+from fc_lightning.cli.errors import ConfigurationError, explain_trainer
+from fc_lightning.cli.help import SOURCES
+from fc_lightning.cli.parser import Parser, config_files
+from fc_lightning.cli.quiet import silence
+from fc_lightning.commands.audit import AuditError
+from fc_lightning.commands.audit import audit as audit_command
+from fc_lightning.commands.chat import chat as chat_command
+from fc_lightning.commands.checkpoints import find_checkpoint
+from fc_lightning.commands.distill import TeacherError
+from fc_lightning.commands.distill import think as think_command
+from fc_lightning.commands.export import ExportError
+from fc_lightning.commands.export import export as export_command
+from fc_lightning.commands.predict import predict as predict_command
+from fc_lightning.commands.report import report as report_command
 from fc_lightning.data import DataError, FunctionCallingDataModule
 from fc_lightning.data.formats import UnknownFormatError
-from fc_lightning.data.prompts import read_prompts
-from fc_lightning.evaluation.report import ReportError, read_run, write_report
+from fc_lightning.evaluation.report import ReportError
 from fc_lightning.training import distributed as ranks
 from fc_lightning.training.checkpoint_io import CheckpointError
-from fc_lightning.training.loggers import ignore_write_errors
+from fc_lightning.training.lightning_internals import subcommand_parsers
+from fc_lightning.training.loggers import make_robust
 from fc_lightning.training.module import FunctionCallingModule, NonFiniteError
-from fc_lightning.training.resume import checkpoint_to_resume_from, make_resumable
+from fc_lightning.training.optimization import SettingsError
+from fc_lightning.training.run_folders import runs_root
 from fc_lightning.utils.atomic_files import DiskError, wrap_os_errors, write_text
 from fc_lightning.utils.environment import describe_environment
+from fc_lightning.utils.hub import use_cache_if_offline
 from fc_lightning.utils.malloc import keep_freed_memory
 from fc_lightning.utils.pretrained import BaseModelError
 from fc_lightning.utils.secrets import redact_config
 
-# What a user can put right: told in one line, without a traceback.
+# Errors that the user can fix: reported in one line, without a traceback.
 USER_ERRORS = (
     AuditError,
     BaseModelError,
@@ -53,27 +66,23 @@ USER_ERRORS = (
     ExportError,
     NonFiniteError,
     ReportError,
+    SettingsError,
     TeacherError,
     UnknownFormatError,
 )
-# What libraries tell each other of names that change; nobody who trains can do anything about it.
-_AMONG_LIBRARIES = (r".*is_gradient_checkpointing. is deprecated", r".*isinstance\(treespec, LeafSpec\). is deprecated")
-_LINKED = ("base", "revision", "special_tokens", "supervise")
+# Settings of the model that the data needs too: given once, under `model`.
+_LINKED = ("base", "revision", "special_tokens", "supervise", "token_weights")
 
 
 class FunctionCallingTrainer(Trainer):
-    """Lightning's Trainer with more to do, one method for each subcommand of ours."""
+    """Lightning's Trainer with one more method per subcommand."""
 
-    @property
-    def loggers(self) -> list[Logger]:
-        """The loggers; none of them ends a run."""
-        return self._loggers
-
-    @loggers.setter
-    def loggers(self, loggers: list[Logger] | None) -> None:
-        self._loggers = loggers or []
-        for logger in self._loggers:
-            ignore_write_errors(logger)
+    export = export_command
+    audit = audit_command
+    think = think_command
+    predict = predict_command
+    report = report_command
+    chat = chat_command
 
     def fit(self, model: LightningModule, datamodule: LightningDataModule, ckpt_path: str | None = None) -> None:
         """Train.
@@ -81,153 +90,60 @@ class FunctionCallingTrainer(Trainer):
         Args:
             model: The module.
             datamodule: The data.
-            ckpt_path: A checkpoint file to go on from, or ``last``: the newest whole one of the newest run of this
-                configuration, in whose folder the run goes on; if there is none yet, it starts from the beginning.
+            ckpt_path: A checkpoint file to resume from, or ``last``: the newest intact checkpoint of the newest run of
+                this configuration. The run continues in its folder; if there is none yet, training starts from the
+                beginning.
         """
         super().fit(model, datamodule=datamodule, ckpt_path=checkpoint_to_resume_from(self, ckpt_path))
 
-    def export(
-        self,
-        model: LightningModule,
-        datamodule: LightningDataModule,
-        output: str,
-        ckpt_path: str = "best",
-        merge: bool = True,
-        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
-        push_to_hub: str | None = None,
-    ) -> None:
-        """Write a folder that servers can open: weights, tokenizer, templates, generation config and model card.
-
-        Args:
-            model: The module.
-            datamodule: Gives the chat template.
-            output: The folder to write; it must not exist.
-            ckpt_path: A checkpoint file, or ``best`` or ``last`` of the newest run of this configuration.
-            merge: Whether to merge the adapter into the base, or to write the adapter alone.
-            dtype: Precision of the merged weights; auto is the base's own. They are merged in float32 and rounded once.
-            push_to_hub: A repository on the hub, USER/NAME, to upload the folder to; a new one is private.
-        """
-        export(self, model, datamodule, output, ckpt_path, merge, dtype, push_to_hub)
-
-    def audit(
-        self,
-        model: LightningModule,
-        datamodule: LightningDataModule,
-        output: str | None = None,
-        examples: int = 2,
-        strict: bool = False,
-    ) -> None:
-        """Read the data as training would, check it, and show what the model will see.
+    def validate(self, model: LightningModule, datamodule: LightningDataModule, ckpt_path: str | None = None) -> Any:
+        """Measure a checkpoint, or the untouched base, on ``data.validation``.
 
         Args:
             model: The module.
             datamodule: The data.
-            output: The folder for audit.json and audit.html; by default one beside the runs.
-            examples: Conversations to show of each split, with what is learned in colour.
-            strict: Whether to fail on findings above `data.audit_limits`.
+            ckpt_path: A checkpoint file, or ``best`` or ``last`` of the newest run; the untouched base if not given.
         """
-        runs = self.logger.root_dir if self.logger else self.default_root_dir
-        audit(datamodule, Path(output) if output else Path(runs) / "audit", examples, strict)
+        return super().validate(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
 
-    def think(
-        self,
-        model: LightningModule,
-        datamodule: LightningDataModule,
-        base_url: str,
-        teacher: str,
-        output: str,
-        split: str = "train",
-        concurrency: int = 8,
-        api_key_env: str = "OPENAI_API_KEY",
-        max_tokens: int = 200,
-    ) -> None:
-        """Have another model write the reasoning that leads to each known call, into a data file to train on.
+    def test(self, model: LightningModule, datamodule: LightningDataModule, ckpt_path: str | None = None) -> Any:
+        """Measure a checkpoint, or the untouched base, on ``data.test``.
 
         Args:
             model: The module.
             datamodule: The data.
-            base_url: An OpenAI-compatible endpoint, as http://localhost:8000/v1.
-            teacher: Name of the model at the endpoint.
-            output: The JSONL file to write; what is answered in OUTPUT.answers.jsonl is not asked again.
-            split: The split whose thoughts are missing.
-            concurrency: Requests under way at the same time.
-            api_key_env: The environment variable with the key, if the endpoint wants one.
-            max_tokens: The most tokens of an answer.
+            ckpt_path: A checkpoint file, or ``best`` or ``last`` of the newest run; the untouched base if not given.
         """
-        think(datamodule, base_url, teacher, Path(output), split, concurrency, api_key_env, max_tokens)
+        return super().test(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
 
-    def predict(
-        self,
-        model: LightningModule,
-        datamodule: LightningDataModule,
-        prompts: str | None = None,
-        question: str | None = None,
-        tools: str | None = None,
-        ckpt_path: str | None = None,
-    ) -> None:
-        """Generate and write ``predictions.jsonl``: for ``data.test``, for a file of prompts, or for one question.
+    @property
+    def loggers(self) -> list[Logger]:
+        """The loggers; a write error in one of them does not end the run."""
+        return self._loggers
 
-        Args:
-            model: The module.
-            datamodule: The data.
-            prompts: A file of rows with ``messages`` and ``tools``.
-            question: One question.
-            tools: A JSON file with the tools on offer, for the question and for rows that have none.
-            ckpt_path: A checkpoint file, or ``best`` or ``last``; the untouched base if not given.
-        """
-        if prompts is not None or question is not None:
-            datamodule.prompt_conversations = read_prompts(prompts, question, tools)
-        super().predict(model, datamodule=datamodule, ckpt_path=ckpt_path, return_predictions=False)
-
-    def report(
-        self, model: LightningModule, datamodule: LightningDataModule, runs: list[str], output: str = "report"
-    ) -> None:
-        """Put runs side by side: ``OUTPUT.html`` and ``OUTPUT.md``.
-
-        Args:
-            model: The module.
-            datamodule: The data.
-            runs: Folders of runs, as ``fit`` and ``test`` write them.
-            output: Path of the two files, without a suffix.
-        """
-        command = f"python main.py report --config CONFIG --runs '[{', '.join(runs)}]' --output {output}"
-        write_report([column for run in runs for column in read_run(Path(run))], Path(output), command=command)
-        print(f"{output}.html\n{output}.md")
-
-    def chat(
-        self,
-        model: LightningModule,
-        datamodule: LightningDataModule,
-        tools: str | None = None,
-        ckpt_path: str | None = None,
-    ) -> None:
-        """Try a model in the terminal.
-
-        Args:
-            model: The module.
-            datamodule: Gives the chat template.
-            tools: A JSON file with a list of tools.
-            ckpt_path: A checkpoint file, or ``best`` or ``last``; the untouched base if not given.
-        """
-        chat(self, model, datamodule, tools, ckpt_path)
+    @loggers.setter
+    def loggers(self, loggers: list[Logger] | None) -> None:
+        self._loggers = loggers or []
+        for logger in self._loggers:
+            make_robust(logger)
 
 
 class SaveConfig(SaveConfigCallback):
-    """Saves a run's configuration without what is its subcommand's alone, so that every subcommand takes it."""
+    """Saves the configuration of a run without the options of its subcommand, so that every subcommand accepts it."""
 
     def __init__(self, parser: LightningArgumentParser, config: Any, **kwargs: Any):
-        self._again = config.get("ckpt_path") == "last"
+        self._resumes = config.get("ckpt_path") == "last"
         config = config.clone()
         for name in ("ckpt_path", "weights_only", "verbose", "return_predictions", "prompts", "question", "tools"):
             config.pop(name, None)
-        for place in redact_config(config):
-            rank_zero_info(f"{place} holds a secret: it is not written into config.yaml")
+        for key in redact_config(config):
+            rank_zero_info(f"{key} holds a secret: it is not written into config.yaml")
         super().__init__(parser, config, **kwargs)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Save it, and what the run runs on; a run that goes on or starts again in its folder replaces its own."""
-        self.overwrite = self._again or any(getattr(callback, "goes_on", False) for callback in trainer.callbacks)
-        folder = trainer.log_dir  # asks all ranks
+        """Save the configuration and the environment; a run that resumes in its folder overwrites its own."""
+        self.overwrite = self._resumes or any(getattr(one, "resumes_in_place", False) for one in trainer.callbacks)
+        folder = trainer.log_dir  # a collective
         with wrap_os_errors(Path(folder or ".") / self.config_filename):
             super().setup(trainer, pl_module, stage)
         if folder and trainer.is_global_zero:
@@ -235,7 +151,7 @@ class SaveConfig(SaveConfigCallback):
             write_text(Path(folder) / "environment.json", f"{text}\n")
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give further loggers all settings; by itself Lightning gives them the module's only."""
+        """Give the whole configuration to further loggers; Lightning only gives them the module's settings."""
         settings = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
         for callback in trainer.callbacks:
             if isinstance(callback, ExtraLogger):
@@ -243,45 +159,72 @@ class SaveConfig(SaveConfigCallback):
 
 
 class FunctionCallingCLI(LightningCLI):
-    """LightningCLI for one model and one data module, whose shared settings are given once, under ``model``."""
+    """LightningCLI for one model and one data module, which share settings.
+
+    Args:
+        args: Arguments instead of those of the process.
+    """
 
     def __init__(self, args: Any = None):
+        self._config_files = config_files(sys.argv[1:] if args is None else args)
         super().__init__(
             FunctionCallingModule,
             FunctionCallingDataModule,
             save_config_callback=SaveConfig,
             trainer_class=FunctionCallingTrainer,
-            trainer_defaults={
-                "num_sanity_val_steps": 0,
-                "use_distributed_sampler": False,
-                "enable_model_summary": False,  # RunSummary says what of the model is trained
-            },
             seed_everything_default=0,
+            auto_configure_optimizers=False,  # the module does it, see `model.optimizer`
             parser_kwargs={"default_env": True, "env_prefix": "FC"},
             parser_class=Parser,
             args=args,
         )
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The subcommands, each with the arguments of the trainer's method that are not options."""
+        names = ("fit", "validate", "test", "predict", "export", "audit", "think", "report", "chat")
+        return {name: {"model", "datamodule"} for name in names}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Set the defaults of the trainer, and link the settings that model and data share."""
+        defaults = trainer_defaults(self._config_files)
+        parser.set_defaults({f"trainer.{name}": value for name, value in defaults.items()})
+        for name in _LINKED:
+            parser.link_arguments(f"model.{name}", f"data.{name}")
+
     def _parse_ckpt_path(self) -> None:
-        """The configuration is what was given: Lightning would lay the checkpoint's hyper-parameters over it."""
+        """Keep the configuration as given: Lightning would overwrite it with the checkpoint's hyperparameters."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the arguments; Lightning would warn if the process has arguments too, as one that runs tests has."""
+        check_environment(
+            (action.dest for one in subcommand_parsers(self).values() for action in one._actions),
+            list(subcommand_parsers(self)),
+        )
+        self.config = parser.parse_args(args)
 
     def before_instantiate_classes(self) -> None:
-        """In a log file transformers' bars would be lines of their own."""
+        """Check values, and disable the progress bars of transformers in log files, where each update is a line."""
+        config = self.config[self.subcommand]
+        check_values(config)
+        drop_impossible_defaults(config.trainer)
+        sources = [source.path for split in SOURCES for source in _list(config.get(split))]
+        use_cache_if_offline([config.get("model.base"), *sources])
         if not sys.stderr.isatty():
             disable_progress_bar()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The trainer, with what makes its processes end together and in order."""
+        """Make the trainer, whose processes end together and in order."""
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (TypeError, ValueError, ImportError, MisconfigurationException) as error:
             raise ConfigurationError(explain_trainer(error)) from error
         ranks.use_launcher(trainer)
-        trainer.callbacks[:0] = [Failures(), Preemption()]  # before the user's: theirs may wait for other ranks
+        trainer.callbacks[:0] = [Failures(), Preemption()]  # before the user's, which may wait for other ranks
         return trainer
 
     def instantiate_classes(self) -> None:
-        """Make trainer, module and data; whatever the configuration says, checkpoints are safe."""
+        """Make trainer, module and data; checkpoints are atomic whatever the configuration says."""
         try:
             super().instantiate_classes()
         except USER_ERRORS:
@@ -291,37 +234,48 @@ class FunctionCallingCLI(LightningCLI):
                 raise
             raise ConfigurationError(explain_trainer(error)) from error
         make_resumable(self.trainer)
+        if self.subcommand in ("fit", "validate", "test", "predict"):
+            check_folder(runs_root(self.trainer))
 
     def before_validate(self) -> None:
-        """Find ``best`` and ``last`` among earlier runs: Lightning looks in this one, which has no checkpoint."""
+        """Find ``best`` and ``last`` among earlier runs: Lightning looks in this run, which has no checkpoint."""
         given = self.config_init[self.subcommand]
         if given.ckpt_path in ("best", "last"):
             given.ckpt_path = str(find_checkpoint(self.trainer, given.ckpt_path))
 
     before_test = before_predict = before_validate
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """The subcommands, with the arguments of the trainer's methods that are not given by the user."""
-        names = ("export", "audit", "think", "report", "chat", "predict", "fit")
-        ours = {name: {"model", "datamodule"} for name in names}
-        return {**LightningCLI.subcommands(), **ours}
 
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Settings that model and data share are linked when they are parsed."""
-        for name in _LINKED:
-            parser.link_arguments(f"model.{name}", f"data.{name}")
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+class _ParserReady(Exception):
+    """Ends the construction of a command line once its parsers exist."""
+
+
+class _ParserOnly(FunctionCallingCLI):
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> NoReturn:
+        raise _ParserReady(parser, subcommand_parsers(self))
+
+
+def make_parser(subcommand: str | None = None) -> LightningArgumentParser:
+    """The parser of the command line, or the one of a subcommand, without running anything."""
+    try:
+        _ParserOnly([])
+    except _ParserReady as ready:
+        parser, parsers = ready.args
+    return parsers[subcommand] if subcommand else parser
 
 
 def main(args: Any = None) -> None:
-    """Run the command line; a mistake of the user's ends it with one line and exit code 1.
+    """Run the command line; an error that the user can fix ends it with one line and exit code 1.
 
     Args:
         args: Arguments instead of those of the process.
     """
-    sys.path.insert(0, os.getcwd())  # so that a YAML file can name classes of the user's own
+    sys.path.insert(0, os.getcwd())  # so that a YAML file can name the user's own classes
     keep_freed_memory()
-    for message in _AMONG_LIBRARIES:
-        warnings.filterwarnings("ignore", message)
-    with ranks.together(USER_ERRORS):
+    silence()
+    with ranks.exit_on_error(USER_ERRORS):
         FunctionCallingCLI(args)

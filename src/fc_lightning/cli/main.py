@@ -1,4 +1,4 @@
-"""Where the program starts: what can be answered at once is, everything else goes to the full command line."""
+"""Entry point: answers what needs no heavy import, and passes everything else to the full command line."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from pathlib import Path
 
 import fc_lightning
 from fc_lightning.cli.help import SUBCOMMANDS, help_for, nearest
-
-_PACKAGE = Path(__file__).parents[1]
+from fc_lightning.cli.quiet import silence
+from fc_lightning.commands.init import InitError, init
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Answer a question for help, or run a subcommand.
+    """Print help, or run a subcommand.
 
     Args:
         args: Arguments instead of those of the process.
     """
-    with _while_somebody_reads():
+    with _exit_quietly_on_broken_pipe():
         _answer(args)
 
 
@@ -37,38 +37,35 @@ def _answer(args: Sequence[str] | None) -> None:
     elif arguments == ["--version"]:
         print(fc_lightning.__version__)
     elif arguments[0] == "init":
-        init(arguments[1:])
+        _init(arguments[1:])
     else:
         _check_subcommand(arguments[0])
+        silence()
         from fc_lightning.cli.lightning_cli import main as run  # takes seconds
 
-        if args is None:  # Lightning starts other ranks by the process's own arguments
+        if args is None:  # Lightning starts other ranks with the arguments of this process
             sys.argv[1:] = _without_all(arguments)
         run(None if args is None else _without_all(arguments))
 
 
-def init(arguments: Sequence[str]) -> None:
-    """Copy the recipes and the quickstart's data into a folder.
-
-    Args:
-        arguments: The folder.
-    """
+def _init(arguments: Sequence[str]) -> None:
     if len(arguments) != 1 or arguments[0].startswith("-"):
         _fail("init takes one folder: init FOLDER")
     folder = Path(arguments[0])
-    for name in ("configs", "data/quickstart"):
-        if (folder / name).exists():
-            _fail(f"{folder / name}: exists already; choose another folder")
-    # In a wheel they lie in the package; in a checkout they are where they are.
-    source = _PACKAGE / "recipes" if (_PACKAGE / "recipes").is_dir() else _PACKAGE.parent.parent
-    for name in ("configs", "data/quickstart"):
-        shutil.copytree(source / name, folder / name, ignore=shutil.ignore_patterns("debug", "__pycache__"))
+    try:
+        init(folder)
+    except InitError as error:
+        _fail(str(error))
+    silence()
+    from fc_lightning.cli.schema import write_schema  # takes seconds
+
+    write_schema(folder / "configs" / "schema.json")
     print(f"{folder}\nnext:    cd {folder} && fc-lightning fit --config configs/quickstart.yaml")
 
 
 @contextmanager
-def _while_somebody_reads() -> Iterator[None]:
-    """End as other programs do where nobody reads any further what is printed, as behind ``| head``: without a word."""
+def _exit_quietly_on_broken_pipe() -> Iterator[None]:
+    """Exit without an error message if the reader of standard output has gone, as in ``| head``."""
     try:
         try:
             yield
@@ -78,24 +75,24 @@ def _while_somebody_reads() -> Iterator[None]:
         poll = select.poll()
         poll.register(sys.stdout.fileno(), 0)
         if not any(event & select.POLLERR for _, event in poll.poll(0)):
-            raise  # it was another pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
-        sys.exit(141)  # as a shell shows SIGPIPE
+            raise  # another pipe is broken
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at exit
+        sys.exit(141)  # the exit code that a shell gives to SIGPIPE
 
 
 def _without_all(arguments: Sequence[str]) -> list[str]:
-    """The arguments, with the full parser's plain `--help` in place of `--help all`."""
+    """Replace `--help all` by `--help`, which the full parser understands."""
     text = "\0".join(arguments)
     return re.sub(r"(^|\0)(-h|--help)[\0=]all(?=\0|$)", r"\1\2", text).split("\0")
 
 
 def _check_subcommand(word: str) -> None:
-    """Tell a mistyped subcommand before seconds are spent on imports."""
+    """Report a mistyped subcommand before the slow imports."""
     if word.startswith("-") or word in SUBCOMMANDS:
         return
     meant = nearest(word, list(SUBCOMMANDS))
-    hint = f"did you mean {meant}?" if meant else f"there are {', '.join(SUBCOMMANDS)}"
-    _fail(f"{word}: no such subcommand; {hint}")
+    hint = f"did you mean {meant}?" if meant else f"choose from {', '.join(SUBCOMMANDS)}"
+    _fail(f"{word}: unknown subcommand; {hint}")
 
 
 def _fail(message: str) -> None:

@@ -1,4 +1,4 @@
-"""A chat in the terminal: for trying a model with a tools file, whose tools you play yourself."""
+"""``chat``: a conversation with a model in the terminal, in which the user plays the tools."""
 
 from __future__ import annotations
 
@@ -7,58 +7,91 @@ from dataclasses import replace
 from lightning import Trainer
 from rich.console import Console
 
-from fc_lightning.commands.export.folder import find_checkpoint, load_checkpoint
+from fc_lightning.commands.checkpoints import load_for_inference
 from fc_lightning.conversation.parsing import dump_json, parse_turn
-from fc_lightning.conversation.types import Conversation, Message
+from fc_lightning.conversation.types import Conversation, Message, Tool
 from fc_lightning.data import FunctionCallingDataModule
+from fc_lightning.data.prepare import read_conversations
 from fc_lightning.data.prompts import read_tools
-from fc_lightning.models.lora import unwrap_peft
+from fc_lightning.models.merging import merged_for_inference
 from fc_lightning.training.module import FunctionCallingModule
 
 
 def chat(
     trainer: Trainer,
-    module: FunctionCallingModule,
-    data: FunctionCallingDataModule,
+    model: FunctionCallingModule,
+    datamodule: FunctionCallingDataModule,
     tools: str | None = None,
     ckpt_path: str | None = None,
 ) -> None:
-    """Ask, see what the model thinks and calls, answer in the tools' place, and go on; an empty line ends it.
+    """Try a model in the terminal, and type the results of the tools that it calls; an empty line ends the chat.
 
     Args:
-        trainer: Knows where runs are written.
-        module: Configured as it was for training.
-        data: Gives the chat template.
-        tools: A JSON file with a list of tools.
+        trainer: The trainer, which has the folder of the runs.
+        model: The module, configured as for training.
+        datamodule: Has the chat template.
+        tools: A JSON file with a list of tools; without it, those of the first training conversation are offered.
         ckpt_path: A checkpoint file, or ``best`` or ``last``; the untouched base if not given.
     """
-    conversation = Conversation("chat", (), read_tools(tools) if tools else ())
-    trainer.strategy.connect(module)
-    module.trainer = trainer
-    module.configure_model()
-    if ckpt_path is not None:
-        load_checkpoint(module, find_checkpoint(trainer, ckpt_path))
-    module.to(trainer.strategy.root_device).eval()
     console = Console(highlight=False)
+    offered = read_tools(tools) if tools else _tools_of_training(datamodule, console)
+    conversation = Conversation("chat", (), offered)
+    load_for_inference(trainer, model, ckpt_path)
+    console.print("An empty line ends the chat.", style="dim")
     while line := _ask("you"):
-        said = [Message("user", line)]
-        while said:
-            conversation = replace(conversation, messages=(*conversation.messages, *said))
-            answer = reply(module, data, conversation)
+        new_messages = [Message("user", line)]
+        while new_messages:
+            conversation = replace(conversation, messages=(*conversation.messages, *new_messages))
+            answer = reply(model, datamodule, conversation)
             conversation = replace(conversation, messages=(*conversation.messages, answer))
-            _show(console, answer)
-            said = [Message("tool", _ask(f"{call.name} returns")) for call in answer.tool_calls]
+            print_message(console, answer)
+            new_messages = [Message("tool", _ask(f"{call.name} returns")) for call in answer.tool_calls]
 
 
 def reply(module: FunctionCallingModule, data: FunctionCallingDataModule, conversation: Conversation) -> Message:
-    """The model's next turn; what cannot be read as a call is text."""
+    """The model's next turn. A call that cannot be parsed is text."""
     messages = data.template.messages(conversation)
     rendered = data.template.render(messages, conversation, generation_prompt=True)
     (encoded,) = data.template.encode([rendered])
     tools = dump_json([tool.to_openai() for tool in conversation.tools])
-    text, _ = module.turn_generator.texts(unwrap_peft(module.model), [encoded.input_ids], [tools], len(messages))[0]
-    turn = parse_turn(text)
+    with merged_for_inference(module.model) as causal:
+        ((text, _),) = module.turn_generator.texts(causal, [encoded.input_ids], [tools], len(messages))
+    return as_message(text)
+
+
+def as_message(text: str) -> Message:
+    """A generated turn as a message. A call that cannot be parsed is text."""
+    turn = parse_turn(text, strict=True)
     return Message("assistant", text if turn.errors else turn.content, turn.reasoning, turn.tool_calls)
+
+
+def print_message(console: Console, answer: Message) -> None:
+    """Print a message of the model: reasoning, text and calls."""
+    if answer.reasoning is not None:
+        console.print(_printable(answer.reasoning), style="dim", markup=False)
+    if answer.content:
+        console.print(_printable(answer.content), markup=False)
+    for call in answer.tool_calls:
+        console.print(_printable(f"{call.name}({dump_json(call.arguments)})"), style="bold", markup=False)
+
+
+def _tools_of_training(data: FunctionCallingDataModule, console: Console) -> tuple[Tool, ...]:
+    """The tools of the first training conversation that has some, with its question as an example."""
+    rows = read_conversations(data.sources["train"], data.template, data.preparation("train"))
+    first = next((conversation for _, _, conversation in rows if conversation.tools), None)
+    if first is None:
+        console.print("No tools: give some with `--tools FILE`, a JSON list in OpenAI's shape.")
+        return ()
+    names = ", ".join(tool.name for tool in first.tools)
+    console.print(f"tools: {names} (of the training data; `--tools FILE` offers others)", markup=False)
+    question = next((message.content for message in first.messages if message.role == "user"), "")
+    console.print(f"try:   {_printable(question)}", markup=False)
+    return first.tools
+
+
+def _printable(text: str) -> str:
+    """Without control characters, which could change the state of the terminal."""
+    return "".join(character for character in text if character.isprintable() or character in "\n\t")
 
 
 def _ask(who: str) -> str:
@@ -66,12 +99,3 @@ def _ask(who: str) -> str:
         return input(f"{who}> ").strip()
     except EOFError:
         return ""
-
-
-def _show(console: Console, answer: Message) -> None:
-    if answer.reasoning is not None:
-        console.print(answer.reasoning, style="dim", markup=False)
-    if answer.content:
-        console.print(answer.content, markup=False)
-    for call in answer.tool_calls:
-        console.print(f"{call.name}({dump_json(call.arguments)})", style="bold", markup=False)

@@ -1,7 +1,7 @@
-"""The teacher: another model writes the reasoning that leads to each known call, over any OpenAI-compatible endpoint.
+"""``think``: a teacher model writes the reasoning for each known call, over any OpenAI-compatible endpoint.
 
-The teacher is told the call and asked why it is right; what it writes is checked before it becomes a thought. Each
-answer is on disk before the next is waited for, so a run that was killed goes on where it was.
+The teacher gets the correct call and is asked for the reason; its answer is checked before it is used. Answers are
+written to disk as they arrive, so a run that was killed resumes without asking again.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from lightning import Trainer
 
 from fc_lightning.chat_template.template import openai_message
 from fc_lightning.conversation.parsing import CallSyntaxError, call_from_value, dump_json
 from fc_lightning.conversation.types import Conversation
 from fc_lightning.data import DataError, FunctionCallingDataModule
 from fc_lightning.data.prepare import read_conversations
+from fc_lightning.training.module import FunctionCallingModule
 from fc_lightning.utils.atomic_files import wrap_os_errors, write_text
+from fc_lightning.utils.progress import track
 
 _TAGS = re.compile(r"</?(?:think|tool_call|tool_response|tools|start_of_turn|end_of_turn)>")
 _INSTRUCTION = """\
@@ -35,18 +37,18 @@ Write the reasoning only: no call, no JSON, no tags, no heading."""
 
 
 class TeacherError(ValueError):
-    """The teacher cannot be asked. The message says what to do."""
+    """The teacher cannot be queried. The message says what to do."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """What the teacher is asked about one turn.
+    """The request about one turn.
 
     Attributes:
-        conversation: Number of the conversation.
+        conversation: Index of the conversation.
         turn: Index of the message in it.
-        prompt: What the teacher gets, in OpenAI's shape.
-        key: Names the question and the teacher: an answer with this key is an answer to it.
+        prompt: The messages for the teacher, in OpenAI's shape.
+        key: Identifies the prompt and the teacher; an answer has the key of its request.
     """
 
     conversation: int
@@ -57,11 +59,10 @@ class Question:
 
 @dataclass
 class Answers:
-    """Answers on disk, one a line, each written through before it counts.
+    """Answers on disk, one per line, each synced before it counts.
 
     Args:
-        file: Is made when the first answer is added, and only ever appended to. A line that a killed run has left
-            unfinished is cut off.
+        file: Created with the first answer, and only appended to. An incomplete line of a killed run is removed.
     """
 
     file: Path
@@ -76,7 +77,7 @@ class Answers:
             self.known = {entry["key"]: entry for entry in map(json.loads, whole.splitlines())}
 
     def add(self, key: str, text: str, finish: str) -> None:
-        """Keep an answer; when this returns, it is on disk."""
+        """Write an answer to disk."""
         entry = {"key": key, "text": text, "finish": finish}
         with wrap_os_errors(self.file), self.file.open("ab") as stream:
             stream.write(json.dumps(entry).encode() + b"\n")
@@ -86,66 +87,78 @@ class Answers:
 
 
 def think(
-    data: FunctionCallingDataModule,
+    trainer: Trainer,
+    model: FunctionCallingModule,
+    datamodule: FunctionCallingDataModule,
     base_url: str,
     teacher: str,
-    output: Path,
+    output: str,
     split: str = "train",
     concurrency: int = 8,
     api_key_env: str = "OPENAI_API_KEY",
     max_tokens: int = 200,
 ) -> Counter[str]:
-    """Ask a teacher for the thoughts of a split, and write a data file of ``messages`` and ``tools`` with them.
-
-    Answers are kept in ``OUTPUT.answers.jsonl``: whatever is answered there is not asked again.
+    """Have a teacher model write missing reasoning for each known call, into a data file to train on.
 
     Args:
-        data: The data; turns that have a thought keep it.
-        base_url: An OpenAI-compatible endpoint, as ``http://localhost:8000/v1``.
-        teacher: The model's name there.
-        output: The JSONL file to write.
-        split: ``train``, ``validation`` or ``test``.
-        concurrency: Requests under way at the same time.
-        api_key_env: The environment variable with the key, if the endpoint wants one.
-        max_tokens: Of an answer.
+        trainer: Not used.
+        model: Not used.
+        datamodule: The data; existing reasoning is kept.
+        base_url: An OpenAI-compatible endpoint, such as http://localhost:8000/v1.
+        teacher: Name of the model at the endpoint.
+        output: The JSONL file to write; answers are saved in OUTPUT.answers.jsonl, and not requested again.
+        split: The split whose reasoning is missing: ``train``, ``validation`` or ``test``.
+        concurrency: Number of concurrent requests.
+        api_key_env: The environment variable with the key, if the endpoint requires one.
+        max_tokens: Maximum number of tokens per answer.
 
     Returns:
-        How many answers were asked for, taken from the file, accepted, rejected for each reason, and failed.
+        The number of answers that were requested, read from the file, accepted, rejected by reason, and failed.
 
     Raises:
         TeacherError: If the client is not installed, or no request succeeds.
     """
-    if split not in data.sources or not data.sources[split]:
+    if split not in datamodule.sources or not datamodule.sources[split]:
         raise DataError(f"nothing to read: `data.{split}` has no sources")
-    how = replace(data.preparation(split), thoughts="keep", thoughts_share=1.0)
-    conversations = [one for _, _, one in read_conversations(data.sources[split], data.template, how)]
+    how = replace(datamodule.preparation(split), thoughts="keep", thoughts_share=1.0)
+    rows = read_conversations(datamodule.sources[split], datamodule.template, how)
+    conversations = [conversation for _, _, conversation in rows]
     questions = list(ask_for(conversations, teacher))
-    output.parent.mkdir(parents=True, exist_ok=True)
-    answers = Answers(output.with_name(f"{output.name}.answers.jsonl"))
-    left = [question for question in questions if question.key not in answers.known]
-    counts = Counter({"from file": len(questions) - len(left), "asked": len(left)})
-    problem = asyncio.run(_ask(left, answers, base_url, teacher, concurrency, os.environ.get(api_key_env), max_tokens))
-    if problem and not any(question.key in answers.known for question in left):
-        raise TeacherError(f"{base_url}: no request succeeded, the last error: {problem}")
-    thoughtful = list(conversations)
-    for question in questions:
-        conversation = thoughtful[question.conversation]
-        outcome = judge(answers.known.get(question.key), conversation, question.turn)
-        counts[outcome[0]] += 1
-        if outcome[0] == "accepted":
-            messages = list(conversation.messages)
-            messages[question.turn] = replace(messages[question.turn], reasoning=outcome[1])
-            thoughtful[question.conversation] = replace(conversation, messages=tuple(messages))
-    write_text(output, "".join(f"{dump_json(to_row(one))}\n" for one in thoughtful))
-    print(
-        f"{output}: {len(thoughtful):,} conversations; answers: "
-        + ", ".join(f"{n:,} {what}" for what, n in counts.items())
-    )
+    file = Path(output)
+    with wrap_os_errors(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    answers = Answers(file.with_name(f"{file.name}.answers.jsonl"))
+    open_questions = [question for question in questions if question.key not in answers.known]
+    counts = Counter({"from file": len(questions) - len(open_questions), "asked": len(open_questions)})
+    api_key = os.environ.get(api_key_env)
+    last_error = asyncio.run(_ask(open_questions, answers, base_url, teacher, concurrency, api_key, max_tokens))
+    if last_error and not any(question.key in answers.known for question in open_questions):
+        raise TeacherError(f"{base_url}: no request succeeded, the last error: {last_error}")
+    completed = add_reasoning(conversations, questions, answers, counts)
+    write_text(file, "".join(f"{dump_json(to_row(conversation))}\n" for conversation in completed))
+    outcomes = ", ".join(f"{count:,} {outcome}" for outcome, count in counts.items())
+    print(f"{file}: {len(completed):,} conversations; answers: {outcomes}")
     return counts
 
 
+def add_reasoning(
+    conversations: Sequence[Conversation], questions: Sequence[Question], answers: Answers, counts: Counter[str]
+) -> list[Conversation]:
+    """The conversations with the accepted answers as reasoning; each answer's outcome is added to ``counts``."""
+    completed = list(conversations)
+    for question in questions:
+        conversation = completed[question.conversation]
+        outcome, reasoning = judge(answers.known.get(question.key), conversation, question.turn)
+        counts[outcome] += 1
+        if outcome == "accepted":
+            messages = list(conversation.messages)
+            messages[question.turn] = replace(messages[question.turn], reasoning=reasoning)
+            completed[question.conversation] = replace(conversation, messages=tuple(messages))
+    return completed
+
+
 def ask_for(conversations: Sequence[Conversation], teacher: str) -> Iterator[Question]:
-    """A question for each of the model's turns that could call a tool and has no thought."""
+    """A request for each model turn that could call a tool and has no reasoning."""
     for number, conversation in enumerate(conversations):
         for turn, message in enumerate(conversation.messages):
             if message.role == "assistant" and message.reasoning is None and conversation.tools:
@@ -158,7 +171,7 @@ def ask_for(conversations: Sequence[Conversation], teacher: str) -> Iterator[Que
 
 
 def judge(answer: dict[str, Any] | None, conversation: Conversation, turn: int) -> tuple[str, str]:
-    """Whether an answer may be a thought: ``accepted`` and the thought, or why not and nothing."""
+    """``accepted`` and the reasoning, or the reason for rejection and an empty text."""
     if answer is None:
         return "failed", ""
     text = answer["text"].strip()
@@ -197,17 +210,15 @@ async def _ask(
     api_key: str | None,
     max_tokens: int,
 ) -> str:
-    """Ask all questions; returns the last error, if any."""
+    """Send all requests. Returns the last error, if any."""
     try:
         import openai
     except ImportError:
-        raise TeacherError("the client of the teacher is missing: pip install 'fc-lightning[teacher]'") from None
+        raise TeacherError("the openai package is not installed: pip install 'fc-lightning[teacher]'") from None
     different = {question.key: question for question in questions}
     waiting = iter(different.values())
     problem = ""
-    columns = (TextColumn("thinking"), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[failed]}"))
-    with Progress(*columns) as progress:
-        task = progress.add_task("", total=len(different), failed="")
+    with track("reasoning", len(different), "answers") as progress:
 
         async def work(client: openai.AsyncOpenAI) -> None:
             nonlocal problem
@@ -220,12 +231,12 @@ async def _ask(
                     )
                     choice = reply.choices[0]
                     answers.add(question.key, choice.message.content or "", choice.finish_reason or "")
-                    progress.advance(task)
+                    progress.advance()
                 except (openai.OpenAIError, IndexError) as error:
                     problem = f"{type(error).__name__}: {str(error)[:200]}"
-                    progress.update(task, failed=f"failed: {problem[:60]}")
+                    progress.advance(note=f"failed: {problem[:60]}")
 
-        # A local server wants no key, but the client wants some text.
+        # A local server needs no key, but the client requires one.
         async with openai.AsyncOpenAI(base_url=base_url, api_key=api_key or "none", timeout=600) as client:
             await asyncio.gather(*(work(client) for _ in range(concurrency)))
     return problem
@@ -242,7 +253,7 @@ def _describe(conversation: Conversation, turn: int) -> str:
 
 
 def _calls_in(text: str) -> Iterator[Any]:
-    """The calls that stand as JSON in a text."""
+    """The calls that a text contains as JSON."""
     decoder = json.JSONDecoder()
     for match in re.finditer(r'\{\s*"(?:name|arguments)"', text):
         try:

@@ -1,1 +1,4 @@
-"""Conversations, tools and calls: types, parsing, comparison, JSON schemas. Standard library and jsonschema only."""
+"""Conversations: types, the grammar of a model turn, comparison of calls, and JSON schemas.
+
+Needs the standard library and jsonschema only.
+"""

@@ -1,12 +1,13 @@
-"""Tools, calls and conversations: the one form that every source becomes and every other room speaks.
+"""The grammar of a model turn, *think → tool_call → tool_response → answer*, and calls and tools as JSON values.
 
-A model turn has a grammar, *think → tool_call → tool_response → answer*::
+A model turn is::
 
     turn  = [ think ] ( calls | answer )
     think = "<think>" text "</think>"
     calls = { "<tool_call>" object "</tool_call>" }
 
-This file parses that grammar, writes calls back and compares them. It needs the standard library only.
+There are two readings. The lenient one is for datasets: a call may be a Python literal, or have its arguments as a
+string. The strict one is for generated text: a call counts exactly if a server delivers it to a client.
 """
 
 from __future__ import annotations
@@ -20,35 +21,36 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from fc_lightning.conversation.call_pattern import is_call_object
 from fc_lightning.conversation.types import Message, Tool, ToolCall
 
 CALL_OPEN, CALL_CLOSE = "<tool_call>", "</tool_call>"
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 _TAGS = (CALL_OPEN, CALL_CLOSE, THINK_OPEN, THINK_CLOSE)
 _THINK = re.compile(r"\s*<think>(?P<reasoning>.*?)</think>", re.DOTALL)
-# A broken call is searched for its end only so often, so that hostile text costs linear time.
+# The lenient reading tries this many closing tags as the end of a call, so that hostile text takes linear time.
 _MAX_CLOSING_TAGS = 16
-_MAX_BODY = 1_000_000
+_MAX_VALUE_LENGTH = 1_000_000  # characters
 _MAX_DEPTH = 64
-# Python reads 0x… of any length, but refuses to write integers of more than 4,300 digits.
-_MAX_INT_BITS = 10_000
+_MAX_INT_BITS = 10_000  # Python refuses to write integers of more than 4,300 digits
 
 
 class CallSyntaxError(ValueError):
-    """A text that should be a tool call, or a list of tools, and is not. Its message is one sentence."""
+    """A text or value is not a call, a tool, or a JSON value. The message is one sentence."""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A model turn, parsed.
+    """A parsed model turn.
 
     Attributes:
-        reasoning: The text of the think block, stripped; ``None`` without a closed one.
-        content: The text outside of the blocks, stripped.
+        reasoning: Text of the think block, stripped; None without a closed one.
+        content: Text outside of the blocks, stripped.
         tool_calls: The calls that could be read.
-        errors: One sentence for each call that could not; it begins with the call's number, counted from 1.
-        grammatical: Whether the turn follows the grammar: an optional closed think, then either calls alone, broken
-            ones too, or an answer.
+        errors: One sentence per call that could not be read, starting with its number in the turn, counted from 1.
+            The strict reading also reports a think block that hides or swallows calls.
+        grammatical: Whether the turn follows the grammar: optionally a closed think block, then either only calls,
+            readable or not, or an answer.
     """
 
     reasoning: str | None
@@ -58,41 +60,86 @@ class Turn:
     grammatical: bool
 
 
-def parse_literal(text: str) -> Any:
-    """Read one value of JSON's types, written as JSON or as a Python literal; nothing is ever evaluated.
+def parse_turn(text: str, strict: bool = False) -> Turn:
+    """Parse the text of a model turn, without the tokens that open and end it.
+
+    Args:
+        text: Text of the turn.
+        strict: Whether to read it as servers do: the exported response template and vLLM's ``hermes`` parser. Without
+            errors, both deliver exactly ``tool_calls``. In the lenient reading, a closing tag inside a string belongs
+            to the string, and a call may have any form that :func:`parse_call` reads.
+
+    Example:
+        >>> turn = parse_turn('<think>2+2</think><tool_call>{"name": "add", "arguments": {"a": 2}}</tool_call>')
+        >>> turn.reasoning, turn.tool_calls, turn.grammatical
+        ('2+2', (ToolCall(name='add', arguments={'a': 2}),), True)
+        >>> parse_turn("<tool_call>{'name': 'add', 'arguments': {}}</tool_call>", strict=True).tool_calls
+        ()
+    """
+    think = _THINK.match(text)
+    if strict and not think and text.lstrip().startswith(THINK_OPEN):
+        return Turn(None, text.strip(), (), (f"{THINK_OPEN} is not closed: {_shorten(text)}",), grammatical=False)
+    calls: list[ToolCall] = []
+    errors: list[str] = []
+    outside: list[str] = []
+    position = think.end() if think else 0
+    while (start := text.find(CALL_OPEN, position)) >= 0:
+        outside.append(text[position:start])
+        take_call = _take_strict_call if strict else _take_lenient_call
+        position, outcome = take_call(text, start + len(CALL_OPEN))
+        if isinstance(outcome, ToolCall):
+            calls.append(outcome)
+        else:
+            errors.append(f"call {len(calls) + len(errors) + 1}: {outcome}")
+    content = "".join([*outside, text[position:]]).strip()
+    reasoning = think["reasoning"] if think else ""
+    has_stray_tags = any(tag in content for tag in _TAGS) or THINK_OPEN in reasoning
+    grammatical = bool(calls or errors) != bool(content) and not has_stray_tags
+    if strict and CALL_OPEN in reasoning:  # vLLM's parser would deliver it
+        errors.insert(0, f"a call inside of the think block: {_shorten(reasoning)}")
+        grammatical = False
+    return Turn(reasoning.strip() if think else None, content, tuple(calls), tuple(errors), grammatical)
+
+
+def render_turn(message: Message) -> str:
+    """Write an assistant's turn as the canonical template does: the inverse of :func:`parse_turn`."""
+    parts = [] if message.reasoning is None else [f"{THINK_OPEN}\n{message.reasoning}\n{THINK_CLOSE}"]
+    parts += [message.content] if message.content else []
+    # In JSON, \/ is another way to write /. Parsers that cut at the first closing tag read the complete call.
+    objects = (dump_json(call.to_dict()).replace(CALL_CLOSE, r"<\/tool_call>") for call in message.tool_calls)
+    parts += [f"{CALL_OPEN}\n{text}\n{CALL_CLOSE}" for text in objects]
+    return "\n".join(parts)
+
+
+def parse_call(text: str, strict: bool = False) -> ToolCall:
+    """Read a call from the text between its tags.
+
+    Args:
+        text: In the strict reading, a JSON object with exactly the keys ``name`` and ``arguments``. In the lenient one,
+            also a Python literal, with further keys, or with the arguments as a string.
+        strict: Whether to accept only what servers deliver.
 
     Raises:
-        CallSyntaxError: If it is neither, too deep, too long, or holds what JSON cannot (sets, bytes, NaN, other keys).
+        CallSyntaxError: If the text is not a call.
     """
-    text = text.strip()
-    if len(text) > _MAX_BODY:
-        raise CallSyntaxError(f"a value of {len(text):,} characters is longer than {_MAX_BODY:,}")
-    try:
-        value = _JSON.decode(text)
-        # Neither half a surrogate pair can be in it nor too many levels.
-        if text.isascii() and "\\u" not in text and text.count("{") + text.count("[") <= _MAX_DEPTH:
-            return value
-    except (ValueError, RecursionError) as json_error:
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            where = f" (as JSON: {json_error})" if isinstance(json_error, json.JSONDecodeError) else ""
-            raise CallSyntaxError(f"neither JSON nor a Python literal{where}: {_shorten(text)}") from None
-    return to_json_value(value)
-
-
-def parse_call(text: str) -> ToolCall:
-    """Read one call, the text between ``<tool_call>`` and ``</tool_call>``, or raise :class:`CallSyntaxError`."""
-    return call_from_value(parse_literal(text), is_json_value=True)
+    value = parse_literal(text)
+    call = call_from_value(value, is_json_value=True)
+    if strict and not is_call_object(text):
+        raise CallSyntaxError(
+            f"not a JSON object with the keys `name` and `arguments`, an object, as servers want it: {_shorten(text)}"
+        )
+    return call
 
 
 def call_from_value(value: Any, is_json_value: bool = False) -> ToolCall:
-    """Make a call from ``{"name": …, "arguments": …}``; arguments may be a string, as OpenAI's are.
+    """Make a call from ``{"name": …, "arguments": …}``. As in OpenAI's API, the arguments may be a string.
 
-    With ``is_json_value`` the value comes from :func:`to_json_value` and is not gone through once more.
+    Args:
+        value: The object.
+        is_json_value: Whether the value comes from :func:`to_json_value`, so that it need not be checked again.
 
     Raises:
-        CallSyntaxError: If a key is missing or of another type.
+        CallSyntaxError: If a key is missing or has another type.
     """
     if not isinstance(value, dict):
         raise CallSyntaxError(f"a call is an object with `name` and `arguments`, not {_show(value)}")
@@ -105,55 +152,28 @@ def call_from_value(value: Any, is_json_value: bool = False) -> ToolCall:
     if isinstance(arguments, str):
         arguments = parse_literal(arguments)
     if not isinstance(arguments, dict):
-        raise CallSyntaxError(f"the arguments of {name} are no object: {_show(arguments)}")
-    return ToolCall(_text(name), arguments if is_json_value else to_json_value(arguments))
+        raise CallSyntaxError(f"the arguments of {name} are not an object: {_show(arguments)}")
+    return ToolCall(_check_text(name), arguments if is_json_value else to_json_value(arguments))
 
 
 def tool_from_value(value: Any, is_json_value: bool = False) -> Tool:
-    """Make a tool from OpenAI's ``{"type": "function", "function": {…}}`` or from the inner object alone.
+    """Make a tool from OpenAI's ``{"type": "function", "function": {…}}``, or from the inner object alone.
+
+    Args:
+        value: The object.
+        is_json_value: See :func:`call_from_value`.
 
     Raises:
-        CallSyntaxError: If it has no name, or its parameters are no object.
+        CallSyntaxError: If it has no name, or its parameters are not an object.
     """
     function = value.get("function", value) if isinstance(value, dict) else value
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
         raise CallSyntaxError(f"a tool is an object with a `name`, not {_show(value)}")
     parameters = function.get("parameters") or {}
     if not isinstance(parameters, dict):
-        raise CallSyntaxError(f"the parameters of {function['name']} are no object: {_show(parameters)}")
-    description = str(function.get("description") or "")
-    return Tool(_text(function["name"]), _text(description), parameters if is_json_value else to_json_value(parameters))
-
-
-def parse_turn(text: str) -> Turn:
-    """Parse the text of a model turn, without the tokens that open and end it.
-
-    Tags inside a string of a call's arguments belong to the string: the end of a call is the first closing tag before
-    which a whole value stands.
-
-    Example:
-        >>> turn = parse_turn('<think>2+2</think><tool_call>{"name": "add", "arguments": {"a": 2}}</tool_call>')
-        >>> turn.reasoning, turn.tool_calls, turn.grammatical
-        ('2+2', (ToolCall(name='add', arguments={'a': 2}),), True)
-    """
-    think = _THINK.match(text)
-    position = think.end() if think else 0
-    calls: list[ToolCall] = []
-    errors: list[str] = []
-    outside: list[str] = []
-    while (start := text.find(CALL_OPEN, position)) >= 0:
-        outside.append(text[position:start])
-        position, outcome = _take_call(text, start + len(CALL_OPEN))
-        if isinstance(outcome, ToolCall):
-            calls.append(outcome)
-        else:
-            errors.append(f"call {len(calls) + len(errors) + 1}: {outcome}")
-    outside.append(text[position:])
-    content = "".join(outside).strip()
-    clean = not any(tag in content for tag in _TAGS) and not (think and THINK_OPEN in think["reasoning"])
-    either = bool(calls or errors) != bool(content)
-    reasoning = think["reasoning"].strip() if think else None
-    return Turn(reasoning, content, tuple(calls), tuple(errors), clean and either)
+        raise CallSyntaxError(f"the parameters of {function['name']} are not an object: {_show(parameters)}")
+    description = _check_text(str(function.get("description") or ""))
+    return Tool(_check_text(function["name"]), description, parameters if is_json_value else to_json_value(parameters))
 
 
 def same_calls(first: Iterable[ToolCall], second: Iterable[ToolCall]) -> bool:
@@ -162,16 +182,8 @@ def same_calls(first: Iterable[ToolCall], second: Iterable[ToolCall]) -> bool:
 
 
 def same_names(first: Iterable[ToolCall], second: Iterable[ToolCall]) -> bool:
-    """Whether two turns call the same tools equally often, in any order and with any arguments."""
+    """Whether two turns call the same tools the same number of times, in any order and with any arguments."""
     return Counter(call.name for call in first) == Counter(call.name for call in second)
-
-
-def render_turn(message: Message) -> str:
-    """Write an assistant's turn as the canonical template does: the inverse of :func:`parse_turn`."""
-    parts = [] if message.reasoning is None else [f"{THINK_OPEN}\n{message.reasoning}\n{THINK_CLOSE}"]
-    parts += [message.content] if message.content else []
-    parts += [f"{CALL_OPEN}\n{dump_json(call.to_dict())}\n{CALL_CLOSE}" for call in message.tool_calls]
-    return "\n".join(parts)
 
 
 def dump_json(value: Any) -> str:
@@ -179,8 +191,55 @@ def dump_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _take_call(text: str, start: int) -> tuple[int, ToolCall | str]:
-    """Take one call that starts behind an opening tag: where it ends, and the call or what is wrong with it."""
+def parse_literal(text: str) -> Any:
+    """Read a JSON value that is written as JSON or as a Python literal. Nothing is evaluated.
+
+    Raises:
+        CallSyntaxError: If it is neither, too long, nested too deep, or contains what JSON cannot: sets, NaN, ….
+    """
+    text = text.strip()
+    if len(text) > _MAX_VALUE_LENGTH:
+        raise CallSyntaxError(f"a value of {len(text):,} characters is longer than {_MAX_VALUE_LENGTH:,}")
+    try:
+        value = _JSON.decode(text)
+        # Most values cannot contain a lone surrogate or too many levels, and need no further check.
+        if text.isascii() and "\\u" not in text and text.count("{") + text.count("[") <= _MAX_DEPTH:
+            return value
+    except (ValueError, RecursionError) as json_error:
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            where = f" (as JSON: {json_error})" if isinstance(json_error, json.JSONDecodeError) else ""
+            raise CallSyntaxError(f"neither JSON nor a Python literal{where}: {_shorten(text)}") from None
+    return to_json_value(value)
+
+
+def to_json_value(value: Any, depth: int = 0) -> Any:
+    """The value in JSON's types; tuples become lists.
+
+    Raises:
+        CallSyntaxError: If it contains other types, text that is not valid Unicode, or too many levels.
+    """
+    if depth > _MAX_DEPTH:
+        raise CallSyntaxError(f"nested more than {_MAX_DEPTH} levels deep")
+    if isinstance(value, str):
+        return _check_text(value)
+    if isinstance(value, dict):
+        return {_check_key(key): to_json_value(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json_value(item, depth + 1) for item in value]
+    if isinstance(value, int) and value.bit_length() > _MAX_INT_BITS:
+        raise CallSyntaxError("a number has more than 3,000 digits")
+    if value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    raise CallSyntaxError(f"JSON has no value for {_show(value)}")
+
+
+def _take_lenient_call(text: str, start: int) -> tuple[int, ToolCall | str]:
+    """Read one call after its opening tag: where it ends, and the call or what is wrong with it.
+
+    It ends at the first closing tag that completes a value, so tags inside of strings belong to the strings.
+    """
     end, first_end, error = start - 1, -1, ""
     for _ in range(_MAX_CLOSING_TAGS):
         end = text.find(CALL_CLOSE, end + 1)
@@ -192,50 +251,40 @@ def _take_call(text: str, start: int) -> tuple[int, ToolCall | str]:
             error = error or str(problem)
             first_end = end if first_end < 0 else first_end
     if first_end < 0:
-        return len(text), f"<tool_call> is not closed: {_shorten(text[start:])}"
+        return len(text), f"{CALL_OPEN} is not closed: {_shorten(text[start:])}"
     return first_end + len(CALL_CLOSE), error
 
 
-def to_json_value(value: Any, depth: int = 0) -> Any:
-    """The value in JSON's types.
-
-    Raises:
-        CallSyntaxError: If it holds anything else, text that is no Unicode, or too many levels.
-    """
-    if depth > _MAX_DEPTH:
-        raise CallSyntaxError(f"nested more than {_MAX_DEPTH} levels deep")
-    if isinstance(value, str):  # as most values are
-        return value if value.isascii() else _text(value)
-    if isinstance(value, dict):
-        return {_key(key): to_json_value(item, depth + 1) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_json_value(item, depth + 1) for item in value]
-    if isinstance(value, int) and value.bit_length() > _MAX_INT_BITS:
-        raise CallSyntaxError("a number has more than 3,000 digits")
-    if value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
-        return value
-    raise CallSyntaxError(f"JSON has no value for {_show(value)}")
+def _take_strict_call(text: str, start: int) -> tuple[int, ToolCall | str]:
+    """As :func:`_take_lenient_call`, but the call ends at the first closing tag and must be what servers deliver."""
+    end = text.find(CALL_CLOSE, start)
+    if end < 0:
+        return len(text), f"{CALL_OPEN} is not closed: {_shorten(text[start:])}"
+    try:
+        return end + len(CALL_CLOSE), parse_call(text[start:end], strict=True)
+    except CallSyntaxError as problem:
+        return end + len(CALL_CLOSE), str(problem)
 
 
-def _key(value: Any) -> str:
+def _check_key(value: Any) -> str:
     if not isinstance(value, str):
-        raise CallSyntaxError(f"an object has a key that is no string: {_show(value)}")
-    return _text(value)
+        raise CallSyntaxError(f"an object has a key that is not a string: {_show(value)}")
+    return _check_text(value)
 
 
-def _text(value: str) -> str:
+def _check_text(value: str) -> str:
     if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
-        raise CallSyntaxError(f"a string holds half a surrogate pair: {_shorten(ascii(value))}")
+        raise CallSyntaxError(f"a string contains a lone surrogate: {_shorten(ascii(value))}")
     return value
 
 
-def _finite(number: str) -> float:
+def _finite_float(number: str) -> float:
     if not math.isfinite(value := float(number)):
         raise ValueError(f"JSON has no value {number}")
     return value
 
 
-_JSON = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
+_JSON = json.JSONDecoder(parse_float=_finite_float, parse_constant=_finite_float)
 
 
 def _shorten(text: str, limit: int = 80) -> str:
@@ -243,7 +292,7 @@ def _shorten(text: str, limit: int = 80) -> str:
 
 
 def _show(value: Any) -> str:
-    """The value for a message; text from a model may hold values that Python itself refuses to write."""
+    """The value for a message. Generated text may contain values that Python refuses to write."""
     try:
         return _shorten(repr(value))
     except (ValueError, RecursionError):

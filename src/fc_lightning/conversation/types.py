@@ -1,4 +1,4 @@
-"""Conversations: the one form that every source becomes and every later stage works on."""
+"""Conversations in canonical form: every source is converted to it, and every later stage works on it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ Role = Literal["system", "user", "assistant", "tool"]
 
 @dataclass(frozen=True)
 class Tool:
-    """A function that the model may call.
+    """A function that the model can call.
 
     Attributes:
-        name: The name to call it by.
-        description: What it does, in words. May be empty.
+        name: Name to call it by.
+        description: What it does. May be empty.
         parameters: JSON schema of its arguments.
     """
 
@@ -24,25 +24,29 @@ class Tool:
     parameters: dict[str, Any] = field(default_factory=dict)
 
     def to_openai(self) -> dict[str, Any]:
-        """The tool as OpenAI's API and Hugging Face's chat templates write it."""
+        """The tool in the shape of OpenAI's API, which Hugging Face's chat templates use too."""
         function = {"name": self.name, "description": self.description, "parameters": self.parameters}
         return {"type": "function", "function": function}
 
 
 @dataclass(frozen=True)
 class ToolCall:
-    """One call: a tool's name and its arguments as plain JSON values.
+    """One call of a tool.
 
-    Two calls are equal (``==``) if they are the same call to a program: the order of keys does not count, 1 and 1.0 are
-    one number, but ``"1"`` and 1, and ``True`` and 1, are different values.
+    Calls are compared by value: the order of keys does not matter and 1 equals 1.0, but ``"1"`` and 1, or ``True`` and
+    1, differ.
+
+    Attributes:
+        name: Name of the tool.
+        arguments: Arguments as JSON values.
     """
 
     name: str
     arguments: dict[str, Any]
 
     def key(self) -> Hashable:
-        """A hashable value, equal for equal calls."""
-        return (self.name, _canonical(self.arguments))
+        """A hashable value that is equal for equal calls."""
+        return (self.name, _comparison_key(self.arguments))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ToolCall) and self.key() == other.key()
@@ -51,19 +55,19 @@ class ToolCall:
         return hash(self.key())
 
     def to_dict(self) -> dict[str, Any]:
-        """``{"name": …, "arguments": …}``, the object that stands between the tags."""
+        """The object ``{"name": …, "arguments": …}`` that is written between the tags."""
         return {"name": self.name, "arguments": self.arguments}
 
 
 @dataclass(frozen=True)
 class Message:
-    """One turn.
+    """One turn of a conversation.
 
     Attributes:
         role: Who speaks.
-        content: The text: a question, an answer, or a tool's response as it came.
-        reasoning: What an assistant thought before acting; ``None`` if it did not.
-        tool_calls: The calls of an assistant's turn, in order.
+        content: Text of the turn: a question, an answer, or a tool's response.
+        reasoning: What the assistant thinks before it acts; None without a think block.
+        tool_calls: The assistant's calls, in order.
         supervised: Whether an assistant's turn is a training target; if not, it is only context.
     """
 
@@ -76,20 +80,21 @@ class Message:
 
 @dataclass(frozen=True)
 class Conversation:
-    """A whole conversation in canonical form, whatever source it came from.
+    """A conversation in canonical form.
 
     Attributes:
         id: Unique within its source.
-        messages: The turns. A system message, if any, is the first.
-        tools: The tools on offer.
-        category: The source's own label (``"parallel"``, ``"irrelevance"``, …); empty if it has none.
-        raw_turns: ``(role, text)`` of each turn as the row has it, for verbatim rendering; empty if it has none.
-        defects: What is wrong with the row, a sentence each. A conversation with defects is not trained on in canonical
-            form, because what cannot be parsed cannot be written again.
-        gold: Other calls that are right too, as BFCL writes them: ``{name: {argument: [accepted, …]}}`` for each call.
-        response_schema: The JSON schema that the answer must follow, if it must follow one.
+        messages: The turns. A system message can only be the first.
+        tools: The tools that are offered to the model.
+        category: The source's own label (``"parallel"``, ``"irrelevance"``, …); empty without one.
+        raw_turns: ``(role, text)`` of each turn as it is in the row, for verbatim rendering; empty without text.
+        defects: One sentence per problem of the row. In canonical rendering a conversation with defects is not trained
+            on, because what cannot be parsed cannot be serialised again.
+        gold: Accepted calls of the first turn that calls, in BFCL's form: ``{name: {argument: [accepted, …]}}`` each.
+        response_schema: JSON schema that the answer must follow, if any.
         notices: Kind and detail of what is unusual in the row but does not keep it from being used, such as keys that
             were not read.
+        rejected: A worse turn in place of the last one, to learn a preference from.
         format: The row format that the conversation was read from.
     """
 
@@ -102,13 +107,14 @@ class Conversation:
     gold: tuple[dict[str, Any], ...] = ()
     response_schema: dict[str, Any] | None = None
     notices: tuple[tuple[str, str], ...] = field(default=(), compare=False)
+    rejected: Message | None = None
     format: str = field(default="", compare=False)
 
 
-def _canonical(value: Any) -> Hashable:
-    """A hashable stand-in that is equal for equal JSON values; Python alone takes True and 1 for the same."""
+def _comparison_key(value: Any) -> Hashable:
+    """A hashable value that is equal for equal JSON values. In Python alone, True equals 1."""
     if isinstance(value, dict):
-        return ("object", frozenset((key, _canonical(item)) for key, item in value.items()))
+        return ("object", frozenset((key, _comparison_key(item)) for key, item in value.items()))
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return ("array", tuple(_canonical(item) for item in value))
+        return ("array", tuple(_comparison_key(item) for item in value))
     return (isinstance(value, bool), value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import torch
 
@@ -14,12 +14,14 @@ IGNORE = -100
 class Document(TypedDict):
     """One encoded conversation.
 
-    ``supervised`` are half-open ranges of token indices, flat: ``[start, end, start, end, …]``.
+    ``supervised`` are half-open ranges of token indices, flat: ``[start, end, start, end, …]``. ``parts`` says what
+    each supervised token is, see :func:`fc_lightning.chat_template.token_parts.supervised_parts`.
     """
 
     id: str
     input_ids: list[int]
     supervised: list[int]
+    parts: NotRequired[list[int]]
 
 
 class Batch(TypedDict):
@@ -43,6 +45,8 @@ class Batch(TypedDict):
     num_supervised: int
     num_tokens: int
     ids: list[list[str]]
+    weights: NotRequired[torch.Tensor]  # (num_supervised,), of the tokens in the loss
+    total_weight: NotRequired[float]  # their sum
 
 
 @dataclass(frozen=True)
@@ -52,10 +56,12 @@ class PackingCollator:
     Args:
         pad_token_id: Fills a row after its last document. Padding is a separate document: nothing attends to it.
         pad_to: Length that rows are padded to; 0 for the longest row of the batch.
+        weights: Weight of each part of a turn in the loss; None weights all tokens alike.
     """
 
     pad_token_id: int
     pad_to: int = 0
+    weights: tuple[float, ...] | None = None
 
     def __call__(self, packs: Sequence[Sequence[Any]]) -> Batch:
         """Collate packs of documents.
@@ -79,7 +85,7 @@ class PackingCollator:
             if start < shape[1]:
                 documents.append((row, start, shape[1]))
         supervised_index = (labels.flatten() != IGNORE).nonzero().squeeze(1)
-        return Batch(
+        batch = Batch(
             input_ids=input_ids,
             position_ids=position_ids,
             labels=labels,
@@ -89,6 +95,17 @@ class PackingCollator:
             num_tokens=sum(lengths),
             ids=[[document["id"] for document in pack] for pack in packs],
         )
+        if self.weights is not None:
+            parts = [part for pack in packs for document in pack for part in _labelled_parts(document)]
+            batch["weights"] = torch.tensor(self.weights)[torch.tensor(parts, dtype=torch.long)]
+            batch["total_weight"] = float(batch["weights"].sum(dtype=torch.float64))
+        return batch
+
+
+def _labelled_parts(document: Document) -> list[int]:
+    """What each token with a label is: nothing predicts the first token of a document."""
+    starts_supervised = bool(document["supervised"]) and document["supervised"][0] == 0
+    return document["parts"][1:] if starts_supervised else document["parts"]
 
 
 def _write_document(

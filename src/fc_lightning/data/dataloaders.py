@@ -28,6 +28,7 @@ class PromptBatch(TypedDict):
     gold: list[str]  # the JSON of `Conversation.gold`, on the first turn with a call; otherwise empty
     response_schema: list[str]  # the JSON schema of the answer, or empty
     answer: list[str]  # the text of the expected turn, without its calls
+    perturbation: list[str]  # how the prompt was perturbed, or empty
 
 
 class PackDataset(TorchDataset):
@@ -59,15 +60,16 @@ class PromptDataset(TorchDataset):
             gold=[row["gold"] for row in rows],
             response_schema=[row["response_schema"] for row in rows],
             answer=[row["answer"] for row in rows],
+            perturbation=[row["perturbation"] for row in rows],
         )
 
 
 def document_loader(
-    documents: Dataset, sampler: Sampler[MicroBatch], collator: PackingCollator, num_workers: int, pin_memory: bool
+    packs: TorchDataset, sampler: Sampler[MicroBatch], collator: PackingCollator, num_workers: int, pin_memory: bool
 ) -> DataLoader:
     """Micro-batches of packed documents, as planned by the sampler."""
     return DataLoader(
-        PackDataset(documents),
+        packs,
         sampler=sampler,
         batch_size=None,
         generator=torch.Generator(),  # a loader draws a seed: not from the training generator
@@ -100,6 +102,11 @@ def prompt_loader(prompts: Any, batches: list[list[int]]) -> DataLoader:
         collate_fn=_identity,
         generator=torch.Generator(),
     )
+
+
+def without_perturbations(prompts: Dataset) -> Dataset:
+    """The prompts as the data has them."""
+    return prompts.select([number for number, name in enumerate(prompts["perturbation"]) if not name])
 
 
 def evenly_spread(prompts: Dataset, number: int) -> Dataset:

@@ -24,7 +24,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from fc_lightning.chat_template.template import ChatTemplate
 from fc_lightning.conversation.types import Conversation
 from fc_lightning.data.cache import hash_texts, is_intact, read_digests, write_digests
-from fc_lightning.data.encoding import EncodingSettings, encode_documents, encode_prompts
+from fc_lightning.data.encoding import EncodingSettings, augment_documents, encode_documents, encode_prompts
 from fc_lightning.data.formats import RowError
 from fc_lightning.data.reasoning import add_reasoning
 from fc_lightning.data.row_report import RowReport
@@ -32,18 +32,23 @@ from fc_lightning.data.sources import DataError, Row, Source, brief, default_id
 from fc_lightning.data.splitting import hold_out, question
 from fc_lightning.data.workers import choose_num_processes, run_ordered
 from fc_lightning.utils.atomic_files import partial_path, wrap_os_errors
+from fc_lightning.utils.progress import track
 
-_VERSION = 6  # of the layout below; a change invalidates prepared folders
+_VERSION = 7  # of the layout below; a change invalidates prepared folders
 _LIBRARIES = ("transformers", "tokenizers", "jinja2")  # that decide how rows are encoded
 _CHUNK = 512  # rows that are read, rendered and encoded together
 _IDS = pa.list_(pa.int32())
 _DOCUMENTS = pa.schema(
-    {"id": pa.string(), "source": pa.int32(), "category": pa.string(), "input_ids": _IDS, "supervised": _IDS}
+    {
+        **{"id": pa.string(), "source": pa.int32(), "category": pa.string(), "input_ids": _IDS, "supervised": _IDS},
+        "parts": pa.list_(pa.int8()),
+    }
 )
 _PROMPTS = pa.schema(
     {
         **{"id": pa.string(), "turn": pa.int32(), "category": pa.string(), "input_ids": _IDS, "expected": pa.string()},
         **{"tools": pa.string(), "gold": pa.string(), "response_schema": pa.string(), "answer": pa.string()},
+        "perturbation": pa.string(),
     }
 )
 
@@ -53,10 +58,10 @@ class Prepared:
     """A prepared dataset.
 
     Attributes:
-        documents: Rows ``id, source, category, input_ids, supervised``, see
+        documents: Rows ``id, source, category, input_ids, supervised, parts``, see
             :class:`fc_lightning.data.collator.Document`.
-        prompts: Rows ``id, turn, category, input_ids, expected, tools, gold, response_schema, answer``, see
-            :class:`fc_lightning.data.dataloaders.PromptBatch`.
+        prompts: Rows ``id, turn, category, input_ids, expected, tools, gold, response_schema, answer, perturbation``,
+            see :class:`fc_lightning.data.dataloaders.PromptBatch`.
         report: Counts of used and skipped rows.
         digest: SHA-256 of the documents; independent of the files that their rows came from.
     """
@@ -177,7 +182,8 @@ def read_conversations(
     for number, source in enumerate(sources):
         rows = ((number, place, row) for place, row in source.rows())
         flags = None if held_out is None else iter(held_out[number])
-        yield from filter_rows(rows, sources, template, settings, reports[number], flags)
+        for _, place, conversation in filter_rows(rows, sources, template, settings, reports[number], flags):
+            yield number, place, add_reasoning(conversation, settings.thoughts, settings.thoughts_share)
 
 
 def filter_rows(
@@ -217,7 +223,7 @@ def filter_rows(
                 report.skipped.append(flaw)
                 continue
             report.flawed.append(flaw)
-        yield number, place, add_reasoning(conversation, settings.thoughts, settings.thoughts_share)
+        yield number, place, conversation
 
 
 def _write(
@@ -229,9 +235,11 @@ def _write(
     with (
         pa.ipc.new_stream(str(folder / "documents.arrow"), _DOCUMENTS) as documents,
         pa.ipc.new_stream(str(folder / "prompts.arrow"), _PROMPTS) as prompts,
+        track("preparing data", None, "rows") as progress,
     ):
         for block, *batches in run_ordered(work, processes):
             report.add(block)
+            progress.advance(block.rows)
             for writer, schema, batch in zip((documents, prompts), (_DOCUMENTS, _PROMPTS), batches, strict=True):
                 if batch:
                     writer.write_batch(pa.ipc.read_record_batch(pa.py_buffer(batch), schema))
@@ -258,6 +266,7 @@ def _blocks(
         sides = None if held_out is None else iter(held_out[source][first : first + _CHUNK])
         chunk = list(filter_rows(rows, sources, template, settings, report, sides))
         documents = list(encode_documents(chunk, template, settings, report))
+        documents = augment_documents(documents, chunk, template, settings)
         prompts = list(encode_prompts(chunk, template, settings, report)) if settings.prompts else []
         yield place, (report, _batch(documents, _DOCUMENTS), _batch(prompts, _PROMPTS))
 

@@ -15,11 +15,16 @@ from markupsafe import Markup
 from fc_lightning.conversation.parsing import call_from_value, parse_turn
 from fc_lightning.evaluation.error_types import Piece, compare_calls, error_type
 from fc_lightning.evaluation.metrics import EvaluatedTurn, groups_of, tool_call_metrics
+from fc_lightning.evaluation.robustness import robustness
 from fc_lightning.utils import html as pages
 from fc_lightning.utils.atomic_files import write_text
 
 _GROUPED_METRICS = ("exact_match", "name_match", "argument_f1")
 _CURVES = ("train/loss", "val/loss", "val/exact_match", "val/name_match")
+_ROBUSTNESS = (
+    "The same turns with their prompts perturbed: tools in another order, tools of other rows added, functions and "
+    "parameters renamed, the called tool dropped. A verdict is changed if only one of the two turns is correct."
+)
 _NO_METRICS = {"epoch", "step"}  # columns of metrics.csv
 
 TableRows = tuple[list[str], list[list[Any]]]  # header and rows
@@ -37,11 +42,13 @@ class EvaluatedRun:
         name: Heading of the column.
         turns: Evaluated turns.
         curves: Values logged during training, ``(step, value)`` by name.
+        perturbed: Evaluated turns with perturbed prompts.
     """
 
     name: str
     turns: list[EvaluatedTurn]
     curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    perturbed: list[EvaluatedTurn] = field(default_factory=list)
 
 
 def read_run(folder: Path) -> list[EvaluatedRun]:
@@ -55,7 +62,9 @@ def read_run(folder: Path) -> list[EvaluatedRun]:
         raise ReportError(f"{folder}: no predictions.jsonl; add the callback PredictionWriter to the run (`--runs`)")
     before = folder / "predictions_before.jsonl"
     base = [EvaluatedRun("before training", read_predictions(before))] if before.is_file() else []
-    return [*base, EvaluatedRun(folder.name, read_predictions(file), read_curves(folder / "metrics.csv"))]
+    perturbed = folder / "predictions_perturbed.jsonl"
+    turns = read_predictions(perturbed) if perturbed.is_file() else []
+    return [*base, EvaluatedRun(folder.name, read_predictions(file), read_curves(folder / "metrics.csv"), turns)]
 
 
 def read_predictions(file: Path) -> list[EvaluatedTurn]:
@@ -65,7 +74,7 @@ def read_predictions(file: Path) -> list[EvaluatedTurn]:
         row = json.loads(line)
         calls = {key: tuple(map(call_from_value, row[key] or ())) for key in ("expected", "predicted")}
         # Files of the first version lack these two fields.
-        defaults = {"finished": True, "parsed": not parse_turn(row["text"]).errors}
+        defaults = {"finished": True, "parsed": not parse_turn(row["text"], strict=True).errors}
         turns.append(EvaluatedTurn(**{**defaults, **row, **calls}))
     return turns
 
@@ -103,6 +112,7 @@ def html_report(columns: Sequence[EvaluatedRun], title: str, command: str = "") 
             "number of the model's turn in the conversation, and by the category of the row.",
             pages.table(*_group_table(columns)),
         ],
+        **({"Robustness": [_ROBUSTNESS, pages.table(*_robustness_table(columns))]} if _is_perturbed(columns) else {}),
         "Error types": [pages.table(*_error_table(columns))],
         _failure_heading(last): [
             "Differences are highlighted.",
@@ -126,7 +136,10 @@ def markdown_report(columns: Sequence[EvaluatedRun], title: str, command: str = 
     """The summary: the same tables, and fewer examples."""
     last = columns[-1]
     parts = [f"# {title}", *([f"```bash\n{command}\n```"] if command else [])]
-    for heading, table in (("Metrics", _metric_table), ("Groups", _group_table), ("Error types", _error_table)):
+    tables = [("Metrics", _metric_table), ("Groups", _group_table), ("Error types", _error_table)]
+    if _is_perturbed(columns):
+        tables.insert(2, ("Robustness", _robustness_table))
+    for heading, table in tables:
         header, rows = table(columns)
         cells = [[_escape_cell(cell) for cell in row] for row in rows]
         parts += [f"## {heading}", pages.markdown_table([_escape_cell(cell) for cell in header], cells)]
@@ -173,6 +186,25 @@ def _group_table(columns: Sequence[EvaluatedRun]) -> TableRows:
         for place, group in enumerate(groups, 1)
     ]
     return ["group", "turns", *header], rows
+
+
+def _is_perturbed(columns: Sequence[EvaluatedRun]) -> bool:
+    return any(column.perturbed for column in columns)
+
+
+def _robustness_table(columns: Sequence[EvaluatedRun]) -> TableRows:
+    """Each metric of the perturbed turns; plain exact match first, to compare with."""
+    values = [
+        {"exact match": _share(column.turns, "exact_match")}
+        | {
+            name.replace("_", " "): _format(share)
+            for name, share in robustness([*column.turns, *column.perturbed]).items()
+        }
+        for column in columns
+    ]
+    names = dict.fromkeys(name for one in values for name in one)
+    rows = [[name, *(one.get(name, "–") for one in values)] for name in names]
+    return ["metric", *(column.name for column in columns)], rows
 
 
 def _error_table(columns: Sequence[EvaluatedRun]) -> TableRows:

@@ -7,12 +7,14 @@ from types import MethodType
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
-from fc_lightning.models.lora import unwrap_peft
+from fc_lightning.models.lora import saved_with_adapter, unwrap_peft
 from fc_lightning.models.loss import causal_loss_sum
+from fc_lightning.utils.pretrained import BaseModelError
 
 
 def shard(model: nn.Module, mesh: Any) -> None:
@@ -25,8 +27,16 @@ def shard(model: nn.Module, mesh: Any) -> None:
     Args:
         model: A causal language model or a PeftModel, changed in place.
         mesh: The data-parallel dimension of a device mesh.
+
+    Raises:
+        BaseModelError: If a frozen matrix would have to be saved with the adapter.
     """
     causal = unwrap_peft(model)
+    if isinstance(model, PeftModel) and saved_with_adapter(model):
+        raise BaseModelError(
+            "`model.peft`: with a LoRA on lm_head and new tokens the whole head is saved, which sharded weights do not "
+            "allow; leave lm_head out of `target_modules`, or set `model.special_tokens: []`"
+        )
     for layer in causal.get_decoder().layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(causal, mesh=mesh)

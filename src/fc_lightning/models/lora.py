@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
-from torch import nn
+from peft.tuners.lora.layer import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fc_lightning.models.peft_internals import adapts_module, use_fast_forward
+from fc_lightning.models.adapter_support import check_supported, targets_module, trains_whole_module
+from fc_lightning.models.peft_internals import use_fast_forward
+from fc_lightning.utils.errors import first_line
 from fc_lightning.utils.pretrained import BaseModelError
 
 
@@ -38,11 +44,8 @@ def add_token_rows(model: PreTrainedModel, pieces: Mapping[int, Sequence[int]]) 
 
 
 def untie_head(model: PreTrainedModel) -> None:
-    """Give the head a matrix of its own.
-
-    An adapter on a head that is tied to the embedding trains, but merging it would change the embedding too.
-    """
-    head = model.get_output_embeddings()
+    """Give the head a matrix of its own."""
+    head = _linear_of(model.get_output_embeddings())
     head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)
     model.config.tie_word_embeddings = False
     model.config.get_text_config().tie_word_embeddings = False
@@ -51,29 +54,27 @@ def untie_head(model: PreTrainedModel) -> None:
 def add_adapter(model: PreTrainedModel, peft: PeftConfig, new_tokens: Sequence[int]) -> PeftModel:
     """Wrap a base in an adapter. The base is frozen, the adapter is fp32, and of the embedding only new rows train.
 
+    Everything that is trained is part of PEFT's configuration, so that PEFT alone restores the same model.
+
     Args:
         model: The base, with rows for the new tokens.
         peft: A configuration whose weights are inside the model: LoRA and its relatives.
         new_tokens: Ids whose rows are trained.
 
     Raises:
-        BaseModelError: If this type of adapter cannot train what is asked for.
+        BaseModelError: If this configuration cannot train what is asked for.
     """
-    kind = type(peft).__name__
-    if peft.is_prompt_learning:
-        raise BaseModelError(
-            f"`model.peft`: {kind} puts tokens of its own before each row, so packs cannot be kept apart"
-        )
-    if adapts_module(peft, "lm_head") and getattr(model.config, "tie_word_embeddings", False):
-        untie_head(model)
+    check_supported(peft, model)
     if new_tokens:
-        if not hasattr(peft, "trainable_token_indices"):
-            raise BaseModelError(
-                f"`model.peft`: {kind} cannot train rows of new tokens; set `model.special_tokens: []`"
-            )
-        peft.trainable_token_indices = {_embedding_name(model): list(new_tokens)}
+        _train_token_rows(model, peft, new_tokens)
     peft.task_type = peft.task_type or "CAUSAL_LM"
-    adapted = get_peft_model(model, peft, autocast_adapter_dtype=True)
+    try:
+        with warnings.catch_warnings():
+            # The advice is for merging, and merge_adapter unties the head first.
+            warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True` and a tied layer")
+            adapted = get_peft_model(model, peft, autocast_adapter_dtype=True)
+    except (ValueError, TypeError, NotImplementedError, ImportError, AttributeError) as error:
+        raise BaseModelError(f"`model.peft`: {type(peft).__name__}: {first_line(error)}") from error
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -81,6 +82,80 @@ def add_adapter(model: PreTrainedModel, peft: PeftConfig, new_tokens: Sequence[i
     return adapted
 
 
-def _embedding_name(model: PreTrainedModel) -> str:
-    embedding = model.get_input_embeddings()
-    return next(name for name, module in model.named_modules() if module is embedding).rsplit(".", 1)[-1]
+def _train_token_rows(model: PreTrainedModel, peft: PeftConfig, new_tokens: Sequence[int]) -> None:
+    """Have PEFT train the rows of new tokens, in the embedding and, if the head has a matrix of its own, there too."""
+    kind = type(peft).__name__
+    embedding, head = _name_of(model, model.get_input_embeddings()), _name_of(model, model.get_output_embeddings())
+    tied = model.config.tie_word_embeddings
+    if tied and trains_whole_module(peft, embedding) != trains_whole_module(peft, head):
+        raise BaseModelError(
+            f"`model.peft`: {embedding} and {head} share the rows of new tokens: name both in `modules_to_save`, or "
+            "neither"
+        )
+    if tied and targets_module(peft, head) and getattr(peft, "use_dora", False):
+        raise BaseModelError(
+            f"`model.peft`: DoRA on {head} leaves no room for the rows of new tokens; leave it out of "
+            "`target_modules`, or set `model.special_tokens: []`"
+        )
+    matrices = [embedding] if tied else [embedding, head]
+    matrices = [name for name in matrices if not trains_whole_module(peft, name)]
+    if not matrices:
+        return
+    if not hasattr(peft, "trainable_token_indices"):
+        raise BaseModelError(f"`model.peft`: {kind} cannot train rows of new tokens; set `model.special_tokens: []`")
+    if targets_module(peft, embedding):
+        raise BaseModelError(
+            f"`model.peft`: {kind} on {embedding} leaves no room for the rows of new tokens; leave it out of "
+            "`target_modules`, or set `model.special_tokens: []`"
+        )
+    # PEFT cannot train rows of a head that has a LoRA and a matrix of its own: the LoRA adapts them.
+    peft.trainable_token_indices = {name: list(new_tokens) for name in matrices if not targets_module(peft, name)}
+
+
+def merge_adapter(model: PeftModel) -> PreTrainedModel:
+    """Merge an adapter into its base, which consumes the PeftModel.
+
+    If the head or the embedding has an adapter and they share a matrix, each gets its own first: merging one would
+    change the other too.
+    """
+    causal = unwrap_peft(model)
+    head = causal.get_output_embeddings()
+    adapted = any(
+        isinstance(module, BaseTunerLayer | ModulesToSaveWrapper) for module in (head, causal.get_input_embeddings())
+    )
+    if adapted and causal.config.tie_word_embeddings:
+        untie_head(causal)
+    if isinstance(getattr(head, "base_layer", None), TrainableTokensWrapper):
+        # PEFT merges a LoRA into a copy of a matrix with trained rows. Put the rows into the matrix itself.
+        rows = head.base_layer
+        head.base_layer = rows.original_module
+        head.base_layer.weight.data = rows.weight.detach()
+    return model.merge_and_unload()
+
+
+def saved_with_adapter(model: PeftModel) -> dict[str, Tensor]:
+    """Weights beyond the adapter's own without which PEFT cannot restore the model, by the name in its file.
+
+    PEFT resizes the base for new tokens and fills their rows at random. It cannot put trained rows into a head that has
+    a LoRA and a matrix of its own, so the whole head has to be saved.
+    """
+    causal = unwrap_peft(model)
+    head = causal.get_output_embeddings()
+    if not isinstance(causal.get_input_embeddings(), TrainableTokensWrapper) or not isinstance(head, LoraLayer):
+        return {}
+    if isinstance(head.base_layer, TrainableTokensWrapper):  # shares the rows of the embedding
+        return {}
+    name = _name_of(causal, head)
+    return {f"base_model.model.{name}.base_layer.weight": head.base_layer.weight.detach()}
+
+
+def _linear_of(head: Any) -> nn.Linear:
+    """The linear layer of the base inside whatever PEFT has wrapped around it."""
+    while not isinstance(head, nn.Linear):
+        head = head.base_layer if isinstance(head, BaseTunerLayer) else head.original_module
+    return head
+
+
+def _name_of(model: nn.Module, module: nn.Module) -> str:
+    """The full name of a module inside a model."""
+    return next(name for name, candidate in model.named_modules() if candidate is module)

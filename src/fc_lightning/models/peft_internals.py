@@ -11,16 +11,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft import PeftConfig
 from peft.tuners.lora.layer import Linear as LoraLinear
 from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
-from peft.tuners.tuners_utils import check_target_module_exists
+from peft.utils.other import TrainableTokensWrapper
 from torch import Tensor, nn
 
+from fc_lightning.models.head_loss import FrozenHead
 
-def adapts_module(peft: PeftConfig, name: str) -> bool:
-    """Whether a configuration puts an adapter on the module of this name, whichever way it names its targets."""
-    return bool(check_target_module_exists(peft, name))
+_PLAIN = (nn.Linear, TrainableTokensWrapper)  # what a LoRA may adapt for its forward pass to be replaced
 
 
 def use_fast_forward(model: nn.Module) -> None:
@@ -30,7 +28,7 @@ def use_fast_forward(model: nn.Module) -> None:
             indices = torch.tensor(next(iter(module.token_indices.values())))  # (new,)
             module.register_buffer("new_tokens", indices, persistent=False)
             module.forward = MethodType(_token_rows_forward, module)
-        elif type(module) is LoraLinear and type(module.base_layer) is nn.Linear and not module.lora_variant:
+        elif type(module) is LoraLinear and type(module.base_layer) in _PLAIN and not module.lora_variant:
             module.forward = MethodType(_lora_forward, module)
 
 
@@ -77,3 +75,18 @@ def _token_rows_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tens
     # A one-hot product picks the row. Its backward pass sums the gradients of a row within (…, new) and (new, width).
     new = is_new.to(rows.dtype) @ rows  # (…, width)
     return torch.where(is_new.any(-1, keepdim=True), new.to(out.dtype), out)
+
+
+def frozen_head(head: nn.Module) -> FrozenHead | None:
+    """The weights of a head that is frozen, except for new-token rows; ``None`` of any other head."""
+    rows = new_tokens = None
+    if isinstance(head, TrainableTokensWrapper):
+        adapter = head.token_adapter
+        if adapter.disable_adapters or adapter.merged or "new_tokens" not in adapter._buffers:
+            return None
+        (name,) = adapter.active_adapters
+        rows, new_tokens = adapter.trainable_tokens_delta[name], adapter.new_tokens
+        head = head.original_module
+    if type(head) is not nn.Linear or head.bias is not None or head.weight.requires_grad:
+        return None
+    return FrozenHead(head.weight, rows, new_tokens)

@@ -8,10 +8,13 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig
 
 from fc_lightning.chat_template.response_template import response_template
 from fc_lightning.chat_template.template import ChatTemplate
+from fc_lightning.chat_template.tokens import save_tokenizer
+from fc_lightning.models.lora import merge_adapter, saved_with_adapter
 
 
 def write_model(
@@ -37,14 +40,12 @@ def write_model(
     tokenizer = template.tokenizer
     if template.chat_format and template.has_generation_prompt(template.chat_format.generation_prompt):
         tokenizer.response_template = response_template(template.chat_format, tokenizer.eos_token)
-    tokenizer.save_pretrained(str(folder))
+    save_tokenizer(tokenizer, folder)
     (folder / "chat_template.jinja").write_text(template.source, encoding="utf-8")
     if isinstance(model, PeftModel) and not merge:
-        for config in model.peft_config.values():
-            config.revision = revision
-        model.save_pretrained(str(folder), state_dict=weights, save_embedding_layers=False)
+        _write_adapter(model, folder, revision, weights or {})
         return
-    merged = model.merge_and_unload() if isinstance(model, PeftModel) else model
+    merged = merge_adapter(model) if isinstance(model, PeftModel) else model
     merged.generation_config = GenerationConfig(
         do_sample=False,
         bos_token_id=tokenizer.bos_token_id,
@@ -52,3 +53,14 @@ def write_model(
         pad_token_id=tokenizer.pad_token_id,
     )
     merged.to(dtype or merged.dtype).save_pretrained(str(folder))
+
+
+def _write_adapter(model: PeftModel, folder: Path, revision: str | None, weights: Mapping[str, Any]) -> None:
+    for config in model.peft_config.values():
+        config.revision = revision
+    # Some adapters also save what they froze, such as random projections.
+    model.save_pretrained(str(folder), state_dict={**model.state_dict(), **weights}, save_embedding_layers=False)
+    further = saved_with_adapter(model)
+    if further:
+        file = folder / "adapter_model.safetensors"
+        save_file({**load_file(file), **further}, file, metadata={"format": "pt"})

@@ -1,12 +1,11 @@
-"""Checkpoints on disk: there whole or not at all, known by their content, and never executed.
+"""Atomic checkpoints: each is written to a temporary file, synced, verified and then renamed, and never executed.
 
-A file ends with the SHA-256 of what is before it. It is written beside its place, synced, read back and only then given
-its name; `torch.load` reads such a file as it does any other.
+A checkpoint is an ordinary file of ``torch.save``. Its archive has a CRC of each record, which is verified before a
+checkpoint is used.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import pickle
 import re
@@ -24,24 +23,19 @@ from lightning.pytorch.utilities import rank_zero_info
 from fc_lightning.utils.atomic_files import OLD_SUFFIX, PARTIAL_SUFFIX, sync_folder, wrap_os_errors
 from fc_lightning.utils.errors import first_line
 
-_MARK = b"\nfc-lightning sha256 "
-_TRAILER = len(_MARK) + 64 + 1
-_OURS = "fc_lightning"  # a key of checkpoints that must end with a checksum
-_END_OF_ZIP = b"PK\x05\x06"  # 22 bytes from the end, where nothing was added to the archive
-
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be written, read or continued. The message says which, why and what to do."""
+    """A checkpoint cannot be written, read or resumed from. The message says which, why and what to do."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Reads and writes checkpoints as Lightning asks, so that a kill or a full disk never costs the one before."""
+    """Lightning's checkpoint I/O, changed so that a kill or a full disk never costs the previous checkpoint."""
 
     def __init__(self) -> None:
-        self._folders: set[Path] = set()
+        self._known_folders: set[Path] = set()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write a checkpoint; it has its name only once it is safely on disk.
+        """Write a checkpoint; it gets its name only once it is safely on disk.
 
         Raises:
             CheckpointError: If it cannot be written, or could not be loaded again.
@@ -50,15 +44,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         path = Path(path)
-        checkpoint = {**checkpoint, _OURS: 1}
         partial = path.with_name(path.name + PARTIAL_SUFFIX)
-        with writing(path, lambda: _size(checkpoint)):
+        with wrap_write_errors(path, lambda: _size(checkpoint)):
             try:
-                # A folder that was there and is gone was taken away: by hand, or with the disk that it was on.
-                if path.parent not in self._folders:
+                # Do not make a folder again that has disappeared: it was removed by hand or unmounted.
+                if path.parent not in self._known_folders:
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    sweep(path.parent)
-                self._folders.add(path.parent)
+                    remove_leftovers(path.parent)
+                self._known_folders.add(path.parent)
                 _write(checkpoint, partial)
                 _check_written(partial, path)
                 partial.replace(path)
@@ -70,27 +63,27 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: Any, map_location: Any = lambda storage, loc: storage, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a checkpoint, whatever was asked for as plain data only."""
+        """Read a checkpoint, always as tensors and plain data only."""
         if "://" in str(path):
             return super().load_checkpoint(path, map_location, weights_only=True)
         return read_checkpoint(Path(path), map_location)
 
 
 def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """All that a checkpoint holds.
+    """Read a checkpoint.
 
     Raises:
-        CheckpointError: If it is damaged, or holds anything but tensors and plain data. The newest whole one beside it
-            is named.
+        CheckpointError: If it is damaged, or holds anything but tensors and plain data. The message names the newest
+            intact checkpoint next to it.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such checkpoint (`--ckpt_path`)")
     try:
         return _read(path, map_location)
     except CheckpointError as error:
-        before = next((one for one in newest_first([path.parent]) if one != path and is_intact(one)), None)
-        offer = f"the newest whole one beside it: --ckpt_path {before}" if before else "there is no other beside it"
-        raise CheckpointError(f"{error}; {offer}") from error
+        other = next((file for file in newest_first(path.parent) if file != path and is_intact(file)), None)
+        advice = f"the newest intact one next to it: --ckpt_path {other}" if other else "there is no other next to it"
+        raise CheckpointError(f"{error}; {advice}") from error
 
 
 def is_intact(path: Path) -> bool:
@@ -102,15 +95,22 @@ def is_intact(path: Path) -> bool:
     return True
 
 
-def newest_first(folders: Iterable[Path]) -> list[Path]:
-    """The checkpoints anywhere below some folders, whole or not; of those written together, ``last`` first."""
-    files = {file for folder in folders for file in folder.glob("**/*.ckpt") if file.is_file()}
-    return sorted(files, key=lambda file: (file.stat().st_mtime_ns, file.stem.startswith("last")), reverse=True)
+def newest_first(folder: Path) -> list[Path]:
+    """The checkpoints below a folder, intact or not, those with the most optimizer steps first.
+
+    The time of writing decides only between checkpoints of the same step: copies lose it, and clocks can be wrong.
+    """
+    files = [file for file in folder.glob("**/*.ckpt") if file.is_file()]
+    return sorted(files, key=lambda file: (_step(file), file.stat().st_mtime_ns, file.stem == "last"), reverse=True)
 
 
 def last_checkpoint(folders: Iterable[Path]) -> Path | None:
-    """The newest whole checkpoint below some folders, None if there is none; broken ones are told."""
-    for file in newest_first(folders):
+    """The newest intact checkpoint of the first folder that has one, None if there is none.
+
+    Damaged ones are reported and skipped.
+    """
+    files = (file for folder in folders for file in newest_first(folder))
+    for file in dict.fromkeys(files):
         try:
             _read(file, "meta")
         except CheckpointError as error:
@@ -120,42 +120,50 @@ def last_checkpoint(folders: Iterable[Path]) -> Path | None:
     return None
 
 
-def sweep(folder: Path) -> None:
-    """Remove what killed processes have left half done in a folder of checkpoints."""
-    for orphan in folder.glob(f"*{PARTIAL_SUFFIX}"):
-        shutil.rmtree(orphan) if orphan.is_dir() else orphan.unlink()
+def _step(path: Path) -> float:
+    """Optimizer steps of a checkpoint, infinity if they cannot be read; reads none of its tensors."""
+    try:
+        return float(torch.load(path, map_location="meta", mmap=True, weights_only=True)["global_step"])
+    except Exception:  # torch raises whatever the damage leads to
+        return float("inf")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the unfinished files of killed processes from a folder of checkpoints."""
+    for partial in folder.glob(f"*{PARTIAL_SUFFIX}"):
+        shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
     for old in folder.glob(f"*{OLD_SUFFIX}"):
         shutil.rmtree(old) if old.with_suffix("").exists() else old.rename(old.with_suffix(""))
 
 
-def writing(path: Path, size: Callable[[], int] | None = None) -> AbstractContextManager[None]:
-    """Tell in one sentence that what belongs to a checkpoint cannot be written, see :func:`fc_lightning.utils.atomic_files.wrap_os_errors`.
+def wrap_write_errors(path: Path, size: Callable[[], int] | None = None) -> AbstractContextManager[None]:
+    """Report in one sentence that a checkpoint, or what belongs to it, cannot be written.
 
     Raises:
-        CheckpointError: Instead of the system's error; it names the newest whole checkpoint.
+        CheckpointError: Instead of the system's error; it names the newest intact checkpoint.
     """
 
-    def before() -> str:
-        whole = next((one for one in newest_first([path.parent]) if is_intact(one)), None)
-        return f"; the newest whole checkpoint is {whole}" if whole else ""
+    def newest_intact() -> str:
+        found = next((file for file in newest_first(path.parent) if is_intact(file)), None)
+        return f"; the newest intact checkpoint is {found}" if found else ""
 
-    return wrap_os_errors(path, size, CheckpointError, before)
+    return wrap_os_errors(path, size, CheckpointError, newest_intact)
 
 
-class _Hashing:
-    """A file for `torch.save` that counts and hashes what goes through it.
+class _SizedFile:
+    """A file for ``torch.save`` that counts bytes and keeps the first error for later.
 
-    An exception would have to pass through C++ that does not expect one: the first is kept until :meth:`close`.
+    An exception raised in ``write`` would have to pass through C++ code that does not expect one.
     """
 
     def __init__(self, file: IO[bytes] | None):
-        self.file, self.size, self.digest = file, 0, hashlib.sha256()
+        self.file = file
+        self.size = 0
         self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
         self.size += len(data)
         if self.file is not None and self.error is None:
-            self.digest.update(data)
             try:
                 self.file.write(data)
             except OSError as error:
@@ -165,29 +173,23 @@ class _Hashing:
     def flush(self) -> None:
         pass
 
-    def close(self) -> None:
-        """Add the checksum, and see the file onto the disk."""
-        assert self.file is not None
-        if self.error is not None:
-            raise self.error
-        self.file.write(_MARK + self.digest.hexdigest().encode() + b"\n")
-        self.file.flush()
-        os.fsync(self.file.fileno())
-
 
 def _write(checkpoint: dict[str, Any], path: Path) -> None:
     with path.open("wb") as file:
-        hashing = _Hashing(file)
-        torch.save(checkpoint, cast(IO[bytes], hashing))
-        hashing.close()
-        if hasattr(os, "posix_fadvise"):  # read back from the disk, not from memory
+        sized = _SizedFile(file)
+        torch.save(checkpoint, cast(IO[bytes], sized))
+        if sized.error is not None:
+            raise sized.error
+        file.flush()
+        os.fsync(file.fileno())
+        if hasattr(os, "posix_fadvise"):  # so that it is read back from the disk, not from memory
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _size(checkpoint: dict[str, Any]) -> int:
-    counting = _Hashing(None)
-    torch.save(checkpoint, cast(IO[bytes], counting))
-    return counting.size + _TRAILER
+    sized = _SizedFile(None)
+    torch.save(checkpoint, cast(IO[bytes], sized))
+    return sized.size
 
 
 def _check_written(partial: Path, path: Path) -> None:
@@ -199,45 +201,28 @@ def _check_written(partial: Path, path: Path) -> None:
 
 
 def _read(path: Path, map_location: Any) -> dict[str, Any]:
-    """A checkpoint, if its content is what was written."""
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - _TRAILER))
-        trailer = file.read()
-        marked = trailer.startswith(_MARK) and size > _TRAILER
-        if marked and trailer != _MARK + _digest(file, size - _TRAILER) + b"\n":
-            raise CheckpointError(f"{path}: cannot be read as a checkpoint: its content is not what was written")
-    # Lightning's own checkpoints have no more than the CRC of each record.
-    if not marked and (trailer[-22:-18] != _END_OF_ZIP or not _archive_is_whole(path)):
-        raise CheckpointError(f"{path}: cannot be read as a checkpoint: it is cut off, damaged, or something else")
+    """Read a checkpoint after verifying the CRC of each of its records."""
+    if not _is_archive_intact(path):
+        raise CheckpointError(f"{path}: cannot be read as a checkpoint: it is truncated, damaged, or something else")
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         what = f" ({found.group(1)})" if found else ""
         raise CheckpointError(
-            f"{path}: cannot be read as a checkpoint: it holds more than tensors and plain data{what}; "
-            "that is never run"
+            f"{path}: cannot be read as a checkpoint: it holds more than tensors and plain data{what}, "
+            "which is never executed"
         ) from error
     except Exception as error:  # torch raises whatever the damage leads to
         raise CheckpointError(f"{path}: cannot be read as a checkpoint: {first_line(error)}") from error
-    if not isinstance(checkpoint, dict) or (not marked and _OURS in checkpoint):
-        raise CheckpointError(f"{path}: cannot be read as a checkpoint: its end is missing")
+    if not isinstance(checkpoint, dict):
+        raise CheckpointError(f"{path}: cannot be read as a checkpoint: it holds a {type(checkpoint).__name__}")
     return checkpoint
 
 
-def _digest(file: IO[bytes], size: int) -> bytes:
-    digest = hashlib.sha256()
-    file.seek(0)
-    while size and (chunk := file.read(min(size, 1 << 22))):
-        digest.update(chunk)
-        size -= len(chunk)
-    return digest.hexdigest().encode()
-
-
-def _archive_is_whole(path: Path) -> bool:
+def _is_archive_intact(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError):
+    except Exception:  # zipfile raises whatever the damage leads to
         return False

@@ -1,8 +1,8 @@
 """The processes of a run on one machine: all of them end together, and the first error is the one that is shown.
 
-Lightning's launcher starts one process for each rank but the first. When a rank fails, the others fail too, because
-they wait for it: their errors say "connection closed", and one of them may be all that the user sees. So each rank puts
-its error down with the time (as ``torch.distributed.elastic`` does), and the first process tells the earliest of them.
+Lightning's launcher starts one process for each rank but the first. When a rank fails, the others fail too because they
+wait for it: their errors say "connection closed", and one of them may be all that the user sees. So each rank writes
+its error to a file with the time (as ``torch.distributed.elastic`` does), and the first process prints the earliest.
 """
 
 from __future__ import annotations
@@ -25,163 +25,166 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Trainer
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 
+from fc_lightning.training.lightning_internals import SubprocessLauncher, replace_launcher
 from fc_lightning.utils.errors import first_line
 from fc_lightning.utils.secrets import redact
 
-# For the processes that `Launcher` starts: where they put their errors down, and who has started them.
+# Environment of the processes that `Launcher` starts: the folder for their errors, and the process that started them.
 _FOLDER, _PARENT = "FC_LIGHTNING_ERRORS", "FC_LIGHTNING_PARENT"
-# What a rank leaves with that was asked to stop.
+# Exit codes of a rank that was asked to stop.
 STOPPED = {signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGINT: 128 + signal.SIGINT}
-_SETTLE = 1.0  # seconds in which other ranks' errors may come to light
-_GRACE = 5.0  # seconds that the first process has to finish its loggers when another has failed
-_LAST = 15.0  # seconds after which it does not wait for its own end any longer
+# In seconds:
+_COLLECT_ERRORS = 1.0  # to wait for the errors of other ranks
+_FINISH_LOGGERS = 5.0  # that the first process has to finish its loggers once another rank has failed
+_EXIT_TIMEOUT = 15.0  # that a process has to exit
 
 
 class Ranks:
-    """What one process knows of the others.
+    """What this process knows about the ranks on its machine.
 
     Args:
-        folder: Where errors are put down.
+        folder: Where ranks write their errors.
         rank: Of this process on its machine.
         procs: The processes that this one has started: those of ranks 1, 2, …
     """
 
     def __init__(self, folder: Path, rank: int, procs: list[subprocess.Popen]):
-        self.folder, self.rank, self.procs = folder, rank, procs
+        self.folder = folder
+        self.rank = rank
+        self.procs = procs
         self._ending = threading.Lock()
 
-    def report(self, error: BaseException) -> None:
-        """Put an error of this rank down, unless it has put one down already."""
+    def record(self, error: BaseException) -> None:
+        """Write this rank's first error to its file."""
         file = self.folder / f"{self.rank}.json"
         if not file.exists():
-            last = f"{type(error).__name__}: {first_line(error)}"
+            summary = f"{type(error).__name__}: {first_line(error)}"
+            record = {"time": time.time(), "summary": summary, "text": format_error(error)}
             partial = file.with_suffix(".partial")
-            partial.write_text(json.dumps({"time": time.time(), "last": last, "text": told(error)}), encoding="utf-8")
+            partial.write_text(json.dumps(record), encoding="utf-8")
             partial.rename(file)
 
     def watch(self) -> None:
-        """Wait for the others' end; where one has failed, see to it that all end. Runs in a thread."""
+        """Wait for the other ranks to exit; if one has failed, end all of them. Runs in a thread."""
         failed = False
         while not failed:
             time.sleep(0.2)
             codes = [proc.poll() for proc in self.procs]
             if all(code == 0 or code in STOPPED.values() for code in codes):
-                return  # done, or stopped as all have agreed
+                return  # done, or stopped together
             failed = any(self.folder.glob("*.json")) or any(code not in (None, 0, *STOPPED.values()) for code in codes)
-        time.sleep(_GRACE)  # the main thread may come to an end by itself, and finish its loggers
+        time.sleep(_FINISH_LOGGERS)  # the main thread may end by itself, and finish its loggers
         code = self.end()
-        for process in multiprocessing.active_children():  # data workers; earlier, it would be an error of its own
+        for process in multiprocessing.active_children():  # data workers; killed earlier, they raise an error
             process.kill()
         os._exit(code)
 
     def end(self) -> int:
-        """Tell the first error, end the other processes, and give the code to leave with.
+        """Print the first error, end the other processes, and return the exit code.
 
-        Who comes second waits here until the process ends.
+        A second caller blocks here until the process exits.
         """
         self._ending.acquire()
-        time.sleep(_SETTLE)
+        time.sleep(_COLLECT_ERRORS)
         codes = {rank: proc.poll() for rank, proc in enumerate(self.procs, 1)}
-        found = {int(file.stem): json.loads(file.read_text("utf-8")) for file in self.folder.glob("*.json")}
+        errors = {int(file.stem): json.loads(file.read_text("utf-8")) for file in self.folder.glob("*.json")}
         for rank, code in codes.items():
-            if code and rank not in found:  # gone without a word: nothing that others say can have been earlier
-                found[rank] = {"time": 0.0, "last": _ended(code), "text": f"error: rank {rank} was {_ended(code)}"}
-        first, *others = sorted(found, key=lambda rank: found[rank]["time"])
-        lines = [f"rank {rank} failed in consequence: {found[rank]['last']}" for rank in sorted(others)]
-        print(redact("\n".join(["", *lines, f"rank {first} failed first:", found[first]["text"]])), file=sys.stderr)
+            if code and rank not in errors:  # it died without an error: nothing that others report was earlier
+                cause = _describe_exit(code)
+                errors[rank] = {"time": 0.0, "summary": cause, "text": f"error: rank {rank} was {cause}"}
+        first, *others = sorted(errors, key=lambda rank: errors[rank]["time"])
+        lines = [f"rank {rank} failed in consequence: {errors[rank]['summary']}" for rank in sorted(others)]
+        print(redact("\n".join(["", *lines, f"rank {first} failed first:", errors[first]["text"]])), file=sys.stderr)
         sys.stderr.flush()
         for proc in self.procs:
             proc.kill()
         self.join()
-        _leave_after(_LAST)
+        _exit_after(_EXIT_TIMEOUT)
         return STOPPED.get(signal.Signals(-code), 1) if (code := codes.get(first) or 0) < 0 else 1
 
     def join(self) -> None:
-        """Wait for the others, which have nothing more to wait for."""
+        """Wait until the other processes have exited."""
         for proc in self.procs:
             try:
-                proc.wait(_LAST)
+                proc.wait(_EXIT_TIMEOUT)
             except subprocess.TimeoutExpired:
                 proc.kill()
         if self.rank == 0:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-_here: Ranks | None = None
-_one_line: tuple[type[BaseException], ...] = ()
+_ranks: Ranks | None = None  # None where this run has one process
+_user_errors: tuple[type[BaseException], ...] = ()
 
 
-class Launcher(_SubprocessScriptLauncher):
-    """Lightning's launcher, whose processes end with the one that has started them, and the other way round."""
+class Launcher(SubprocessLauncher):
+    """Lightning's launcher; its processes exit with the one that has started them, and the other way round."""
 
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Trainer | None = None, **kwargs: Any) -> Any:
         """Start the processes, then run a function in this one."""
-        global _here
+        global _ranks
         if not self.cluster_environment.creates_processes_externally:
             folder = Path(tempfile.mkdtemp(prefix="fc-lightning-errors-"))
             os.environ.update({_FOLDER: str(folder), _PARENT: str(os.getpid())})
             try:
-                self._call_children_scripts()
+                self.start_ranks()
             finally:
                 del os.environ[_FOLDER], os.environ[_PARENT]
-            _here = Ranks(folder, 0, self.procs)
-            threading.Thread(target=_here.watch, daemon=True, name="ranks").start()
-        # From here on the environment says that the processes are there: Lightning starts and watches none.
+            _ranks = Ranks(folder, 0, self.procs)
+            threading.Thread(target=_ranks.watch, daemon=True, name="ranks").start()
+        # The environment now says that the processes exist: Lightning starts none, and watches none.
         return super().launch(function, *args, trainer=trainer, **kwargs)
 
 
 def use_launcher(trainer: Trainer) -> None:
-    """Have a trainer that starts its processes itself start them with :class:`Launcher`."""
-    launcher = trainer.strategy.launcher
-    if type(launcher) is _SubprocessScriptLauncher:
-        trainer.strategy._launcher = Launcher(launcher.cluster_environment, launcher.num_processes, launcher.num_nodes)
+    """Make a trainer that starts its own processes start them with :class:`Launcher`."""
+    replace_launcher(trainer, Launcher)
 
 
-def report(error: BaseException) -> None:
-    """Put an error down as soon as it is known: what comes of it, here or on others, must not be taken for it."""
-    if _here is not None and isinstance(error, Exception):
-        _here.report(error)
+def record_error(error: BaseException) -> None:
+    """Record an error as soon as it is known, so that follow-up errors are not mistaken for the cause."""
+    if _ranks is not None and isinstance(error, Exception):
+        _ranks.record(error)
 
 
 @contextmanager
-def together(one_line: tuple[type[BaseException], ...]) -> Iterator[None]:
-    """Run what is one rank's, or a whole run: ends the process with code 1 on an error, after it has been told.
+def exit_on_error(user_errors: tuple[type[BaseException], ...]) -> Iterator[None]:
+    """Run a rank, or a run with a single process: on an error, print it and exit with code 1.
 
     Args:
-        one_line: Errors that are told in one line. Others are raised again, or where there are more ranks, told with
-            their traceback, by the first process, once.
+        user_errors: Errors that are printed in one line. Others are raised again, or if there are several ranks,
+            printed once with their traceback by the first process.
     """
-    global _here, _one_line
-    _one_line = one_line
+    global _ranks, _user_errors
+    _user_errors = user_errors
     _join_parent()
     try:
         yield
     except Exception as error:
-        if _here is None:
-            if not isinstance(error, one_line):
+        if _ranks is None:
+            if not isinstance(error, user_errors):
                 raise
-            print(redact(told(error)), file=sys.stderr)
+            print(redact(format_error(error)), file=sys.stderr)
             sys.exit(1)
-        _here.report(error)
-        sys.exit(_here.end() if _here.rank == 0 else 1)
+        _ranks.record(error)
+        sys.exit(_ranks.end() if _ranks.rank == 0 else 1)
     finally:
-        ranks, _here = _here, None
+        ranks, _ranks = _ranks, None
         if ranks is not None:
             ranks.join()
 
 
-def told(error: BaseException) -> str:
-    """An error in a line, if that is all that the user needs, or with its traceback."""
-    if isinstance(error, _one_line):
+def format_error(error: BaseException) -> str:
+    """An error in one line if the user can fix it, or with its traceback."""
+    if isinstance(error, _user_errors):
         return f"error: {error}"
     return "".join(traceback.format_exception(error)).rstrip()
 
 
 def _join_parent() -> None:
-    """Where :class:`Launcher` has started this process: end with its parent, and put errors down where it looks."""
-    global _here
+    """In a process that :class:`Launcher` has started: exit with the parent and write errors to its folder."""
+    global _ranks
     parent, folder = os.environ.pop(_PARENT, None), os.environ.pop(_FOLDER, None)
     if parent is None or folder is None:
         return
@@ -189,19 +192,19 @@ def _join_parent() -> None:
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
     if parent != str(os.getppid()):
-        sys.exit(1)  # it ended while this one was being loaded
-    _here = Ranks(Path(folder), int(os.environ["LOCAL_RANK"]), [])
+        sys.exit(1)  # the parent exited while this process was starting
+    _ranks = Ranks(Path(folder), int(os.environ["LOCAL_RANK"]), [])
 
 
-def _ended(code: int) -> str:
-    """What became of a process without a report."""
+def _describe_exit(code: int) -> str:
+    """How a process ended that has recorded no error."""
     if code == -signal.SIGKILL:
         return "ended by SIGKILL (out of memory?)"
     return f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
 
 
-def _leave_after(seconds: float) -> None:
-    """End this process, even if what comes at its end hangs."""
+def _exit_after(seconds: float) -> None:
+    """Exit this process after some time, even if its shutdown hangs."""
     timer = threading.Timer(seconds, os._exit, (1,))
     timer.daemon = True
     timer.start()

@@ -1,77 +1,182 @@
-"""From ``--ckpt_path last`` to the run that goes on, in its own folder."""
+"""The state that an exact resume needs: Lightning's loop counters, the random number generators, the logged metrics.
+
+A checkpoint describes the end of an optimizer step, even if it was written within the next one, because the gradients
+that have been accumulated since are in no checkpoint.
+"""
 
 from __future__ import annotations
 
-import warnings
+import csv
+import random
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy
+import torch
 from lightning import Trainer
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.loggers import CSVLogger
 
-from fc_lightning.callbacks import Resumable
-from fc_lightning.training import slurm
-from fc_lightning.training.checkpoint_io import AtomicCheckpointIO, last_checkpoint, read_checkpoint
+from fc_lightning.data import FunctionCallingDataModule
+from fc_lightning.training.lightning_internals import metrics_to_log, set_saved_logged_steps
 
-
-def make_resumable(trainer: Trainer) -> None:
-    """Have a trainer write checkpoints that survive, and that a run can go on from without a difference."""
-    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
-    if not any(isinstance(callback, Resumable) for callback in trainer.callbacks):
-        trainer.callbacks.insert(0, Resumable())  # before those that save
+METRICS_FILE = "metrics.csv"
+_COUNTERS = ("ready", "started", "processed", "completed")
 
 
-def checkpoint_to_resume_from(trainer: Trainer, ckpt_path: str | None) -> str | None:
-    """The checkpoint file that is meant, None to start afresh.
+class LoopPosition(NamedTuple):
+    """Where Lightning's fit loop is.
 
-    For ``last`` that is the newest whole one of the newest run of this configuration, and the trainer's run goes on in
-    that run's folder; if there is none yet, training starts from the beginning. Where SLURM has requeued the job, it is
-    that of the run that the job has begun, also where none is asked for.
-
-    Raises:
-        CheckpointError: If a file is named and it is damaged or not there.
+    Attributes:
+        num_epochs: Completed epochs.
+        in_epoch: Whether another epoch has begun.
+        epoch_batches: Micro-batches of the current epoch.
+        total_batches: Micro-batches of all epochs.
+        is_last_batch: Whether the last of them ended the epoch.
     """
-    root = _root(trainer)
-    begun = slurm.noted(trainer) if slurm.requeues(trainer) else None
-    if begun is not None and last_checkpoint([begun]):
-        return _going_on_from(trainer, root, [begun])
-    if ckpt_path is None or ckpt_path in ("best", "hpc") or ":" in ckpt_path:
-        return ckpt_path
-    if ckpt_path != "last":
-        read_checkpoint(Path(ckpt_path), "meta")
-        return ckpt_path
-    given = [callback.dirpath for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
-    return _going_on_from(trainer, root, [root, *(Path(folder) for folder in given if folder)])
+
+    num_epochs: int
+    in_epoch: bool
+    epoch_batches: int
+    total_batches: int
+    is_last_batch: bool
 
 
-def _going_on_from(trainer: Trainer, root: Path, folders: list[Path]) -> str | None:
-    found = last_checkpoint(folders)
-    if found is None:
-        rank_zero_info(f"no checkpoint in {root} yet: the run starts from the beginning")
-        return None
-    rank_zero_info(f"going on from {found}")
-    _go_on_in_folder(trainer, root, found)
-    return str(found)
+@dataclass
+class TrainingPosition:
+    """Where training is at the end of an optimizer step.
+
+    Attributes:
+        step: Completed optimizer steps.
+        data: This rank's position in the data.
+        loops: The counters of Lightning's loops.
+        rng: The states of this rank's random number generators.
+    """
+
+    step: int
+    data: dict[str, Any]
+    loops: LoopPosition
+    rng: dict[str, Any]
 
 
-def _root(trainer: Trainer) -> Path:
-    """Where the checkpoints of this configuration's runs lie, or of the one that is named."""
-    logger = trainer.logger
-    if getattr(logger, "_version", None) is not None and hasattr(logger, "log_dir"):
-        return Path(logger.log_dir)
-    return slurm.runs_of(trainer)
+def current_position(trainer: Trainer) -> TrainingPosition:
+    """Where training is now."""
+    data = trainer.datamodule.position() if isinstance(trainer.datamodule, FunctionCallingDataModule) else {}
+    return TrainingPosition(
+        trainer.global_step, data, loop_position(trainer), get_rng_states(trainer.lightning_module.device)
+    )
 
 
-def _go_on_in_folder(trainer: Trainer, root: Path, checkpoint: Path) -> None:
-    for logger in trainer.loggers:
-        if hasattr(logger, "root_dir") and getattr(logger, "_version", "") is None and checkpoint.is_relative_to(root):
-            name = checkpoint.relative_to(root).parts[0]
-            number = name.removeprefix("version_")
-            logger._version = int(number) if number.isdigit() else name
-    # What they say would be deleted is kept.
-    warnings.filterwarnings("ignore", r".*exists and is not empty.*")
-    for callback in trainer.callbacks:
-        if isinstance(callback, Resumable):
-            callback.go_on_in(trainer.logger, trainer.is_global_zero)
+def loop_position(trainer: Trainer) -> LoopPosition:
+    """Where the fit loop is now."""
+    epoch = trainer.fit_loop.epoch_progress.current
+    batches = trainer.fit_loop.epoch_loop.batch_progress
+    return LoopPosition(
+        num_epochs=epoch.processed,
+        in_epoch=epoch.started > epoch.processed,
+        epoch_batches=batches.current.ready,
+        total_batches=batches.total.ready,
+        is_last_batch=batches.is_last_batch,
+    )
+
+
+def rewind(fit_loop: dict[str, Any], step: int, loops: LoopPosition, validated: bool) -> None:
+    """Set the saved state of Lightning's loops to the end of an optimizer step.
+
+    Lightning decides what to do next by comparing its counters. Equal counters in the epoch loop mean that everything
+    is done for this batch, validation included; a validation that has started but not completed runs from its start.
+
+    Args:
+        fit_loop: The state of the fit loop, changed in place.
+        step: Completed optimizer steps.
+        loops: The counters at the end of that step.
+        validated: Whether the validation that is due at that position, if any, has completed.
+    """
+    started_epochs = loops.num_epochs + loops.in_epoch
+    for counts in fit_loop["epoch_progress"].values():
+        counts |= {"ready": started_epochs, "started": started_epochs}
+        counts |= {"processed": loops.num_epochs, "completed": loops.num_epochs}
+    progress = fit_loop["epoch_loop.batch_progress"]
+    progress["current"] |= dict.fromkeys(_COUNTERS, loops.epoch_batches if loops.in_epoch else 0)
+    progress["total"] |= dict.fromkeys(_COUNTERS, loops.total_batches)
+    progress["is_last_batch"] = loops.in_epoch and loops.is_last_batch
+    validation = fit_loop["epoch_loop.val_loop.batch_progress"]
+    for counts in (validation["current"], validation["total"]):
+        counts |= dict.fromkeys(_COUNTERS, 0)
+    if loops.in_epoch and not validated:
+        validation["total"] |= {"ready": 1, "started": 1}
+    validation["is_last_batch"] = False
+    set_saved_logged_steps(fit_loop, step - 1 if loops.in_epoch else step)
+
+
+def rescale_batches(progress: dict[str, Any], saved_ranks: int, ranks: int) -> None:
+    """Convert the micro-batch counters of a rank to another number of ranks, in place."""
+    for counts in (progress["current"], progress["total"]):
+        counts.update({name: -(-count * saved_ranks // ranks) for name, count in counts.items()})
+
+
+def pending_metrics(trainer: Trainer, step: int) -> list[tuple[dict[str, float], int]]:
+    """The row of metrics that Lightning logs only after the callbacks of a batch's end have run."""
+    batch = trainer.fit_loop.epoch_loop.batch_progress.current
+    at_batch_end = trainer.training and batch.processed == batch.completed + 1 and trainer.global_step == step
+    row = metrics_to_log(trainer) if at_batch_end else None
+    return [] if row is None else [({**row, "epoch": trainer.current_epoch}, step - 1)]
+
+
+def num_metric_rows(trainer: Trainer, before_step: int | None = None) -> int:
+    """Rows of ``metrics.csv`` on disk, optionally only those before a step."""
+    if not trainer.is_global_zero or not isinstance(trainer.logger, CSVLogger):
+        return 0
+    trainer.logger.save()
+    file = Path(trainer.logger.log_dir) / METRICS_FILE
+    if not file.exists():
+        return 0
+    with file.open(encoding="utf-8") as lines:
+        steps = [int(row["step"]) for row in csv.DictReader(lines)]
+    while before_step is not None and steps and steps[-1] >= before_step:
+        steps.pop()
+    return len(steps)
+
+
+def reopen_metrics(logger: CSVLogger) -> None:
+    """Make a logger append to a run's ``metrics.csv``; Lightning would delete the file."""
+    file = Path(logger.log_dir) / METRICS_FILE
+    aside = file.with_name(f"{METRICS_FILE}.kept")
+    if file.exists():
+        file.replace(aside)
+    experiment = logger.experiment
+    if aside.exists():
+        with aside.open(encoding="utf-8") as lines:
+            experiment.metrics_keys = next(csv.reader(lines), [])
+        aside.replace(file)
+
+
+def truncate_metrics(file: Path, num_rows: int) -> None:
+    """Remove the rows that were logged after a checkpoint: the resumed run logs them again."""
+    if file.exists():
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+        partial = file.with_name(f"{METRICS_FILE}.partial")
+        partial.write_text("".join(lines[: num_rows + 1]), encoding="utf-8")
+        partial.replace(file)
+
+
+def get_rng_states(device: torch.device) -> dict[str, Any]:
+    """The states of all random number generators, in plain types that load without unpickling code."""
+    numbers: Any = numpy.random.get_state()
+    name, keys, *rest = numbers
+    states: dict[str, Any] = {"python": random.getstate()}
+    states["numpy"] = [name, torch.from_numpy(keys.astype("int64")), *rest]
+    states["torch"] = torch.get_rng_state()
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def set_rng_states(states: dict[str, Any], device: torch.device) -> None:
+    """Restore what :func:`get_rng_states` returned."""
+    random.setstate(states["python"])
+    name, keys, *rest = states["numpy"]
+    numpy.random.set_state((name, keys.numpy().astype("uint32"), *rest))
+    torch.set_rng_state(states["torch"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)

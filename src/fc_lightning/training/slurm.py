@@ -1,7 +1,7 @@
-"""SLURM: a job that is requeued goes on by itself, with its own run.
+"""SLURM: a requeued job resumes its own run by itself.
 
-Lightning's way is a file `hpc_ckpt_N.ckpt` in the folder that the command is run in: whichever job starts there next
-takes it, and begins a run of its own with it. Here the same command of the same job finds the run that it has begun.
+Lightning writes a file `hpc_ckpt_N.ckpt` to the folder that the command runs in. Whichever job starts there next takes
+it, and begins a new run with it. Here the same command of the same job finds the run that it has begun.
 """
 
 from __future__ import annotations
@@ -15,37 +15,30 @@ from pathlib import Path
 from lightning import Trainer
 from lightning.fabric.plugins.environments import SLURMEnvironment
 
+from fc_lightning.training.lightning_internals import cluster_environment
+from fc_lightning.training.run_folders import runs_root
 from fc_lightning.utils.atomic_files import write_text
 
 _REQUEUED = "\nrequeued"
 
 
-def runs_of(trainer: Trainer) -> Path:
-    """Where the runs of this configuration lie."""
-    logger = trainer.logger
-    if logger is None:
-        return Path(trainer.default_root_dir) / "checkpoints"
-    root = getattr(logger, "root_dir", None)
-    return Path(root) if root else Path(logger.save_dir or trainer.default_root_dir) / str(logger.name)
-
-
 def requeues(trainer: Trainer) -> bool:
-    """Whether the run is one of a SLURM job that is to be requeued."""
-    environment = trainer._accelerator_connector.cluster_environment
+    """Whether this run belongs to a SLURM job that is to be requeued."""
+    environment = cluster_environment(trainer)
     return isinstance(environment, SLURMEnvironment) and environment.auto_requeue and "SLURM_JOB_ID" in os.environ
 
 
 def job_id() -> str:
-    """As ``scontrol`` takes it; of an array, with the task."""
+    """The job's id as ``scontrol`` takes it; in an array, with the task."""
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
 
 
 def requeue() -> str:
-    """Have SLURM start the job anew.
+    """Ask SLURM to start the job again.
 
     Returns:
-        Why it could not be asked, nothing where it was.
+        Why that failed; empty if it did not.
     """
     try:
         done = subprocess.run(["scontrol", "requeue", job_id()], capture_output=True, text=True, check=False)
@@ -54,23 +47,23 @@ def requeue() -> str:
     return (done.stderr.strip() or f"exit code {done.returncode}").split("\n")[0] if done.returncode else ""
 
 
-def note(trainer: Trainer, checkpoints: Path, requeued: bool = False) -> None:
-    """Note where this command of this job has its checkpoints.
+def record_run(trainer: Trainer, checkpoints: Path, requeued: bool = False) -> None:
+    """Record the folder of checkpoints of this command in this job.
 
     Args:
-        trainer: Knows where its runs lie.
+        trainer: The trainer, which knows the folder of the runs.
         checkpoints: The folder.
-        requeued: Whether it is to go on from there; SLURM itself says so of a job that it has restarted.
+        requeued: Whether we have requeued the job; if SLURM restarts a job, SLURM itself says so.
 
     Raises:
         DiskError: If it cannot be written.
     """
-    write_text(_file(trainer), f"{checkpoints.absolute()}{_REQUEUED if requeued else ''}")
+    write_text(_record_file(trainer), f"{checkpoints.absolute()}{_REQUEUED if requeued else ''}")
 
 
-def noted(trainer: Trainer) -> Path | None:
-    """The folder of checkpoints that a requeued job goes on from; None where it is started for the first time."""
-    file = _file(trainer)
+def recorded_run(trainer: Trainer) -> Path | None:
+    """The folder of checkpoints that a requeued job resumes from; None if the job starts for the first time."""
+    file = _record_file(trainer)
     if not file.is_file():
         return None
     folder, requeued, _ = file.read_text(encoding="utf-8").partition(_REQUEUED)
@@ -78,6 +71,6 @@ def noted(trainer: Trainer) -> Path | None:
     return Path(folder) if requeued or restarted else None
 
 
-def _file(trainer: Trainer) -> Path:
+def _record_file(trainer: Trainer) -> Path:
     command = hashlib.sha256("\0".join(sys.argv).encode()).hexdigest()[:12]
-    return runs_of(trainer) / ".slurm" / f"{job_id()}-{command}"
+    return runs_root(trainer) / ".slurm" / f"{job_id()}-{command}"

@@ -1,1 +1,1 @@
-"""Support code that knows nothing of models: atomic files, secrets, HTML pages, memory, base folders."""
+"""Support code without knowledge of training: atomic files, secrets, HTML, allocator, environment, base models."""

@@ -1,4 +1,4 @@
-"""Writing to disk: a file is there whole or not at all, and where it cannot be written, one sentence says so."""
+"""Atomic writes: a file or folder appears complete or not at all, and a failed write is a one-line error."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-PARTIAL_SUFFIX = ".partial"  # what is being written
-OLD_SUFFIX = ".old"  # what is being replaced
+PARTIAL_SUFFIX = ".partial"  # being written
+OLD_SUFFIX = ".old"  # being replaced
 
 
 class DiskError(ValueError):
-    """Something cannot be written. The message says what, why, and how much room there is."""
+    """A file or folder cannot be written. The message says which, why, and how much space is free."""
 
 
 @contextmanager
@@ -23,42 +23,57 @@ def wrap_os_errors(
     error_type: type[ValueError] = DiskError,
     details: str | Callable[[], str] = "",
 ) -> Iterator[None]:
-    """Tell in one sentence that a file or a folder cannot be written: full, read-only or vanished disks.
+    """Turn the operating system's errors about a path into a one-line error: a disk is full, read-only or gone.
 
     Args:
-        path: What is being written. Errors about files elsewhere are left as they are.
-        size: Gives the bytes that it needs, if known.
-        error_type: What is raised.
-        details: What there is to say besides, or what gives it.
+        path: The file or folder that is being written. Errors about other files are not changed.
+        size: Returns the number of bytes to write, if it is known.
+        error_type: The exception to raise.
+        details: Text to append to the message, or a function that returns it.
 
     Raises:
-        ValueError: ``error``, instead of the system's.
+        ValueError: As ``error_type``, in place of the operating system's error.
     """
     try:
         yield
-    except Exception as cause:
-        if not is_write_error(cause, path):
+    except Exception as error:
+        if not is_write_error(error, path):
             raise
         needed = f"{size():,} bytes are needed, " if size else ""
-        said = details() if callable(details) else details
+        appended = details() if callable(details) else details
         raise error_type(
-            f"{path}: could not be written: {os_error_text(cause)}; {needed}{describe_free_space(path)}{said}"
-        ) from cause
+            f"{path}: could not be written: {os_error_text(error)}; {needed}{describe_free_space(path)}{appended}"
+        ) from error
+
+
+def is_write_error(error: Exception, path: Path) -> bool:
+    """Whether the operating system refused to write a path, its folder, or something inside it.
+
+    An error without a file name comes from an open file and counts as one about the path.
+    """
+    if not isinstance(error, OSError):
+        return "(os error" in str(error)  # as the tokenizers and safetensors libraries wrap it
+    if error.errno is None:  # raised by a library, for example about the network
+        return False
+    if not isinstance(error.filename, str):
+        return True
+    named, path = Path(error.filename).absolute(), path.absolute()
+    return named.is_relative_to(path.parent) or path.is_relative_to(named)
 
 
 def os_error_text(error: Exception) -> str:
-    """What the system says."""
+    """The operating system's description of an error."""
     return getattr(error, "strerror", None) or str(error)
 
 
 def describe_free_space(path: Path) -> str:
-    """How much room there is for a file."""
+    """How much space is free on the disk that a path is on."""
     existing = next((folder for folder in path.absolute().parents if folder.is_dir()), Path("/"))
     return f"{shutil.disk_usage(existing).free:,} bytes are free there"
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, or write it anew: the one before stays until the new one is whole.
+    """Write a text file. An existing file is kept until the new one is complete.
 
     Raises:
         DiskError: If it cannot be written.
@@ -76,46 +91,38 @@ def write_text(path: Path, text: str) -> None:
 
 
 def partial_path(path: Path) -> Path:
-    """Where this process may write what is to be at a path in the end; what killed processes have left is removed.
+    """Where this process writes a file or folder before it is renamed to its final path.
 
-    Who calls it holds the path's lock: nobody else is writing.
+    The leftovers of killed processes are removed, so the caller must hold the path's lock.
     """
-    for left in path.parent.glob(f"{path.name}.*{PARTIAL_SUFFIX}"):
-        shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink()
+    for leftover in path.parent.glob(f"{path.name}.*{PARTIAL_SUFFIX}"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink()
     return path.with_name(f"{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
-
-
-def is_write_error(error: Exception, path: Path) -> bool:
-    """Whether the system has refused to write something; it names no file where it is an open one that does not fit."""
-    if not isinstance(error, OSError):
-        return "(os error" in str(error)  # as the tokenizers and safetensors libraries wrap it
-    if error.errno is None:  # of a network, or made up by a library
-        return False
-    if not isinstance(error.filename, str):
-        return True
-    named, path = Path(error.filename).absolute(), path.absolute()
-    return named.is_relative_to(path.parent) or path.is_relative_to(named)
 
 
 @contextmanager
 def atomic_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
-    """A folder to write into that gets its name once everything is on disk; what was begun is removed on any error.
+    """A folder to write files into. It gets its final name once they are on disk, and is removed on any error.
 
     Args:
-        folder: Its name in the end.
-        replace: Whether an older folder of that name gives way to it.
+        folder: The final path.
+        replace: Whether to replace an existing folder.
     """
-    partial, old = folder.with_name(folder.name + PARTIAL_SUFFIX), folder.with_name(folder.name + OLD_SUFFIX)
+    partial = folder.with_name(folder.name + PARTIAL_SUFFIX)
+    old = folder.with_name(folder.name + OLD_SUFFIX)
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
         yield partial
-        umask = os.umask(0)
+        umask = os.umask(0)  # it can only be read by setting it
         os.umask(umask)
         for file in partial.iterdir():
-            file.chmod(0o666 & ~umask)  # safetensors makes files that only their owner may read
-            with file.open("rb") as opened:
-                os.fsync(opened.fileno())
+            file.chmod(0o666 & ~umask)  # safetensors creates files that only their owner can read
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
         if replace and folder.exists():
             shutil.rmtree(old, ignore_errors=True)
             folder.rename(old)
@@ -127,7 +134,7 @@ def atomic_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have a folder's names on disk, too."""
+    """Flush a folder's entries to disk, so that a rename in it survives a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""The environment of a run, for who wants to repeat it: versions, commit, devices, command; no secrets."""
+"""The environment of a run, for reproducing it: versions, commit, devices and command, without secrets."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _PACKAGES = (
 
 
 def describe_environment() -> dict[str, Any]:
-    """What a run's ``environment.json`` holds, in JSON's types."""
-    import torch
+    """The content of a run's ``environment.json``."""
+    import torch  # takes a second, and this module is imported on every start
 
-    cuda = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
+    gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": redact_arguments(sys.argv),
@@ -40,12 +40,12 @@ def describe_environment() -> dict[str, Any]:
         "packages": {name: found for name in _PACKAGES if (found := _version(name))},
         "cpu": {"cores": os.cpu_count(), "threads": torch.get_num_threads()},
         "cuda": torch.version.cuda,
-        "gpus": [{"name": one.name, "memory_gb": round(one.total_memory / 1e9, 1)} for one in cuda],
+        "gpus": [{"name": gpu.name, "memory_gb": round(gpu.total_memory / 1e9, 1)} for gpu in gpus],
     }
 
 
 def git_state() -> dict[str, Any] | None:
-    """The commit of the repository that the command runs in, and whether files differ from it; None without one."""
+    """The current repository's commit and whether files were changed since; None outside of a repository."""
     commit = _git("rev-parse", "HEAD")
     return {"commit": commit, "changed": bool(_git("status", "--porcelain"))} if commit else None
 

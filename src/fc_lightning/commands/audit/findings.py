@@ -1,4 +1,4 @@
-"""Findings: what is wrong, or may be, with single rows."""
+"""Findings: errors and possible errors in single rows."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 from jsonschema.exceptions import SchemaError, ValidationError
 from referencing.exceptions import Unresolvable
 
-from fc_lightning.conversation.json_schema import schema_validator
+from fc_lightning.conversation.json_schema import PatternError, schema_validator
 from fc_lightning.conversation.parsing import dump_json
 from fc_lightning.conversation.types import Conversation, ToolCall
 from fc_lightning.conversation.value_matching import SearchableText, leaves, words
 from fc_lightning.data.row_report import RowReport
 from fc_lightning.data.splitting import near_duplicates, question
 
-# What a kind means, in the order in which kinds are shown.
+# The kinds of findings with their meaning, in the order in which they are shown.
 KINDS = {
     "unreadable_source": "files that cannot be read at all",
     "no_calls": "sources in which no row has a tool or a call: are they read as they are meant?",
@@ -47,14 +47,14 @@ _MAX_SHOWN = 120  # characters of a value in a message
 
 
 class Finding(NamedTuple):
-    """One thing that was found.
+    """One finding.
 
     Attributes:
         kind: A key of :data:`KINDS`.
-        split: In which split.
+        split: The split of the row.
         place: ``file:row``.
         id: The row's id.
-        detail: One sentence about what was found.
+        detail: One sentence about the finding.
     """
 
     kind: str
@@ -71,7 +71,7 @@ def find(splits: Mapping[str, IndexedTurn], reports: Mapping[str, RowReport] | N
     """All findings, ordered by split and kind.
 
     Args:
-        splits: The conversations of each split, each with its place; what others overlap with is ``train``.
+        splits: The conversations of each split, each with its place. Other splits are compared with ``train``.
         reports: The row report of each split.
     """
     findings: list[Finding] = []
@@ -121,7 +121,7 @@ def _wrong_calls(conversation: Conversation) -> Iterator[tuple[str, str]]:
         text = SearchableText(said) if message.tool_calls else None
         for call in message.tool_calls:
             if call.name not in schemas:
-                yield "unknown_tool", f"{call.name} is none of {', '.join(schemas) or 'no tools'}"
+                yield "unknown_tool", f"{call.name} is not one of {', '.join(schemas) or 'no tools'}"
                 continue
             yield from _schema_errors(call, schemas[call.name])
             if text is not None:
@@ -133,9 +133,12 @@ def _schema_errors(call: ToolCall, schema: dict[str, Any]) -> Iterator[tuple[str
     try:
         errors = list(schema_validator(dump_json(schema)).iter_errors(call.arguments))
     except SchemaError:
-        return  # told of the tool
+        return  # reported with the tool
+    except PatternError as error:
+        yield "bad_schema", f"{call.name}: {error}"[:_MAX_SHOWN]
+        return
     except (RecursionError, Unresolvable) as error:
-        yield "bad_schema", f"{call.name}: a reference that leads nowhere ({type(error).__name__})"
+        yield "bad_schema", f"{call.name}: an unresolvable reference ({type(error).__name__})"
         return
     for one in errors:
         yield _kind_of(one), f"{call.name}{one.json_path[1:]}: {one.message[:_MAX_SHOWN]}"
@@ -155,7 +158,7 @@ def _ungrounded(call: ToolCall, schema: dict[str, Any], text: SearchableText) ->
 
 
 def _repeated(splits: Mapping[str, IndexedTurn]) -> Iterator[Finding]:
-    """Duplicates and near-duplicates within a split, and what an evaluation split has in common with training."""
+    """Duplicates and near-duplicates within a split, and overlap of an evaluation split with training."""
     rows = [(split, place, one) for split, read in splits.items() for place, one in read]
     groups = near_duplicates([question(one) for _, _, one in rows])
     exact: dict[tuple[str, object], str] = {}

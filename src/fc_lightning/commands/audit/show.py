@@ -1,4 +1,4 @@
-"""Showing an audit: in the terminal, and as a page."""
+"""Output of an audit: in the terminal, and as an HTML page."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from fc_lightning.utils.atomic_files import write_text
 _SOURCE_COLUMNS = ("split", "source", "format", "confidence", "rows", "used", "calls", "findings")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _MAX_TOOLS = 25
-_MAX_FINDINGS = 5  # of a kind and split in the terminal
-_MAX_ROWS = 2000  # of the page's table; all of them are in the JSON file
+_MAX_FINDINGS = 5  # per kind and split in the terminal
+_MAX_ROWS = 2000  # in the table of the page; the JSON file has all
 
 
 def figures_of(statistics: Statistics) -> dict[str, str]:
@@ -36,26 +36,26 @@ def figures_of(statistics: Statistics) -> dict[str, str]:
         "rows": f"{one.rows:,}",
         "used": f"{one.documents:,}",
         "model turns": f"{one.turns:,}",
-        "with a thought": f"{one.thoughts:,}",
+        "with reasoning": f"{one.thoughts:,}",
         "no call": f"{one.calls['none']:,}",
         "one call": f"{one.calls['one']:,}",
-        "several calls": f"{one.calls['several']:,}",
+        "multiple calls": f"{one.calls['several']:,}",
         "tokens": f"{one.tokens:,}",
         "supervised": f"{one.supervised / max(one.tokens, 1):.1%}",
         "packs": f"{one.packs:,}",
         "packs filled": f"{one.packing:.1%}",
         "tools called": f"{len(one.tools):,}",
-        "tools on offer": f"{len(one.offered):,}",
-        "tool named in question": f"{one.spelled_out:.1%}",
+        "offered tools": f"{len(one.offered):,}",
+        "tool name in question": f"{one.spelled_out:.1%}",
     }
     if one.known_tools is not None and one.known_calls is not None:
-        figures["tools known from training"] = f"{one.known_tools:.1%}"
-        figures["calls of known tools"] = f"{one.known_calls:.1%}"
+        figures["offered tools seen in training"] = f"{one.known_tools:.1%}"
+        figures["calls to tools seen in training"] = f"{one.known_calls:.1%}"
     return figures
 
 
 def segments(document: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, bool]]:
-    """A document as texts, each with whether it is supervised."""
+    """The texts of a document, each with whether it is supervised."""
     edges = [0, *document["supervised"], len(document["input_ids"])]
     for number, (start, end) in enumerate(pairwise(edges)):
         yield tokenizer.decode(document["input_ids"][start:end]), number % 2 == 1
@@ -68,7 +68,7 @@ def print_audit(
     shown: Mapping[str, Any],
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    """Print figures, findings and a few conversations; what is supervised is green."""
+    """Print key figures, findings and a few conversations, with supervised text in green."""
     console = Console(file=sys.stdout, highlight=False)
     table = Table("", *statistics, title="audit")
     columns = [figures_of(one) for one in statistics.values()]
@@ -128,14 +128,14 @@ def write_page(
     """Write the page."""
     sections: dict[str, list[str | Markup]] = {"Sources": [pages.table(_SOURCE_COLUMNS, _source_rows(summaries))]}
     for split, one in statistics.items():
-        calls = {"no call": one.calls["none"], "one call": one.calls["one"], "several calls": one.calls["several"]}
+        calls = {"no call": one.calls["none"], "one call": one.calls["one"], "multiple calls": one.calls["several"]}
         tools = dict(islice(one.tools.items(), _MAX_TOOLS))
         more = f", the {_MAX_TOOLS} most frequent of {len(one.tools):,}" if len(one.tools) > _MAX_TOOLS else ""
         sections[split] = [
             pages.figures(figures_of(one)),
             pages.histogram(one.lengths, "Length of conversations", "tokens"),
             pages.bars(calls, "Model turns by calls"),
-            pages.bars(tools, f"Calls by tool{more}") if tools else "No tool is called.",
+            pages.bars(tools, f"Calls by tool{more}") if tools else "No calls.",
         ]
     sections["Findings"] = _findings(findings)
     sections["Conversations"] = ["As the model sees them; supervised text is highlighted."]
@@ -149,20 +149,20 @@ def write_page(
             summary = f"{split}: {document['id']}"
             block = Markup("<details open><summary>{}</summary><pre>{}</pre></details>")
             sections["Conversations"].append(block.format(summary, text))
-    write_text(file, pages.page("Audit", sections, "What the model is trained and measured on"))
+    write_text(file, pages.page("Audit", sections, "Training and evaluation data"))
 
 
 def _findings(findings: Sequence[Finding]) -> list[str | Markup]:
     if not findings:
-        return ["Nothing was found."]
+        return ["No findings."]
     counts = Counter((finding.split, finding.kind) for finding in findings)
     summary = [[split, kind, KINDS[kind], count] for (split, kind), count in counts.items()]
-    blocks: list[str | Markup] = [pages.table(["split", "kind", "what it is", "found"], summary)]
+    blocks: list[str | Markup] = [pages.table(["split", "kind", "meaning", "count"], summary)]
     if len(findings) > _MAX_ROWS:
-        blocks.append(f"The first {_MAX_ROWS:,} of {len(findings):,}; audit.json has them all.")
+        blocks.append(f"The first {_MAX_ROWS:,} of {len(findings):,}; audit.json has all of them.")
     blocks.append(
         pages.table(
-            ["kind", "split", "row", "id", "what"],
+            ["kind", "split", "row", "id", "detail"],
             [[one.kind, one.split, one.place, one.id, one.detail] for one in findings[:_MAX_ROWS]],
         )
     )

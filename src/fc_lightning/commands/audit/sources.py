@@ -89,7 +89,9 @@ def readable_sources(split: str, sources: Sequence[Source]) -> tuple[list[Source
         try:
             problems = dict(_unreadable_files(source))
         except DataError as error:
-            findings.append(Finding("unreadable_source", split, source.path, "", str(error).removeprefix(f"{source.path}: ")))
+            findings.append(
+                Finding("unreadable_source", split, source.path, "", str(error).removeprefix(f"{source.path}: "))
+            )
             continue
         findings += [Finding("unreadable_source", split, str(file), "", text) for file, text in problems.items()]
         if not problems:

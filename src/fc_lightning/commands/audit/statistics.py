@@ -1,4 +1,4 @@
-"""Statistics: a split in numbers."""
+"""Statistics of a split."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from fc_lightning.data.prepare import Prepared
 
 @dataclass
 class Statistics:
-    """A split in numbers.
+    """Statistics of a split.
 
     Attributes:
         rows: Rows read.
-        documents: Documents made of them, which is what the model sees.
-        turns: The model's turns.
-        thoughts: Those of them with a thought.
-        tokens: Of all documents.
-        supervised: Tokens that are learned.
+        documents: Documents made from them.
+        turns: Model turns.
+        thoughts: Model turns with reasoning.
+        tokens: Tokens of all documents.
+        supervised: Supervised tokens.
         lengths: Tokens of each document.
-        packs: Rows that the documents are packed into; as many as documents without packing.
+        packs: Number of packs; without packing, the number of documents.
         packing: Share of the packs' tokens that are not padding.
-        calls: Turns with no call, one, or several.
+        calls: Turns without a call, with one, and with several.
         tools: Calls of each tool, the most frequent first.
-        offered: How many conversations offer each tool.
-        spelled_out: Share of the turns with calls whose question before them spells out the name of a called tool.
-        known_tools: Share of the tools on offer that are on offer in training too; None for training itself.
-        known_calls: Share of the calls whose tool is on offer in training too; None for training itself.
+        offered: Number of conversations that offer each tool.
+        spelled_out: Share of the turns with calls whose question contains the name of a called tool.
+        known_tools: Share of the offered tools that training offers too; None for training itself.
+        known_calls: Share of the calls to tools that training offers too; None for training itself.
     """
 
     rows: int
@@ -51,14 +51,14 @@ class Statistics:
     known_calls: float | None = None
 
     def compare(self, train: Statistics) -> None:
-        """Fill in what is known from training."""
+        """Fill in the shares that refer to training."""
         known = [name for name in self.offered if name in train.offered]
         self.known_tools = len(known) / max(len(self.offered), 1)
         calls = sum(count for name, count in self.tools.items() if name in train.offered)
         self.known_calls = calls / max(sum(self.tools.values()), 1)
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it in JSON's types."""
+        """The statistics in JSON types."""
         return asdict(self)
 
 
@@ -67,8 +67,8 @@ def measure(conversations: Sequence[Conversation], prepared: Prepared, capacity:
 
     Args:
         conversations: The usable ones.
-        prepared: What was made of them.
-        capacity: Tokens of a pack; None without packing.
+        prepared: The prepared split.
+        capacity: Tokens per pack; None without packing.
     """
     lengths = [len(ids) for ids in prepared.documents["input_ids"]]
     packs = plan_packs(lengths, capacity) if capacity else [[index] for index in range(len(lengths))]
@@ -97,7 +97,7 @@ def measure(conversations: Sequence[Conversation], prepared: Prepared, capacity:
 
 
 def _spelled_out(conversation: Conversation) -> list[bool]:
-    """For each turn with calls, whether the last question names a called tool letter by letter."""
+    """For each turn with calls, whether the last question contains the name of a called tool."""
     question, flags = "", []
     for message in conversation.messages:
         if message.role == "user":

@@ -1,1 +1,95 @@
-"""Export of a checkpoint, one module per target."""
+"""``export``: writes the model of a checkpoint for other programs, one module per target."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from huggingface_hub import HfApi
+from huggingface_hub.utils import HfHubHTTPError, HFValidationError, validate_repo_id
+from lightning import Trainer
+
+from fc_lightning.commands.checkpoints import find_checkpoint, load_checkpoint
+from fc_lightning.commands.export.huggingface import write_huggingface_folder
+from fc_lightning.data import FunctionCallingDataModule
+from fc_lightning.training.module import FunctionCallingModule
+from fc_lightning.utils.atomic_files import atomic_folder, wrap_os_errors
+from fc_lightning.utils.errors import first_line
+
+__all__ = ["ExportError", "export"]
+
+
+class ExportError(ValueError):
+    """The export is impossible as requested. The message says what to do."""
+
+
+def export(
+    trainer: Trainer,
+    model: FunctionCallingModule,
+    datamodule: FunctionCallingDataModule,
+    output: str,
+    ckpt_path: str = "best",
+    merge: bool = True,
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    push_to_hub: str | None = None,
+) -> None:
+    """Write a folder that servers can open: weights, tokenizer, templates, generation config and model card.
+
+    The folder is written atomically.
+
+    Args:
+        trainer: The trainer, which has the folder of the runs.
+        model: The module, configured as for training.
+        datamodule: Has the chat template.
+        output: The folder to write; it must not exist.
+        ckpt_path: A checkpoint file, or ``best`` or ``last`` of the newest run of this configuration.
+        merge: Whether to merge the adapter into the base, or to write only the adapter.
+        dtype: Precision of the merged weights; ``auto`` is the precision of the base. The merge itself is computed in
+            float32 and rounded once.
+        push_to_hub: A repository on the Hub, USER/NAME, to upload the folder to; a new one is private.
+
+    Raises:
+        ExportError: If the folder exists, or it cannot be written or uploaded.
+        CheckpointError: If there is no such checkpoint.
+    """
+    folder = Path(output)
+    _check_request(folder, model, merge, push_to_hub)
+    checkpoint = find_checkpoint(trainer, ckpt_path)
+    trainer.strategy.connect(model)
+    model.trainer = trainer
+    if merge:  # an adapter can only be merged into full-precision matrices
+        model.weight_dtype, model.quantization = "float32", None
+    print(f"loading {model.base} and {checkpoint}", flush=True)
+    state = load_checkpoint(model, checkpoint)
+    print(f"writing {folder}", flush=True)
+    with (
+        wrap_os_errors(folder, error_type=ExportError, details="; nothing was left there"),
+        atomic_folder(folder) as partial,
+    ):
+        write_huggingface_folder(partial, trainer, model, datamodule, checkpoint, state, merge, dtype)
+    print(f"{checkpoint} → {folder}" + (f"\nnext:    transformers serve {folder}" if merge else ""))
+    if push_to_hub:
+        _upload(folder, push_to_hub)
+
+
+def _check_request(folder: Path, module: FunctionCallingModule, merge: bool, repository: str | None) -> None:
+    """Reject a request that cannot succeed before anything is loaded."""
+    if folder.exists():
+        raise ExportError(f"{folder}: already exists; choose another folder (`--output`)")
+    if module.peft is None and not merge:
+        raise ExportError("`--merge false` writes an adapter, but `model.peft` is null: there is none")
+    try:
+        validate_repo_id(repository or "unnamed")
+    except HFValidationError as error:
+        raise ExportError(f"{repository}: not a repository name (`--push_to_hub USER/NAME`): {error}") from error
+
+
+def _upload(folder: Path, name: str) -> None:
+    try:
+        url = HfApi().create_repo(name, private=True, exist_ok=True)
+        HfApi().upload_folder(repo_id=name, folder_path=folder, commit_message="Export of fc-lightning")
+    except (HfHubHTTPError, OSError) as error:
+        raise ExportError(
+            f"{name}: upload failed: {first_line(error)}; the export is complete, retry with: hf upload {name} {folder}"
+        ) from error
+    print(f"{folder} → {url}")

@@ -18,7 +18,7 @@ from fc_lightning.training.module import FunctionCallingModule
 from fc_lightning.utils.html import markdown_table
 from fc_lightning.utils.pretrained import commit_of, resolve_base
 
-# What Gemma's terms of use ask to stand beside every copy of a derivative.
+# The notice that Gemma's terms of use require with every copy of a derivative.
 NOTICE = "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms\n"
 _GEMMA = {"gemma", "gemma2", "gemma3", "gemma3_text"}
 
@@ -28,10 +28,10 @@ transformers serve DIR --port 8000
 vllm serve DIR --enable-auto-tool-choice --tool-call-parser hermes
 ```
 
-Ask with temperature 0: that is how the model was measured.
+Use temperature 0: the metrics were measured with greedy decoding.
 """
 _SERVE_ADAPTER = """
-This folder holds the adapter alone. It needs the base; servers take it more easily merged (`--merge true`).
+This folder contains only the adapter and needs the base model. Most servers need a merged model (`--merge true`).
 
 ```python
 from peft import AutoPeftModelForCausalLM
@@ -42,11 +42,11 @@ model = AutoPeftModelForCausalLM.from_pretrained("DIR")
 
 
 def base_license(base: str, model_type: str) -> str | None:
-    """The licence of a base, as its card or its family has it; ``None`` if neither says.
+    """The licence of a base from its model card or its family; ``None`` if unknown.
 
     Args:
         base: See :func:`fc_lightning.utils.pretrained.resolve_base`.
-        model_type: Of its configuration.
+        model_type: The model type in its configuration.
     """
     card = Path(resolve_base(base)) / "README.md"
     if card.is_file() and (stated := ModelCard.load(card).data.to_dict().get("license")):
@@ -63,29 +63,29 @@ def write_card(
     state: dict[str, Any],
     dtype: torch.dtype | None,
 ) -> None:
-    """Write ``README.md``, and the notice that the licence of the base asks for.
+    """Write ``README.md``, and the notice that the licence of the base requires.
 
     Args:
         folder: An export.
-        trainer: Of the run's configuration.
-        module: Of the run's configuration.
-        data: Of the run's configuration.
+        trainer: The trainer of the run.
+        module: The module of the run.
+        data: The data module of the run.
         checkpoint: The file that was exported.
-        state: What it holds.
-        dtype: Of the merged weights; ``None`` if the adapter was written alone.
+        state: Its content.
+        dtype: Precision of the merged weights; ``None`` for an adapter.
     """
     license_id = base_license(module.base, load_config(module.base, module.revision).model_type)
     if license_id == "gemma":
         (folder / "NOTICE").write_text(NOTICE, encoding="utf-8")
     commit = commit_of(module.base, module.revision)
     revision = f" at revision `{commit}`" if commit else ""
-    terms = f"`{license_id}`; it holds for this model too" if license_id else "not known here: see its own card"
+    terms = f"`{license_id}`, which applies to this model too" if license_id else "unknown; see its model card"
     parts = [
         _front_matter(module, data, license_id, merged=dtype is not None),
-        f"# {Path(module.base).name.removeprefix('pypi:')}, taught to call functions\n",
+        f"# {Path(module.base).name.removeprefix('pypi:')} fine-tuned to call functions\n",
         f"Fine-tuned with fc-lightning (transformers {version('transformers')}, PEFT {version('peft')}) from "
         f"`{module.base}`{revision}. Licence of the base: {terms}.\n",
-        "The model thinks in `<think>`, calls in `<tool_call>`, and answers in plain text.\n",
+        "The model reasons in `<think>`, calls tools in `<tool_call>`, and answers in plain text.\n",
         "## Data\n",
         markdown_table(("split", "source", "name", "revision", "rows"), _sources(data)) + "\n",
         "## Recipe\n",
@@ -101,7 +101,7 @@ def write_card(
 def _front_matter(
     module: FunctionCallingModule, data: FunctionCallingDataModule, license_id: str | None, merged: bool
 ) -> str:
-    """The metadata that the hub reads."""
+    """The metadata for the Hub."""
     hub = module.base.count("/") == 1 and not Path(module.base).exists()
     sets = [source.path for source in data.sources["train"] if source.path.count("/") == 1 and _on_hub(source.path)]
     lines = [f"library_name: {'transformers' if merged else 'peft'}", "pipeline_tag: text-generation"]
@@ -132,24 +132,24 @@ def _recipe(
     state: dict[str, Any],
     dtype: torch.dtype | None,
 ) -> Iterable[tuple[str, Any]]:
-    yield "adapter", type(module.peft).__name__ if module.peft else "none: every weight was trained"
+    yield "adapter", type(module.peft).__name__ if module.peft else "none, all weights are trained"
     for name in ("r", "lora_alpha", "lora_dropout", "target_modules"):
         value = getattr(module.peft, name, None)
         if value is not None:
             yield name, ", ".join(sorted(value)) if isinstance(value, set | list) else value
-    yield "tags that are tokens", " ".join(f"`{token}`" for token in module.special_tokens) or "none"
+    yield "tags as tokens", " ".join(f"`{token}`" for token in module.special_tokens) or "none"
     yield "supervised", module.supervise
     yield "learning rate", f"{module.learning_rate:g}, {module.schedule}, warm-up {module.warmup:g} of the steps"
     yield "weight decay", f"{module.weight_decay:g}"
-    yield "rows a step", f"{data.batch_size} a batch × {trainer.accumulate_grad_batches} batches on each device"
-    yield "longest row", f"{data.max_length} tokens, {'packed' if data.packing else 'not packed'}"
-    yield "precision in training", trainer.precision
+    yield "rows per step", f"{data.batch_size} per micro-batch × {trainer.accumulate_grad_batches} on each device"
+    yield "maximum length", f"{data.max_length} tokens, {'packed' if data.packing else 'not packed'}"
+    yield "training precision", trainer.precision
     yield "checkpoint", f"epoch {state['epoch']}, after {state['global_step']} optimizer steps"
-    yield "weights of this export", str(dtype).removeprefix("torch.") if dtype else "the adapter's, float32"
+    yield "exported weights", str(dtype).removeprefix("torch.") if dtype else "adapter, float32"
 
 
 def _metrics(checkpoint: Path, step: int) -> str:
-    """The last values that the run had logged when the checkpoint was written."""
+    """The last values that were logged before the checkpoint was written."""
     log = checkpoint.parent.parent / "metrics.csv"
     values: dict[str, float] = {}
     if log.is_file():
@@ -158,6 +158,6 @@ def _metrics(checkpoint: Path, step: int) -> str:
                 if int(row["step"] or 0) <= step:
                     values |= {name: float(row[name]) for name in row if name.startswith("val/") and row[name]}
     if not values:
-        return "None were logged beside the checkpoint.\n"
+        return "No metrics were logged for this checkpoint.\n"
     rows = [(name, f"{value:.4f}") for name, value in sorted(values.items())]
-    return markdown_table(("on held-out turns", "value"), rows) + "\n"
+    return markdown_table(("metric on held-out turns", "value"), rows) + "\n"

@@ -1,10 +1,10 @@
-"""Writes configs/schema.json: what editors know of a configuration's keys, from the parser of `fit` itself.
+"""A JSON schema of configuration files, made from the parser of ``fit``.
 
-python scripts/make_schema.py [FILE]
-
-Each YAML file names it in a comment, `# yaml-language-server: $schema=…`; editors with a YAML language server then
-complete keys and mark mistyped ones.
+The first line of each YAML file names it, ``# yaml-language-server: $schema=…``; editors with a YAML language server
+then complete keys and mark mistyped ones. `make install` and `fc-lightning init` write it.
 """
+
+from __future__ import annotations
 
 import json
 import re
@@ -12,17 +12,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+# The only way to limit the subclasses that jsonargparse lists; it would list every imported module and metric.
 from jsonargparse import _completions_jsonschema as completions
 
 import fc_lightning.callbacks
 import fc_lightning.training.loggers  # noqa: F401 - so that its classes are known
-from fc_lightning.cli.lightning_cli import FunctionCallingCLI
+from fc_lightning.cli.lightning_cli import make_parser
 
-ROOT = Path(__file__).parent.parent
-# Of these all classes are listed. jsonargparse would list every module and every metric that is imported, too.
-_LISTED = {"Callback", "Logger", "Strategy", "PeftConfig"}
-_LIBRARIES = r"^(lightning|fc_lightning|peft)\."  # so begin the paths of classes that are listed
-# Adapters whose arguments are written out; the others are there by name.
+_LISTED = {"Callback", "Logger", "Strategy", "PeftConfig"}  # base classes whose subclasses are all listed
+_LIBRARIES = r"^(lightning|fc_lightning|peft)\."  # paths of listed classes start with these
+# Adapters whose arguments are written out; the others are listed by name.
 _ADAPTERS = {f"peft.{name}Config" for name in ("Lora", "AdaLora", "IA3", "LoHa", "LoKr", "OFT", "BOFT", "Vera", "HRA")}
 _ARGUMENTS = {"type": "object"}
 _FURTHER = [
@@ -37,7 +36,7 @@ _FURTHER = [
         "additionalProperties": False,
     },
     {
-        "description": "Arguments of a class that a file before this one names.",
+        "description": "Arguments of a class that an earlier file names.",
         "type": "object",
         "properties": {"init_args": _ARGUMENTS},
         "required": ["init_args"],
@@ -46,27 +45,25 @@ _FURTHER = [
 ]
 
 
-class _Parsers(FunctionCallingCLI):
-    """Makes the parsers and parses nothing."""
-
-    def parse_arguments(self, parser: Any, args: Any) -> None:
-        raise StopIteration
+def write_schema(file: Path) -> None:
+    """Write the schema of a configuration for ``fit``."""
+    file.write_text(json.dumps(make_schema(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def make_schema() -> dict[str, Any]:
     """The JSON schema of a configuration for ``fit``."""
     every = completions.get_all_subclass_paths
+    arguments, sys.argv = sys.argv, sys.argv[:1]  # jsonargparse reads them when it writes the schema
     completions.get_all_subclass_paths = lambda one: sorted(every(one)) if one.__name__ in _LISTED else []
-    cli = _Parsers.__new__(_Parsers)
     try:
-        cli.__init__([])
-    except StopIteration:
-        schema = json.loads(cli._subcommand_parsers["fit"].get_completion_script("jsonschema"))
+        schema = json.loads(make_parser("fit").get_completion_script("jsonschema"))
+    finally:
+        completions.get_all_subclass_paths, sys.argv = every, arguments
     schema["description"] = "A configuration of fc-lightning, or an overlay on one."
     keys = schema["properties"]
-    keys |= dict.fromkeys(("optimizer", "lr_scheduler"), _ARGUMENTS)  # the module brings its own
+    keys |= dict.fromkeys(("optimizer", "lr_scheduler"), _ARGUMENTS)
     trainer = keys["trainer"]["properties"]
-    trainer["callbacks+"] = {**trainer["callbacks"], "description": "Callbacks behind those of the files before."}
+    trainer["callbacks+"] = {**trainer["callbacks"], "description": "Callbacks after those of the earlier files."}
     for definition in schema["$defs"].values():
         if "anyOf" in definition:
             definition["anyOf"] = _classes(definition["anyOf"])
@@ -74,7 +71,7 @@ def make_schema() -> dict[str, Any]:
 
 
 def _classes(options: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A choice of classes, those of the user's own among them."""
+    """A choice of classes, the user's own among them."""
     paths = [path for path in map(_path, options) if path]
     if not paths:
         return options
@@ -90,7 +87,7 @@ def _path(option: dict[str, Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Without what depends on the machine: objects written with their address."""
+    """Without default values that contain an object's address: they differ with each process."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items() if " at 0x" not in str(item) or key != "default"}
     return [_plain(item) for item in value] if isinstance(value, list) else value
@@ -107,13 +104,5 @@ def _reachable(schema: dict[str, Any]) -> dict[str, Any]:
     return {**schema, "$defs": {name: definitions[name] for name in sorted(wanted)}}
 
 
-def main() -> None:
-    """Write the file."""
-    file = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "configs" / "schema.json"
-    del sys.argv[1:]
-    file.write_text(json.dumps(make_schema(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(file)
-
-
 if __name__ == "__main__":
-    main()
+    write_schema(Path(sys.argv[1]))

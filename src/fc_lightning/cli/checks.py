@@ -1,0 +1,137 @@
+"""Checks of values whose type is right: out of range, unknown to transformers, or impossible together."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import BitsAndBytesConfig, GenerationConfig
+
+from fc_lightning.cli.errors import ConfigurationError
+from fc_lightning.cli.help import nearest
+from fc_lightning.utils.atomic_files import wrap_os_errors
+from fc_lightning.utils.errors import first_line
+
+_INFINITE = math.inf
+# Smallest and largest value of a key.
+_RANGES: dict[str, tuple[float, float]] = {
+    "model.learning_rate": (0, _INFINITE),
+    "model.weight_decay": (0, _INFINITE),
+    "model.warmup": (0, 1),
+    "model.head_chunk": (1, _INFINITE),
+    "data.thoughts_share": (0, 1),
+    "data.max_length": (1, _INFINITE),
+    "data.batch_size": (1, _INFINITE),
+    "data.validation_prompts": (1, _INFINITE),
+    "data.generation_batch_tokens": (1, _INFINITE),
+    "data.generation_batch_size": (1, _INFINITE),
+    "data.num_workers": (0, _INFINITE),
+    "data.shuffle_buffer": (1, _INFINITE),
+    "data.preparation_processes": (1, _INFINITE),
+    "data.max_unreadable": (0, 1),
+    "trainer.max_epochs": (-1, _INFINITE),
+    "trainer.max_steps": (-1, _INFINITE),
+    "trainer.accumulate_grad_batches": (1, _INFINITE),
+    "trainer.gradient_clip_val": (0, _INFINITE),
+    "trainer.log_every_n_steps": (1, _INFINITE),
+    "trainer.num_nodes": (1, _INFINITE),
+    "trainer.val_check_interval": (1e-9, _INFINITE),
+    "seed_everything": (0, 2**32 - 1),
+}
+
+
+def check_values(config: Any) -> None:
+    """Check the configuration of a subcommand.
+
+    Args:
+        config: Has values by dotted key, as a ``jsonargparse.Namespace`` has.
+
+    Raises:
+        ConfigurationError: At the first value that cannot work.
+    """
+    for key, (smallest, largest) in _RANGES.items():
+        value = config.get(key)
+        if isinstance(value, int | float) and not smallest <= value <= largest:
+            raise ConfigurationError(f"{key}: {value} must be {_describe_range(smallest, largest)}")
+    held_out = config.get("data.validation")
+    if isinstance(held_out, int | float) and not 0 <= held_out < 1:
+        raise ConfigurationError(f"data.validation: {held_out} is not a fraction of the training data (0 to 1)")
+    quantization = config.get("model.quantization") or {}
+    _check_names("model.quantization", quantization, inspect.signature(BitsAndBytesConfig).parameters)
+    check_generation(config.get("model.generation") or {}, bool(config.get("model.constrained")))
+
+
+def _describe_range(smallest: float, largest: float) -> str:
+    if 0 < smallest < 1:
+        return "greater than 0"
+    return f"at least {smallest}" if largest == _INFINITE else f"between {smallest} and {largest}"
+
+
+def _check_names(key: str, given: Iterable[str], known: Iterable[str]) -> None:
+    for name in given:
+        if name not in known:
+            meant = nearest(name, list(known))
+            raise ConfigurationError(f"{key}: unknown key {name}" + (f"; did you mean {meant}?" if meant else ""))
+
+
+def check_generation(given: Mapping[str, Any], constrained: bool) -> None:
+    """Check the settings of generation.
+
+    Args:
+        given: ``model.generation``.
+        constrained: ``model.constrained``.
+
+    Raises:
+        ConfigurationError: If transformers does not know a key or rejects a value, or constraints meet beams.
+    """
+    _check_names("model.generation", given, [name for name in vars(GenerationConfig()) if not name.startswith("_")])
+    for name in ("max_new_tokens", "num_beams", "num_return_sequences"):
+        value = given.get(name)
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ConfigurationError(f"model.generation: {name}: {value} must be an integer of at least 1")
+    if given.get("do_sample") and given.get("temperature", 1.0) <= 0:
+        raise ConfigurationError("model.generation: temperature must be greater than 0; `do_sample: false` is greedy")
+    if constrained and (given.get("num_beams") or 1) > 1:
+        raise ConfigurationError("model.constrained: not possible with beams; set `num_beams: 1` in `model.generation`")
+    try:
+        GenerationConfig(**{"do_sample": False, **given}).validate()
+    except (ValueError, TypeError) as error:
+        raise ConfigurationError(f"model.generation: {first_line(error)}") from error
+
+
+def check_environment(known: Iterable[str], subcommands: Sequence[str]) -> None:
+    """Check the names of environment variables that are meant to set keys.
+
+    Args:
+        known: Keys of any subcommand, as ``model.base``.
+        subcommands: All subcommands.
+
+    Raises:
+        ConfigurationError: If a variable such as ``FC_FIT__MODEL__BSAE`` names no key.
+    """
+    names = {f"FC_{subcommand}__{key.replace('.', '__')}".upper() for subcommand in subcommands for key in known}
+    for variable in sorted(os.environ):
+        if not variable.startswith("FC_") or "__" not in variable or variable in names:
+            continue
+        above = next((name for name in names if name.count("__") > 1 and variable.startswith(f"{name}__")), None)
+        meant = nearest(variable, sorted(names))
+        hint = f"; did you mean {meant}?" if meant else ""
+        if above:
+            hint = f"; set {above} to a YAML mapping"
+        raise ConfigurationError(f"{variable}: this environment variable sets no key{hint}")
+
+
+def check_folder(folder: Path) -> None:
+    """Check that a folder can be written, or made where it does not exist yet.
+
+    Raises:
+        DiskError: If it cannot.
+    """
+    existing = next(parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists())
+    with wrap_os_errors(existing), tempfile.TemporaryFile(dir=existing):
+        pass

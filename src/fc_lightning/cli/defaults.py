@@ -1,0 +1,70 @@
+"""The part of a configuration that every recipe shares: its logger, its callbacks and its checkpoints.
+
+They are defaults of the command line: ``trainer.callbacks`` in a file replaces the list, ``callbacks+`` appends to it,
+and ``callbacks: []`` leaves the run without them. ``--print_config`` shows them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+RUNS = "runs"
+_UNNAMED = "default"  # the recipe of a command line without a configuration file
+
+CALLBACKS: list[dict[str, Any]] = [
+    {
+        "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+        "init_args": {"monitor": "val/exact_match", "mode": "max"},
+    },
+    {"class_path": "fc_lightning.callbacks.LastCheckpoint", "init_args": {"every_n_train_steps": 50}},
+    {"class_path": "lightning.pytorch.callbacks.LearningRateMonitor"},
+    {"class_path": "fc_lightning.callbacks.TensorBoard"},
+    {"class_path": "fc_lightning.callbacks.Throughput"},
+    {"class_path": "fc_lightning.callbacks.ProgressBar"},
+    {"class_path": "fc_lightning.callbacks.PredictionWriter"},
+    {"class_path": "fc_lightning.callbacks.EvaluationReport"},
+    {"class_path": "fc_lightning.callbacks.SaveAdapter"},
+    {"class_path": "fc_lightning.callbacks.RunSummary"},
+]
+
+
+def trainer_defaults(config_files: Sequence[str]) -> dict[str, Any]:
+    """Defaults of keys under ``trainer``.
+
+    Args:
+        config_files: The configuration files of the command line; the first one is the recipe, and names the runs.
+    """
+    name = Path(config_files[0]).stem if config_files else _UNNAMED
+    return {
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,  # the data module shards the data itself
+        "enable_model_summary": False,  # RunSummary describes the model
+        "logger": {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": RUNS, "name": name}},
+        "callbacks": CALLBACKS,
+    }
+
+
+def drop_impossible_defaults(trainer: Any) -> None:
+    """Drop those of the default callbacks that contradict other settings of the trainer.
+
+    Lightning rejects a checkpoint callback with ``enable_checkpointing: false`` and a LearningRateMonitor without a
+    logger. For callbacks that the user has named, the error stays.
+
+    Args:
+        trainer: The configuration under ``trainer``, changed in place.
+    """
+    dropped = []
+    if trainer.enable_checkpointing is False or trainer.barebones:
+        dropped += [one for one in CALLBACKS if one["class_path"].endswith("Checkpoint")]
+    if trainer.logger is False or trainer.barebones:
+        dropped += [one for one in CALLBACKS if one["class_path"].endswith("LearningRateMonitor")]
+    if isinstance(trainer.callbacks, list):
+        trainer.callbacks = [one for one in trainer.callbacks if not any(_is(one, default) for default in dropped)]
+
+
+def _is(callback: Any, default: dict[str, Any]) -> bool:
+    if callback.class_path != default["class_path"]:
+        return False
+    return all(callback.init_args.get(name) == value for name, value in default.get("init_args", {}).items())

@@ -1,0 +1,123 @@
+"""Cross-entropy of a frozen head, whose gradient is computed in the forward pass.
+
+The gradient of the hidden state needs the logits, and these are there in the forward pass: two matrix products per
+chunk replace the three of recomputation, and neither logits nor their softmax are kept for the backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class FrozenHead(NamedTuple):
+    """The weights of a head that is not trained, except for the rows of new tokens.
+
+    Attributes:
+        weight: ``(vocabulary, width)``.
+        rows: ``(new, width)``, trained, in place of some rows of the weight.
+        new_tokens: ``(new,)``, which rows these are.
+    """
+
+    weight: Tensor
+    rows: Tensor | None = None
+    new_tokens: Tensor | None = None
+
+
+def frozen_head_loss(
+    head: FrozenHead, hidden: Tensor, labels: Tensor, cap: float | None, chunk: int, weights: Tensor | None = None
+) -> Tensor:
+    """Summed cross-entropy, a scalar in fp32.
+
+    Args:
+        head: The weights.
+        hidden: ``(n, width)``.
+        labels: ``(n,)``.
+        cap: Soft cap of the logits.
+        chunk: Rows of logits held at a time.
+        weights: ``(n,)``, factors of the tokens' cross-entropies.
+    """
+    return _FrozenHeadLoss.apply(hidden, head.weight, head.rows, head.new_tokens, labels, weights, cap, chunk)
+
+
+def split_rows(chunk: int, *tensors: Tensor | None) -> list[Sequence[Tensor | None]]:
+    """Each tensor in chunks of rows; as many times None for what is None."""
+    parts = [None if tensor is None else tensor.split(chunk) for tensor in tensors]
+    count = next(len(split) for split in parts if split is not None)
+    return [[None] * count if split is None else split for split in parts]
+
+
+class _FrozenHeadLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        rows: Tensor | None,
+        new_tokens: Tensor | None,
+        labels: Tensor,
+        weights: Tensor | None,
+        cap: float | None,
+        chunk: int,
+    ) -> Tensor:
+        differentiate = _compiled() if hidden.is_cuda else _loss_and_gradient
+        total = hidden.new_zeros((), dtype=torch.float32)
+        hidden_gradient = torch.empty_like(hidden)
+        rows_gradient = None if rows is None else torch.zeros_like(rows)  # (new, width)
+        rows_of: Any = zip(*split_rows(chunk, hidden, labels, hidden_gradient, weights), strict=True)
+        for part, targets, out, part_weights in rows_of:
+            logits = F.linear(part, weight)  # (chunk, vocabulary)
+            if rows is not None and new_tokens is not None:
+                logits.index_copy_(-1, new_tokens, F.linear(part, rows).to(logits.dtype))
+            loss, gradient = differentiate(logits, targets, cap, part_weights)
+            total += loss
+            if rows is None or new_tokens is None:
+                out.copy_(gradient @ weight)
+                continue
+            of_new = gradient.index_select(-1, new_tokens)  # (chunk, new)
+            gradient.index_fill_(-1, new_tokens, 0.0)
+            out.copy_(gradient @ weight + of_new @ rows)
+            rows_gradient += of_new.T @ part
+        ctx.save_for_backward(hidden_gradient, rows_gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_gradient, rows_gradient = ctx.saved_tensors
+        scaled_rows = None if rows_gradient is None else rows_gradient * upstream
+        return hidden_gradient * upstream.to(hidden_gradient.dtype), None, scaled_rows, None, None, None, None, None
+
+
+def _loss_and_gradient(
+    logits: Tensor, labels: Tensor, cap: float | None, weights: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Summed cross-entropy in fp32, and its gradient with respect to ``(n, vocabulary)`` logits, in their precision.
+
+    Works in place, because on a CPU this is bound by memory.
+    """
+    places = torch.arange(len(labels), device=labels.device)
+    values = logits.float()
+    if cap is not None:
+        tanh = values.div_(cap).tanh_()
+        values = tanh * cap
+    log_sum = values.logsumexp(-1)  # (n,)
+    losses = log_sum - values[places, labels]  # (n,)
+    loss = losses.sum() if weights is None else (losses * weights).sum()
+    gradient = values.sub_(log_sum.unsqueeze(-1)).exp_()
+    gradient[places, labels] -= 1
+    if cap is not None:
+        gradient.mul_(tanh.square_().neg_().add_(1))
+    if weights is not None:
+        gradient.mul_(weights.unsqueeze(-1))
+    return loss, gradient.to(logits.dtype)
+
+
+@cache
+def _compiled() -> Callable[..., tuple[Tensor, Tensor]]:
+    """On a GPU one kernel or two replace a dozen. The last chunk is shorter, so the number of rows is dynamic."""
+    return torch.compile(_loss_and_gradient, dynamic=True)

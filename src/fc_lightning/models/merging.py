@@ -1,0 +1,74 @@
+"""The model that is evaluated: an adapter merged into a copy of its weights, as an export merges it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+import torch
+from peft import PeftModel
+from peft.tuners.lora.layer import Linear as LoraLinear
+from torch import nn
+
+from fc_lightning.models.lora import unwrap_peft
+
+
+@contextlib.contextmanager
+def merged_for_inference(model: nn.Module) -> Iterator[Any]:
+    """The causal language model with its LoRA layers merged, for as long as the context lasts.
+
+    What is evaluated is then what an export writes: base and adapter are added in fp32 and rounded once to the base's
+    precision. In half precision autocast is off, as it is for a server. Afterwards the weights are the same to the bit.
+
+    Left as they are: layers that are not plain LoRA on a linear layer, such as quantized ones and DoRA; rows of new
+    tokens, which cost nothing; and every layer if memory is short of a second copy.
+
+    Args:
+        model: A PeftModel, or a causal language model, which is returned unchanged. It must not be sharded.
+    """
+    causal = unwrap_peft(model)
+    layers = [module for module in causal.modules() if _is_mergeable(module)] if isinstance(model, PeftModel) else []
+    if not layers or not _fits_twice(layers):
+        yield causal
+        return
+    originals = [layer.base_layer.weight.data for layer in layers]
+    device_type, dtype = originals[0].device.type, originals[0].dtype
+    try:
+        for layer in layers:
+            layer.base_layer.weight.data = _merged_weight(layer)
+            layer.merged_adapters += layer.active_adapters  # PEFT then computes the base layer alone
+        # In fp32, autocast decides the precision of products as it does in training.
+        no_autocast = torch.autocast(device_type, enabled=False) if dtype != torch.float32 else contextlib.nullcontext()
+        with no_autocast:
+            yield causal
+    finally:
+        for layer, original in zip(layers, originals, strict=True):
+            layer.base_layer.weight.data = original
+            layer.merged_adapters.clear()
+
+
+@torch.no_grad()
+def _merged_weight(layer: Any) -> torch.Tensor:
+    (name,) = layer.active_adapters
+    weight = layer.base_layer.weight.data
+    with torch.autocast(weight.device.type, enabled=False):
+        return (weight.float() + layer.get_delta_weight(name).float()).to(weight.dtype)
+
+
+def _is_mergeable(module: Any) -> bool:
+    if type(module) is not LoraLinear or type(module.base_layer) is not nn.Linear or module.lora_variant:
+        return False
+    return len(module.active_adapters) == 1 and not module.merged and not module.disable_adapters
+
+
+def _fits_twice(layers: list[Any]) -> bool:
+    """Whether memory has room for another copy of the layers' weights, and as much again for generation."""
+    weights = [layer.base_layer.weight for layer in layers]
+    needed = sum(weight.nbytes for weight in weights)
+    device = weights[0].device
+    if device.type != "cuda":
+        return psutil.virtual_memory().available > 2 * needed
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused > 2 * needed

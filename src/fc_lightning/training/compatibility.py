@@ -1,0 +1,91 @@
+"""Whether a checkpoint belongs to the model that it is loaded into."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from peft import PeftModel
+from torch import Tensor
+
+from fc_lightning.utils.pretrained import BaseModelError
+
+# Where the base is, and how the adapter is used.
+_NOT_COMPARED = {"base_model_name_or_path", "revision", "inference_mode", "task_type", "peft_version", "auto_mapping"}
+# Which modules are adapted can be said in several ways; the names of the weights show it.
+_NOT_COMPARED |= {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"}
+
+
+def check_weights(saved: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Check that a checkpoint has exactly the weights that this configuration trains.
+
+    Args:
+        saved: The weights in the checkpoint, by name.
+        expected: The trained weights of the model, by name.
+
+    Raises:
+        BaseModelError: If weights are missing from the checkpoint, unknown to the model, or of another shape.
+    """
+    missing, unknown = sorted(expected.keys() - saved.keys()), sorted(saved.keys() - expected.keys())
+    if missing or unknown:
+        raise BaseModelError(
+            "the checkpoint does not fit the configuration (`model.peft`, `model.special_tokens`, `model.base`): "
+            f"{len(missing)} weights are missing from it, {len(unknown)} are unknown, e.g. {(missing + unknown)[0]}"
+        )
+    for name, weight in expected.items():
+        if saved[name].shape != weight.shape:
+            raise BaseModelError(
+                f"the checkpoint does not fit the configuration (`model.peft`, `model.base`): the shape of {name} is "
+                f"{tuple(saved[name].shape)} in the checkpoint and {tuple(weight.shape)} in the model"
+            )
+
+
+def check_base(checkpoint: Mapping[str, Any], base: str, digest: str, vocabulary: str) -> None:
+    """Check that a checkpoint was trained on this base and with these token ids.
+
+    Args:
+        checkpoint: The checkpoint; one of an earlier version has no digest of all weights.
+        base: The base of this model, as configured.
+        digest: Of its weights.
+        vocabulary: Digest of its vocabulary.
+
+    Raises:
+        BaseModelError: If it was trained on another base.
+    """
+    if checkpoint.get("vocabulary", vocabulary) != vocabulary:
+        raise BaseModelError(
+            f"the checkpoint does not fit `model.base` {base}: its token ids belong to another vocabulary"
+        )
+    saved = checkpoint.get("base", {})
+    if saved.get("weights", digest) != digest:
+        name = f"{saved['name']}, revision {saved['revision']}" if saved["revision"] else saved["name"]
+        raise BaseModelError(
+            f"the checkpoint was trained on another base ({name}) than `model.base` {base}: their weights differ"
+        )
+
+
+def adapter_settings(model: Any) -> dict[str, Any]:
+    """Everything that the configuration of an adapter says about its weights, in JSON's types; empty without one."""
+    if not isinstance(model, PeftModel):
+        return {}
+    settings = model.peft_config[model.active_adapter].to_dict()
+    return {
+        name: json.loads(json.dumps(sorted(value) if isinstance(value, set) else value, default=str))
+        for name, value in settings.items()
+        if name not in _NOT_COMPARED
+    }
+
+
+def check_adapter(checkpoint: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Check that a checkpoint was trained with this adapter: the shapes of its weights do not show every setting.
+
+    Raises:
+        BaseModelError: If a setting has changed.
+    """
+    saved = checkpoint.get("adapter", settings)
+    for name in sorted(saved.keys() & settings.keys()):  # another version of PEFT has other fields
+        if saved[name] != settings[name]:
+            raise BaseModelError(
+                f"the checkpoint does not fit `model.peft`: `{name}` was {saved[name]}, and is {settings[name]} now"
+            )
