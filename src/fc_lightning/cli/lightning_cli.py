@@ -43,8 +43,9 @@ from fc_lightning.evaluation.report import ReportError
 from fc_lightning.training import distributed as ranks
 from fc_lightning.training.checkpoint_io import CheckpointError
 from fc_lightning.training.lightning_internals import subcommand_parsers
-from fc_lightning.training.loggers import ignore_write_errors
+from fc_lightning.training.loggers import make_robust
 from fc_lightning.training.module import FunctionCallingModule, NonFiniteError
+from fc_lightning.training.optimization import SettingsError
 from fc_lightning.training.run_folders import runs_root
 from fc_lightning.utils.atomic_files import DiskError, wrap_os_errors, write_text
 from fc_lightning.utils.environment import describe_environment
@@ -65,6 +66,7 @@ USER_ERRORS = (
     ExportError,
     NonFiniteError,
     ReportError,
+    SettingsError,
     TeacherError,
     UnknownFormatError,
 )
@@ -123,7 +125,7 @@ class FunctionCallingTrainer(Trainer):
     def loggers(self, loggers: list[Logger] | None) -> None:
         self._loggers = loggers or []
         for logger in self._loggers:
-            ignore_write_errors(logger)
+            make_robust(logger)
 
 
 class SaveConfig(SaveConfigCallback):
@@ -171,6 +173,7 @@ class FunctionCallingCLI(LightningCLI):
             save_config_callback=SaveConfig,
             trainer_class=FunctionCallingTrainer,
             seed_everything_default=0,
+            auto_configure_optimizers=False,  # the module does it, see `model.optimizer`
             parser_kwargs={"default_env": True, "env_prefix": "FC"},
             parser_class=Parser,
             args=args,
