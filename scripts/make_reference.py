@@ -16,8 +16,8 @@ from docstring_parser.google import parse
 from lightning import Callback
 
 import fc_lightning.callbacks
-from fc_lightning.cli.defaults import CALLBACKS
 from fc_lightning.chat_template.token_parts import TokenWeights
+from fc_lightning.cli.defaults import CALLBACKS
 from fc_lightning.cli.lightning_cli import FunctionCallingCLI, FunctionCallingTrainer
 from fc_lightning.data import FunctionCallingDataModule, Source
 from fc_lightning.data.augmentation import Augmentation
@@ -153,8 +153,8 @@ def reference() -> str:
         "### model.token_weights\n",
         *table(TokenWeights, TokenWeights.__doc__),
         "## data\n",
-        "`base`, `revision`, `special_tokens`, `supervise` and `token_weights` follow those of `model`, and are not given "
-        "here.\n",
+        "`base`, `revision`, `special_tokens`, `supervise` and `token_weights` follow those of `model` and are not "
+        "given here.\n",
         *table(FunctionCallingDataModule.__init__, FunctionCallingDataModule.__doc__, SHARED),
         "### A source\n",
         "`data.train`, `data.validation` and `data.test` are lists of these:\n",

@@ -27,8 +27,9 @@ class Parser(LightningArgumentParser):
         self.folder = Path.cwd()
 
     def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Any:
-        """Parse arguments; several paths after a key of sources are one list."""
-        return super().parse_args(join_paths(sys.argv[1:] if args is None else args), *rest, **kwargs)
+        """Parse arguments; several paths after a key of sources are one list, and flags of LightningCLI are known."""
+        arguments = rename_optimizer_flags(sys.argv[1:] if args is None else args)
+        return super().parse_args(join_paths(arguments), *rest, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """End with one line and exit code 2."""
@@ -49,6 +50,19 @@ def config_files(arguments: Sequence[str]) -> list[str]:
     pairs = zip(arguments, [*arguments[1:], ""], strict=False)
     flags = ("--config", "-c")
     return [one.partition("=")[2] if "=" in one else after for one, after in pairs if one.partition("=")[0] in flags]
+
+
+def rename_optimizer_flags(arguments: Sequence[str]) -> list[str]:
+    """Read the flags of LightningCLI, ``--optimizer NAME --optimizer.KEY VALUE``, as keys of the model."""
+    renamed = []
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        key = flag.removeprefix("--").partition(".")[0]
+        if flag.startswith("--") and key in ("optimizer", "lr_scheduler"):
+            whole = flag == f"--{key}" and not value.startswith("{")
+            flag = f"--model.{flag[2:]}" + (".class_path" if whole else "")
+        renamed.append(flag + equals + value)
+    return renamed
 
 
 def join_paths(arguments: Sequence[str]) -> list[str]:

@@ -13,7 +13,6 @@ from fc_lightning.conversation.types import Conversation, Message, Tool
 from fc_lightning.data import FunctionCallingDataModule
 from fc_lightning.data.prepare import read_conversations
 from fc_lightning.data.prompts import read_tools
-from fc_lightning.data.row_report import RowReport
 from fc_lightning.models.merging import merged_for_inference
 from fc_lightning.training.module import FunctionCallingModule
 
@@ -78,7 +77,7 @@ def print_message(console: Console, answer: Message) -> None:
 
 def _tools_of_training(data: FunctionCallingDataModule, console: Console) -> tuple[Tool, ...]:
     """The tools of the first training conversation that has some, with its question as an example."""
-    rows = read_conversations(data.sources["train"], data.template, data.preparation("train"), RowReport())
+    rows = read_conversations(data.sources["train"], data.template, data.preparation("train"))
     first = next((conversation for _, _, conversation in rows if conversation.tools), None)
     if first is None:
         console.print("No tools: give some with `--tools FILE`, a JSON list in OpenAI's shape.")

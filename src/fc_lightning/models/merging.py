@@ -57,7 +57,7 @@ def _merged_weight(layer: Any) -> torch.Tensor:
         return (weight.float() + layer.get_delta_weight(name).float()).to(weight.dtype)
 
 
-def _is_mergeable(module: nn.Module) -> bool:
+def _is_mergeable(module: Any) -> bool:
     if type(module) is not LoraLinear or type(module.base_layer) is not nn.Linear or module.lora_variant:
         return False
     return len(module.active_adapters) == 1 and not module.merged and not module.disable_adapters

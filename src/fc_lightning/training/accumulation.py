@@ -90,3 +90,23 @@ def sum_over_ranks(
         is_gradient_finite=not num_broken_ranks,
         peer_flags=peer_flags,
     )
+
+
+def suspect_ids(window: Sequence[MicroBatchLoss], gradient: bool) -> list[list[list[str]]]:
+    """Ids of the documents of a step that may be the cause of a value that is not finite.
+
+    Args:
+        window: This rank's micro-batches.
+        gradient: Whether the losses are finite, and only a gradient is not. Ranks have already added up their
+            gradients, so any of the rows may be the cause.
+    """
+    return [micro.ids for micro in window if gradient or not micro.loss.isfinite()]
+
+
+def describe_suspects(ids: Sequence[list[list[list[str]]]]) -> str:
+    """The ids of :func:`suspect_ids` of all ranks, in words."""
+    return "; ".join(
+        f"rank {rank}: {', '.join(document for batch in batches for pack in batch for document in pack)}"
+        for rank, batches in enumerate(ids)
+        if batches
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any, Literal
 
 import torch
@@ -12,7 +13,6 @@ from lightning.pytorch.utilities import rank_zero_warn
 from peft import PeftConfig
 from torch import Tensor
 from torchmetrics import MeanMetric
-from transformers import get_scheduler
 
 from fc_lightning.chat_template.template import Supervise
 from fc_lightning.chat_template.token_parts import TokenWeights
@@ -26,15 +26,26 @@ from fc_lightning.evaluation.evaluator import (
     measure,
     notify_callbacks,
 )
-from fc_lightning.models.attention import choose_attention
+from fc_lightning.models.attention import choose_attention, generation_mode
 from fc_lightning.models.fsdp import are_finite, shard
-from fc_lightning.models.loading import base_digest, load_base, load_config
+from fc_lightning.models.loading import base_digest, load_base
 from fc_lightning.models.lora import add_adapter, add_token_rows, unwrap_peft
 from fc_lightning.models.loss import HEAD_CHUNK, token_loss_sum
 from fc_lightning.models.merging import merged_for_inference
-from fc_lightning.training.accumulation import MicroBatchLoss, sum_over_ranks
-from fc_lightning.training.compatibility import check_base, check_settings, check_weights
+from fc_lightning.training.accumulation import MicroBatchLoss, describe_suspects, sum_over_ranks, suspect_ids
+from fc_lightning.training.compatibility import adapter_settings, check_adapter, check_base, check_weights
 from fc_lightning.training.lightning_internals import attached_trainer
+from fc_lightning.training.optimization import (
+    OptimizationSettings,
+    check_settings,
+    keep_settings,
+    make_optimizer,
+    make_scheduler,
+    ordered_names,
+    save_settings,
+    saved_order,
+)
+from fc_lightning.training.precision import base_dtype
 from fc_lightning.utils.malloc import release_freed_memory
 
 _GENERATION = {"max_new_tokens": 256, "do_sample": False}
@@ -64,7 +75,7 @@ class FunctionCallingModule(LightningModule):
         special_tokens: Tags that become one token each; an empty list keeps them plain text.
         supervise: Which tokens are trained on: the model's turns (``assistant``) or all of them (``all``).
         token_weights: Weights of the supervised tokens in the training loss, by what they are; 1 each by default.
-        compile: Compile each decoder layer with ``torch.compile``.
+        compile: Compile each decoder layer with ``torch.compile``; ``auto`` does so on a GPU.
         gradient_checkpointing: Save memory by recomputing each layer in the backward pass.
         head_chunk: Rows of logits in memory at a time. With more supervised tokens, chunks are recomputed in the
             backward pass. 512 rows of a vocabulary of 262,144 are half a gigabyte in fp32.
@@ -72,9 +83,13 @@ class FunctionCallingModule(LightningModule):
             ``do_sample: true`` and ``num_return_sequences: k`` each turn is generated k times and pass@k is logged.
         constrained: Constrain decoding to the grammar and the offered tools (needs xgrammar).
         learning_rate: Peak learning rate.
-        weight_decay: Weight decay of AdamW.
+        weight_decay: Weight decay of matrices; norms, biases and other vectors have none.
         warmup: Share of the optimizer steps in which the learning rate rises.
         schedule: How the learning rate falls after the warm-up.
+        lora_plus_ratio: Learning rate of LoRA's B matrices relative to the others (LoRA+); the same by default.
+        optimizer: A class of ``torch.optim`` by name, or any by ``class_path`` and ``init_args``; AdamW by default.
+        lr_scheduler: A class of ``torch.optim.lr_scheduler`` likewise, instead of ``warmup`` and ``schedule``. It steps
+            once per epoch unless ``interval: step`` is given.
         non_finite: What happens if the loss or a gradient of an optimizer step is not finite: ``stop`` ends training
             before the step, ``skip`` skips it and logs ``train/skipped_steps``. The rows are named in either case.
     """
@@ -90,7 +105,7 @@ class FunctionCallingModule(LightningModule):
         special_tokens: list[str] | None = None,
         supervise: Supervise = "assistant",
         token_weights: TokenWeights | None = None,
-        compile: bool = False,
+        compile: bool | Literal["auto"] = "auto",
         gradient_checkpointing: bool = False,
         head_chunk: int = HEAD_CHUNK,
         generation: dict[str, Any] | None = None,
@@ -99,6 +114,9 @@ class FunctionCallingModule(LightningModule):
         weight_decay: float = 0.0,
         warmup: float = 0.03,
         schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine",
+        lora_plus_ratio: float | None = None,
+        optimizer: str | dict[str, Any] | None = None,
+        lr_scheduler: str | dict[str, Any] | None = None,
         non_finite: Literal["stop", "skip"] = "stop",
     ):
         super().__init__()
@@ -126,6 +144,11 @@ class FunctionCallingModule(LightningModule):
         self.weight_decay = weight_decay
         self.warmup = warmup
         self.schedule = schedule
+        self.lora_plus_ratio = lora_plus_ratio
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.optimization.check()
+        self._saved_order: list[str] = []  # of the parameters in the optimizer's state of a checkpoint
         self.non_finite = non_finite
         self.skipped_steps = 0
         self.strict_loading = False  # checkpoints hold trained weights only; on_load_checkpoint checks them
@@ -149,6 +172,11 @@ class FunctionCallingModule(LightningModule):
         return load_tokenizer(self.base, self.revision, tuple(self.special_tokens))[0]
 
     @property
+    def optimization(self) -> OptimizationSettings:
+        """The settings of optimizer and schedule."""
+        return OptimizationSettings(**{item.name: getattr(self, item.name) for item in fields(OptimizationSettings)})
+
+    @property
     def turn_generator(self) -> TurnGenerator:
         """Generates turns as configured."""
         if self._turn_generator is None:
@@ -163,18 +191,17 @@ class FunctionCallingModule(LightningModule):
         """
         if self.model is not None:
             return
-        check_settings(self._precision, self.peft is not None, bool(self.quantization))
-        dtype, attention = self._base_dtype(), self.attn_implementation
-        reason = "as configured"
+        trainer = attached_trainer(self)
+        precision = str(trainer.precision) if trainer else "32-true"
+        device = trainer.strategy.root_device if trainer else torch.device("cpu")
+        dtype = base_dtype(precision, self.weight_dtype, self.peft is not None, bool(self.quantization))
+        attention, reason = self.attn_implementation, "as configured"
         if attention == "auto":
-            config = load_config(self.base, self.revision)
-            attention, reason = choose_attention(config, self._target_device, "mixed" in self._precision)
+            attention, reason = choose_attention(device, "mixed" in precision)
 
         # 1) The base, with rows for the new tokens
-        model = load_base(
-            self.base, self.revision, getattr(torch, dtype), attention, self.quantization, self._target_device
-        )
-        self._base_digest = base_digest(model)
+        model = load_base(self.base, self.revision, getattr(torch, dtype), attention, self.quantization, device)
+        self._base_digest = base_digest(self.base, self.revision)
         _, pieces = load_tokenizer(self.base, self.revision, tuple(self.special_tokens))
         add_token_rows(model, pieces)
         if self.gradient_checkpointing:
@@ -185,7 +212,8 @@ class FunctionCallingModule(LightningModule):
         self.model.train()  # transformers loads models in evaluation mode
 
         # 3) Compilation and sharding
-        if self.compile_layers:
+        on_gpu = device.type == "cuda"
+        if on_gpu if self.compile_layers == "auto" else self.compile_layers:
             for layer in model.get_decoder().layers:
                 layer.compile()
         if self._is_sharded:
@@ -255,20 +283,22 @@ class FunctionCallingModule(LightningModule):
         notify_callbacks(self.trainer, self, evaluated)
 
     def configure_optimizers(self) -> Any:
-        """AdamW over the trained weights, with a warm-up and a schedule over the whole run."""
-        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
+        """The optimizer over the trained weights, and its schedule over the whole run."""
+        trained = self._trained_weights()
+        optimizer = make_optimizer(list(trained.items()), self.optimization)
+        if self.optimization.lr_scheduler is None:
+            keep_settings(optimizer, ordered_names(optimizer, trained), self._saved_order)
         steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = get_scheduler(
-            self.schedule, optimizer, num_warmup_steps=round(self.warmup * steps), num_training_steps=steps
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
+        return {"optimizer": optimizer, "lr_scheduler": make_scheduler(optimizer, self.optimization, steps)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only the trained weights, and record the base and the vocabulary that they belong to."""
         trained = self._trained_weights()
         checkpoint["vocabulary"] = vocabulary_digest(self.tokenizer)
-        checkpoint["base"] = {"name": self.base, "revision": self.revision, "digest": self._base_digest}
+        checkpoint["base"] = {"name": self.base, "revision": self.revision, "weights": self._base_digest}
+        checkpoint["adapter"] = adapter_settings(self.model)
+        if self.trainer.optimizers:
+            save_settings(checkpoint, self.optimization, ordered_names(self.trainer.optimizers[0], trained))
         checkpoint["state_dict"] = {name: saved for name, saved in checkpoint["state_dict"].items() if name in trained}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -276,32 +306,21 @@ class FunctionCallingModule(LightningModule):
 
         Raises:
             BaseModelError: If it does not.
+            CheckpointError: If training cannot resume from it with these settings.
         """
-        if (trainer := attached_trainer(self)) is not None:
-            trainer.num_sanity_val_steps = 0  # the base was measured when the run began
         self.configure_model()
         check_weights(checkpoint["state_dict"], self._trained_weights())
         check_base(checkpoint, self.base, self._base_digest, vocabulary_digest(self.tokenizer))
+        check_adapter(checkpoint, adapter_settings(self.model))
+        if (trainer := attached_trainer(self)) is not None and trainer.state.fn == "fit":
+            trainer.num_sanity_val_steps = 0  # the base was measured when the run began
+            check_settings(checkpoint, self.optimization)
+            self._saved_order = saved_order(checkpoint, self._trained_weights())
 
     @property
     def _is_sharded(self) -> bool:
         """Whether every rank must take part in every forward pass."""
         return self.device_mesh is not None
-
-    @property
-    def _precision(self) -> str:
-        trainer = attached_trainer(self)
-        return str(trainer.precision) if trainer else "32-true"
-
-    @property
-    def _target_device(self) -> torch.device:
-        trainer = attached_trainer(self)
-        return trainer.strategy.root_device if trainer else torch.device("cpu")
-
-    def _base_dtype(self) -> str:
-        if self.weight_dtype != "auto":
-            return self.weight_dtype
-        return "bfloat16" if self.peft is not None and self._precision.startswith("bf16") else "float32"
 
     def _trained_weights(self) -> dict[str, Tensor]:
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
@@ -313,14 +332,8 @@ class FunctionCallingModule(LightningModule):
             window: This rank's micro-batches of the step.
             what: ``loss`` or ``gradient``, whichever is not finite.
         """
-        # Ranks have already added up their gradients: if only these are not finite, any of the rows may be the cause.
-        suspects = [micro.ids for micro in window if what == "gradient" or not micro.loss.isfinite()]
-        rows = "; ".join(
-            f"rank {rank}: {', '.join(id_ for batch in batches for pack in batch for id_ in pack)}"
-            for rank, batches in enumerate(gather_objects(suspects))
-            if batches
-        )
-        problem = f"optimizer step {self.trainer.global_step + 1}: the {what} is not finite, in the rows of {rows}"
+        problem = f"optimizer step {self.trainer.global_step + 1}: the {what} is not finite, in the rows of "
+        problem += describe_suspects(gather_objects(suspect_ids(window, what == "gradient")))
         if self.non_finite == "stop":
             raise NonFiniteError(
                 f"{problem}. The weights are as they were before it. Look at these rows, lower `model.learning_rate`, "
@@ -332,10 +345,11 @@ class FunctionCallingModule(LightningModule):
             parameter.grad = None  # optimizers ignore parameters without a gradient
 
     def _generate_turns(self, batch: Any) -> list[IndexedTurn]:
-        if self._is_sharded:
-            return self.turn_generator.turns(unwrap_peft(self.model), batch, synced_gpus=True)
-        with merged_for_inference(self.model) as causal:
-            return self.turn_generator.turns(causal, batch)
+        with generation_mode(self.model):
+            if self._is_sharded:
+                return self.turn_generator.turns(unwrap_peft(self.model), batch, synced_gpus=True)
+            with merged_for_inference(self.model) as causal:
+                return self.turn_generator.turns(causal, batch)
 
     def _finish_evaluation(self, stage: str) -> None:
         turns, self.evaluated_turns = self.evaluated_turns, []
