@@ -1,4 +1,4 @@
-"""Mistakes: from several generations per prompt, the wrong turn that a model makes most often."""
+"""Mistakes: the most frequent wrong turn among several generations per prompt."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from fc_lightning.evaluation.turns import EvaluatedTurn
 
 
 def most_frequent_mistake(samples: Sequence[EvaluatedTurn]) -> EvaluatedTurn | None:
-    """The turn with the wrong calls that were generated most often from one prompt; None if there is none.
+    """The turn with the most frequent wrong calls among the generations from one prompt; None if there is none.
 
-    A turn that does not end, cannot be parsed, or is among the row's accepted alternatives is not a mistake that a
-    preference can teach.
+    Turns that are unterminated, cannot be parsed, or match an accepted alternative are not used for preferences.
 
     Args:
         samples: Generations from the same prompt.
@@ -27,15 +26,17 @@ def most_frequent_mistake(samples: Sequence[EvaluatedTurn]) -> EvaluatedTurn | N
     if not wrong:
         return None
     counts = Counter(frozenset(Counter(turn.predicted).items()) for turn in wrong)
-    return max(wrong, key=lambda turn: counts[frozenset(Counter(turn.predicted).items())])  # the first of the most
+    return max(
+        wrong, key=lambda turn: counts[frozenset(Counter(turn.predicted).items())]
+    )  # ties: the first
 
 
 def preference_rows(turns: Iterable[EvaluatedTurn], conversations: Iterable[Conversation]) -> list[dict[str, Any]]:
-    """Rows with ``messages``, ``tools``, ``chosen`` and ``rejected``, one for each prompt with a mistake.
+    """Preference rows, one per prompt with a mistake: ``messages``, ``tools``, ``chosen`` and ``rejected``.
 
     Args:
-        turns: Evaluated turns, all generations from a prompt in a row.
-        conversations: The conversations that the prompts were made of; ``chosen`` is their own turn.
+        turns: Evaluated turns; all generations from a prompt are consecutive.
+        conversations: The conversations of the prompts; their recorded turn is ``chosen``.
     """
     by_id = {conversation.id: conversation for conversation in conversations}
     rows = []
