@@ -120,3 +120,26 @@ def test_a_callback_that_raises_ends_the_run_with_its_own_traceback(run, tmp_pat
         run("fit", *overlay(tmp_path, {"class_path": "raising.Raising"}), *QUICK)
     assert Path(caught.traceback[-1].path).name == "raising.py"
     sys.modules.pop("raising")
+
+
+def test_perturbed_turns_are_measured_reported_and_kept_apart(run, tmp_path):
+    ours = [{"class_path": f"fc_lightning.callbacks.{name}"} for name in ("EvaluationReport", "PredictionWriter")]
+    plain = run("validate", *overlay(tmp_path, *ours))
+    folder = run("validate", *overlay(tmp_path, *ours), "--data.perturbations=[mask_names, shuffle_tools, drop_tool]")
+    turns, perturbed = (
+        [json.loads(line) for line in (folder / f"predictions{name}.jsonl").open()] for name in ("", "_perturbed")
+    )
+    assert turns == [json.loads(line) for line in (plain / "predictions.jsonl").open()]
+    assert {turn["perturbation"] for turn in turns} == {""}
+    assert {turn["perturbation"] for turn in perturbed} == {"mask_names", "shuffle_tools", "drop_tool"}
+    assert not (plain / "predictions_perturbed.jsonl").exists()
+    logged = (folder / "metrics.csv").read_text().splitlines()[0].split(",")
+    names = {"val/exact_match/masked", "val/exact_match/shuffled", "val/abstention/dropped"}
+    assert {*names, "val/verdict_changed/masked"} <= set(logged)
+    for kind in ("html", "md"):
+        assert "Robustness" in (folder / f"report.{kind}").read_text()
+        assert "Robustness" not in (plain / f"report.{kind}").read_text()
+    run("report", f"--runs=[{folder}]", f"--output={tmp_path / 'again'}")
+    assert "abstention/dropped" in (tmp_path / "again.md").read_text()
+    trained = run("fit", *overlay(tmp_path, *ours), *QUICK, "--data.perturbations=[mask_names]")
+    assert not (trained / "predictions_perturbed.jsonl").exists()

@@ -30,7 +30,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from fc_lightning.chat_template.control_tokens import BREAK
-from fc_lightning.chat_template.template import ChatTemplate, ChatTemplateError, Encoded, Rendered
+from fc_lightning.chat_template.template import ChatTemplate, ChatTemplateError, Rendered
 from fc_lightning.chat_template.tokens import SpecialToken, register_tokens
 from fc_lightning.conversation.parsing import parse_turn
 from fc_lightning.conversation.types import Conversation, Message, Tool, ToolCall
@@ -253,7 +253,8 @@ def test_supervised_tokens_are_those_that_start_in_a_supervised_span(text, data)
     # The tokens of one character all start where the character does.
     assert encoded.supervised_mask == [any(a <= at < b for a, b in spans) for at, _ in expected.offset_mapping]
     ids = expected.input_ids
-    assert TEMPLATE.encode([rendered], "all") == [Encoded(ids, [(0, len(ids))] if ids else [])]
+    (every,) = TEMPLATE.encode([rendered], "all")
+    assert (every.input_ids, list(every.supervised_spans)) == (ids, [(0, len(ids))] if ids else [])
 
 
 @many

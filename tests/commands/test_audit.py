@@ -205,3 +205,16 @@ def test_schemas_that_lead_nowhere_and_types_that_sources_invent():
     assert kinds({"$ref": "https://example.com/schema.json"}) == ["bad_schema"]
     assert kinds({"type": "dict", "properties": {"x": {"type": "float"}}}) == ["invalid_argument"]
     assert kinds({"properties": {"type": {"type": "str"}}, "required": ["type"]}) == ["missing_argument"]
+
+
+def test_augmented_examples_are_shown(tmp_path, capsys):
+    main(
+        [
+            *("audit", "--config", TINY, f"--output={tmp_path}", "--examples=1"),
+            "--data.augmentation={mask_names: 1.0}",
+        ]
+    )
+    printed = capsys.readouterr().out
+    shown = printed[printed.index("train, augmented: quickstart_train_0001") :]
+    assert "get_weather" not in shown.split("<start_of_turn>model")[1].split("<end_of_turn>")[0]
+    assert "train, augmented" in (tmp_path / "audit.html").read_text()

@@ -23,6 +23,10 @@ SETTINGS = {
     "packed": ["--data.max_length=512", "--trainer.val_check_interval=3"],
     "unpacked": ["--data.packing=false", "--trainer.val_check_interval=5", "--trainer.accumulate_grad_batches=3"],
     "steps": ["--data.max_length=512", "--trainer.max_epochs=-1", "--trainer.max_steps=5"],
+    "augmented": [
+        *("--data.max_length=512", "--trainer.val_check_interval=3", "--model.token_weights.argument_value=3"),
+        "--data.augmentation={shuffle_tools: 0.5, distractors: 0.5, drop_tool: 0.2, mask_names: 0.5}",
+    ],
     "no validation": ["--data.max_length=512", "--data.validation=null"],
     "streaming": [
         *("--data.max_length=512", "--data.streaming=true", "--data.shuffle_buffer=8", "--trainer.max_epochs=-1"),
@@ -72,7 +76,7 @@ def on_two_ranks(folder: Path, jobs: list) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", SETTINGS if FULL else ["packed", "streaming"])
+@pytest.mark.parametrize("kind", SETTINGS if FULL else ["packed", "streaming", "augmented"])
 def test_two_ranks_go_on_from_every_moment(tmp_path, kind):
     on_two_ranks(tmp_path, [["whole", [*SETTINGS[kind], "--data.max_length=256"], True, 0 if FULL else 3]])
     saved = json.loads((tmp_path / "saved" / "saved.json").read_text())

@@ -9,6 +9,7 @@ from fc_lightning.data.collator import PackingCollator
 from fc_lightning.models.lora import unwrap_peft
 from fc_lightning.models.loss import token_loss_sum
 from fc_lightning.models.peft_internals import frozen_head
+from fc_lightning.models.preference_loss import Preference
 
 
 def loss_and_gradients(model, batch, chunk) -> list[torch.Tensor]:
@@ -48,6 +49,70 @@ def test_a_batch_without_labels_has_a_loss_of_zero_and_gradients(base):
     loss, *gradients = loss_and_gradients(adapted(base), PackingCollator(0)([]), 4)
     assert loss == 0
     assert all((gradient == 0).all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("chunk", [4, 1000])
+def test_weights_multiply_token_losses_and_their_gradients(base, chunk):
+    """Against a plain sum over the logits of the whole model, one document at a time."""
+    model = adapted(base, head=True)
+    batch = PackingCollator(0)([DOCUMENTS])
+    weights = torch.linspace(-0.5, 2.0, batch["num_supervised"])
+    found = token_loss_sum(model, {**batch, "weights": weights}, chunk)
+    found.backward()
+    gradients = [parameter.grad.clone() for parameter in model.parameters() if parameter.requires_grad]
+    model.zero_grad()
+    expected, position = torch.tensor(0.0), 0
+    for document in DOCUMENTS:
+        ids, spans = torch.tensor(document["input_ids"]), document["supervised"]
+        log_probs = plain_logits(model, ids).log_softmax(-1)
+        for first, last in zip(spans[::2], spans[1::2], strict=True):
+            for place in range(max(first, 1), last):
+                expected = expected - weights[position] * log_probs[place - 1, ids[place]]
+                position += 1
+    assert position == len(weights)
+    expected.backward()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+    for mine, parameter in zip(gradients, (p for p in model.parameters() if p.requires_grad), strict=True):
+        torch.testing.assert_close(mine, parameter.grad, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("chunk", [4, 1000])
+def test_the_preference_loss_has_the_gradient_of_its_plain_formula(base, chunk):
+    """The two-pass form against autograd through the logits of the whole model, unpacked."""
+    model = adapted(base)
+    pair = [DOCUMENTS[0], {**DOCUMENTS[1], "supervised": DOCUMENTS[1]["supervised"][:2]}]
+    batch = PackingCollator(0)([pair])
+    preference = Preference(weight=0.5, beta=3.0, margin=0.2)
+    counts = [len(supervised_places(document)) for document in pair]
+    side = torch.tensor([0] * counts[0] + [1] * counts[1])
+    more = {"weights": (side == 0).float(), "pair_side": side, "num_pairs": 1}
+    found = token_loss_sum(model, {**batch, **more}, chunk, preference)
+    found.backward()
+    gradients = [parameter.grad.clone() for parameter in model.parameters() if parameter.requires_grad]
+    model.zero_grad()
+    sums = []
+    for document in pair:
+        ids = torch.tensor(document["input_ids"])
+        log_probs = plain_logits(model, ids).log_softmax(-1)
+        sums.append(torch.stack([log_probs[place - 1, ids[place]] for place in supervised_places(document)]).sum())
+    margin = 3.0 * (sums[0] / counts[0] - sums[1] / counts[1]) - 0.2
+    expected = -sums[0] + 0.5 * counts[0] * torch.log1p(torch.exp(-margin))
+    expected.backward()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+    for mine, parameter in zip(gradients, (p for p in model.parameters() if p.requires_grad), strict=True):
+        torch.testing.assert_close(mine, parameter.grad, rtol=1e-3, atol=1e-4)
+
+
+def supervised_places(document) -> list[int]:
+    spans = document["supervised"]
+    pairs = zip(spans[::2], spans[1::2], strict=True)
+    return [place for first, last in pairs for place in range(max(first, 1), last)]
+
+
+def plain_logits(model, ids: torch.Tensor) -> torch.Tensor:
+    """Logits of one document alone, without the project's own loss, ``(length, vocabulary)``."""
+    whole = [(0, 0, len(ids))]
+    return model(input_ids=ids[None], use_cache=False, documents=whole).logits[0].float()
 
 
 def test_compiled_layers_have_the_same_gradients(base):

@@ -168,3 +168,34 @@ def test_the_newest_run_counts_and_not_the_one_with_most_steps(tmp_path):
     assert newest(trainer) == tmp_path / "line" / "version_10" / "checkpoints" / "last.ckpt"
     newest(trainer).write_bytes(b"damaged")
     assert newest(trainer) == tmp_path / "line" / "version_10" / "checkpoints" / "best.ckpt"
+
+
+def test_what_a_killed_process_has_left_is_removed(tmp_path):
+    """A kill after a checkpoint was written and before the one that it replaces was removed."""
+    savers = [LAST[0], BEST[0], OTHER[0]]
+    kept = {}
+
+    class Kill(Exception):
+        pass
+
+    def remove(saver, trainer, path):
+        kept[path] = Path(path).read_bytes()
+        raise Kill
+
+    for remaining in (False, True):
+        with pytest.MonkeyPatch.context() as patch:
+            if not remaining:
+                patch.setattr(ModelCheckpoint, "_remove_checkpoint", remove)
+                with pytest.raises(Kill):
+                    fit(tmp_path, savers, 0.5)
+                (surplus,) = kept
+                assert Path(surplus).is_file()
+                Path(surplus).with_name("mine.ckpt").write_bytes(b"not a checkpoint")
+                Path(surplus).with_name("removed.adapter").mkdir()
+            else:
+                fit(tmp_path, savers, 0.5)
+    assert not Path(surplus).exists()
+    names = sorted(path.name for path in tmp_path.rglob("*.ckpt"))
+    assert "mine.ckpt" in names
+    assert not list(tmp_path.rglob("*.adapter"))
+    assert len(names) == 4  # the best, the newest by Lightning, ours, and the stranger

@@ -20,7 +20,8 @@ class PredictionWriter(Callback):
     """Writes ``predictions.jsonl`` to the run's folder in test and predict, and after each validation.
 
     The predictions of the untouched base go to ``predictions_before.jsonl``, if Lightning validates before training
-    (``trainer.num_sanity_val_steps: -1``).
+    (``trainer.num_sanity_val_steps: -1``), those of perturbed prompts (``data.perturbations``) to
+    ``predictions_perturbed.jsonl``.
 
     Args:
         filename: Name of the file in the run's folder.
@@ -37,8 +38,17 @@ class PredictionWriter(Callback):
         if not trainer.is_global_zero or (trainer.sanity_checking and not is_baseline_validation(trainer)):
             return
         path = Path(folder or ".") / self.filename
-        if trainer.sanity_checking:
-            path = path.with_stem(f"{path.stem}_before")
+        self._write(trainer, path.with_stem(f"{path.stem}_before") if trainer.sanity_checking else path, evaluated)
+
+    def on_perturbed_calls_evaluated(
+        self, trainer: Trainer, pl_module: LightningModule, evaluated: list[EvaluatedTurn]
+    ) -> None:
+        """Replace the file of perturbed turns."""
+        path = Path(trainer.log_dir or ".") / self.filename  # a collective
+        if trainer.is_global_zero:
+            self._write(trainer, path.with_stem(f"{path.stem}_perturbed"), evaluated)
+
+    def _write(self, trainer: Trainer, path: Path, evaluated: list[EvaluatedTurn]) -> None:
         turns = [{**turn.to_dict(), **({} if turn.labelled else _UNLABELLED)} for turn in evaluated]
         lines = [json.dumps(turn, ensure_ascii=False) for turn in turns]
         try:

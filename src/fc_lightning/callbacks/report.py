@@ -14,8 +14,8 @@ from fc_lightning.evaluation.report import EvaluatedRun, read_curves, write_repo
 class EvaluationReport(Callback):
     """Writes ``report.html`` and ``report.md`` to the run's folder when it ends.
 
-    They show results by category, failures with examples, and training curves. If Lightning validates before training
-    (``trainer.num_sanity_val_steps: -1``), they compare the model with the untouched base.
+    They show results by category and under perturbations, failures with examples, and training curves. If Lightning
+    validates before training (``trainer.num_sanity_val_steps: -1``), they compare the model with the untouched base.
 
     Args:
         filename: Name of the files in the run's folder, without a suffix.
@@ -25,6 +25,7 @@ class EvaluationReport(Callback):
         self.filename = filename
         self.before: list[EvaluatedTurn] = []
         self.last: list[EvaluatedTurn] = []
+        self.perturbed: list[EvaluatedTurn] = []
 
     def on_tool_calls_evaluated(
         self, trainer: Trainer, pl_module: LightningModule, evaluated: list[EvaluatedTurn]
@@ -34,6 +35,12 @@ class EvaluationReport(Callback):
             self.before = evaluated
         elif not trainer.sanity_checking:
             self.last = evaluated
+
+    def on_perturbed_calls_evaluated(
+        self, trainer: Trainer, pl_module: LightningModule, evaluated: list[EvaluatedTurn]
+    ) -> None:
+        """Keep the perturbed turns."""
+        self.perturbed = evaluated
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the report."""
@@ -57,4 +64,5 @@ class EvaluationReport(Callback):
         path = Path(folder or ".") / self.filename
         columns = [EvaluatedRun("before training", self.before)] if self.before else []
         curves = read_curves(path.with_name("metrics.csv"))
-        write_report([*columns, EvaluatedRun(name, self.last, curves)], path, f"Evaluation: {path.parent}")
+        run = EvaluatedRun(name, self.last, curves, self.perturbed)
+        write_report([*columns, run], path, f"Evaluation: {path.parent}")

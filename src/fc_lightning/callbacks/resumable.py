@@ -15,8 +15,10 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.utilities import rank_zero_info
 
+from fc_lightning.data import FunctionCallingDataModule
 from fc_lightning.training import slurm
 from fc_lightning.training.checkpoint_io import AtomicCheckpointIO, CheckpointError, last_checkpoint, read_checkpoint
+from fc_lightning.training.leftovers import remove_surplus
 from fc_lightning.training.lightning_internals import (
     end_restart,
     finish_restarted_epoch,
@@ -108,6 +110,16 @@ class Resumable(Callback):
         """Release the run's folder."""
         self.teardown(trainer, pl_module, "fit")
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remove what a killed process would have removed next."""
+        if self.resumes_in_place:
+            remove_surplus(trainer, resumed_from=trainer.ckpt_path)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remove the checkpoint that the run has resumed from, which Lightning keeps even if nothing refers to it."""
+        if self.resumes_in_place:
+            remove_surplus(trainer)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore the random numbers of the checkpoint, and log the row that was still pending."""
         if self._resumed and trainer.strategy.restore_checkpoint_after_setup and trainer.datamodule is not None:
@@ -163,7 +175,7 @@ class Resumable(Callback):
         if position is None or now.step != position.step or (not now.loops.in_epoch and position.loops.is_last_batch):
             position = now
         data = trainer.datamodule
-        if hasattr(data, "position"):  # not a data module of the user's own
+        if isinstance(data, FunctionCallingDataModule):
             checkpoint[data.__class__.__qualname__] = data.state_dict(position.data)
         is_at_position = position.loops.total_batches == now.loops.total_batches
         validated = position.loops == self._validated

@@ -13,7 +13,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -51,10 +50,12 @@ class Encoded:
     Attributes:
         input_ids: Token ids of the complete text.
         supervised_spans: Half-open ranges of supervised tokens: sorted, not empty, and not adjacent to each other.
+        starts: The character of the text at which each token starts.
     """
 
     input_ids: list[int]
     supervised_spans: list[tuple[int, int]]
+    starts: list[int]
 
     @property
     def supervised_mask(self) -> list[bool]:
@@ -151,7 +152,7 @@ class ChatTemplate:
             add_generation_prompt=generation_prompt,
             **self.variables,
         )
-        return Rendered(texts[0], self._supervised_spans(messages, spans[0]))
+        return Rendered(texts[0], tuple(self._supervised_spans(messages, spans[0])))
 
     def _supervised_spans(
         self, messages: Sequence[dict[str, Any]], spans: list[tuple[int, int]]
@@ -175,12 +176,14 @@ class ChatTemplate:
         # The backend, because the tokenizer itself also builds lists that are not needed here for every text.
         encode_batch = self.tokenizer.backend_tokenizer.encode_batch
         encodings = encode_batch([each.text for each in rendered], add_special_tokens=False)
-        if supervise == "all":
-            return [Encoded(each.ids, _merge_spans([(0, len(each.ids))])) for each in encodings]
-        return [
-            Encoded(encoding.ids, _supervised_tokens(encoding, each.supervised_spans))
-            for each, encoding in zip(rendered, encodings, strict=True)
-        ]
+        encoded = []
+        for each, encoding in zip(rendered, encodings, strict=True):
+            starts = [start for start, _ in encoding.offsets]
+            spans = _supervised_tokens(starts, each.supervised_spans)
+            if supervise == "all":
+                spans = _merge_spans([(0, len(starts))])
+            encoded.append(Encoded(encoding.ids, spans, starts))
+        return encoded
 
 
 def openai_message(message: Message) -> dict[str, Any]:
@@ -249,9 +252,8 @@ def _control_tokens(tokenizer: PreTrainedTokenizerBase, chat_format: ChatFormat 
     return sorted(tokens)
 
 
-def _supervised_tokens(encoding: Encoding, spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+def _supervised_tokens(starts: Sequence[int], spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     """Ranges of the tokens that start inside of supervised spans of characters."""
-    starts = [start for start, _ in encoding.offsets]
     return _merge_spans((bisect_left(starts, start), bisect_left(starts, end)) for start, end in spans)
 
 

@@ -22,7 +22,7 @@ from fc_lightning.callbacks.preemption import Preemption
 from fc_lightning.callbacks.resumable import checkpoint_to_resume_from, make_resumable
 from fc_lightning.chat_template.template import ChatTemplateError
 from fc_lightning.cli.checks import check_environment, check_folder, check_values
-from fc_lightning.cli.defaults import trainer_defaults
+from fc_lightning.cli.defaults import drop_impossible_defaults, trainer_defaults
 from fc_lightning.cli.errors import ConfigurationError, explain_trainer
 from fc_lightning.cli.help import SOURCES
 from fc_lightning.cli.parser import Parser, config_files
@@ -43,8 +43,9 @@ from fc_lightning.evaluation.report import ReportError
 from fc_lightning.training import distributed as ranks
 from fc_lightning.training.checkpoint_io import CheckpointError
 from fc_lightning.training.lightning_internals import subcommand_parsers
-from fc_lightning.training.loggers import ignore_write_errors
+from fc_lightning.training.loggers import make_robust
 from fc_lightning.training.module import FunctionCallingModule, NonFiniteError
+from fc_lightning.training.optimization import SettingsError
 from fc_lightning.training.run_folders import runs_root
 from fc_lightning.utils.atomic_files import DiskError, wrap_os_errors, write_text
 from fc_lightning.utils.environment import describe_environment
@@ -65,11 +66,16 @@ USER_ERRORS = (
     ExportError,
     NonFiniteError,
     ReportError,
+    SettingsError,
     TeacherError,
     UnknownFormatError,
 )
 # Settings of the model that the data needs too: given once, under `model`.
-_LINKED = ("base", "revision", "special_tokens", "supervise")
+_LINKED = ("base", "revision", "special_tokens", "supervise", "token_weights")
+
+
+def _is_given(value: Any) -> bool:
+    return value is not None
 
 
 class FunctionCallingTrainer(Trainer):
@@ -123,7 +129,7 @@ class FunctionCallingTrainer(Trainer):
     def loggers(self, loggers: list[Logger] | None) -> None:
         self._loggers = loggers or []
         for logger in self._loggers:
-            ignore_write_errors(logger)
+            make_robust(logger)
 
 
 class SaveConfig(SaveConfigCallback):
@@ -171,6 +177,7 @@ class FunctionCallingCLI(LightningCLI):
             save_config_callback=SaveConfig,
             trainer_class=FunctionCallingTrainer,
             seed_everything_default=0,
+            auto_configure_optimizers=False,  # the module does it, see `model.optimizer`
             parser_kwargs={"default_env": True, "env_prefix": "FC"},
             parser_class=Parser,
             args=args,
@@ -188,6 +195,7 @@ class FunctionCallingCLI(LightningCLI):
         parser.set_defaults({f"trainer.{name}": value for name, value in defaults.items()})
         for name in _LINKED:
             parser.link_arguments(f"model.{name}", f"data.{name}")
+        parser.link_arguments("model.preference", "data.pairs", compute_fn=_is_given)
 
     def _parse_ckpt_path(self) -> None:
         """Keep the configuration as given: Lightning would overwrite it with the checkpoint's hyperparameters."""
@@ -204,6 +212,7 @@ class FunctionCallingCLI(LightningCLI):
         """Check values, and disable the progress bars of transformers in log files, where each update is a line."""
         config = self.config[self.subcommand]
         check_values(config)
+        drop_impossible_defaults(config.trainer)
         sources = [source.path for split in SOURCES for source in _list(config.get(split))]
         use_cache_if_offline([config.get("model.base"), *sources])
         if not sys.stderr.isatty():

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse._typehints import ActionTypeHint
 from lightning.pytorch.cli import LightningArgumentParser
 
 from fc_lightning.cli.errors import explain
 from fc_lightning.cli.help import SOURCES
+from fc_lightning.cli.jsonargparse_internals import prepare_values
+from fc_lightning.utils.escaping import printable_text
 
 
 class Parser(LightningArgumentParser):
@@ -27,8 +28,9 @@ class Parser(LightningArgumentParser):
         self.folder = Path.cwd()
 
     def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Any:
-        """Parse arguments; several paths after a key of sources are one list."""
-        return super().parse_args(join_paths(sys.argv[1:] if args is None else args), *rest, **kwargs)
+        """Parse arguments; several paths after a key of sources are one list, and flags of LightningCLI are known."""
+        arguments = rename_optimizer_flags(sys.argv[1:] if args is None else args)
+        return super().parse_args(join_paths(arguments), *rest, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """End with one line and exit code 2."""
@@ -40,7 +42,7 @@ class Parser(LightningArgumentParser):
         chosen = next((choices[one] for one in arguments if one in choices), None)
         parser = getattr(ex, "subcommand_parser", None) or chosen or self
         known = [action.dest for action in parser._actions if action.dest not in ("help", "config")]
-        print(f"error: {explain(message, known, config_files(arguments))}", file=sys.stderr)
+        print(printable_text(f"error: {explain(message, known, config_files(arguments))}"), file=sys.stderr)
         sys.exit(2)
 
 
@@ -49,6 +51,19 @@ def config_files(arguments: Sequence[str]) -> list[str]:
     pairs = zip(arguments, [*arguments[1:], ""], strict=False)
     flags = ("--config", "-c")
     return [one.partition("=")[2] if "=" in one else after for one, after in pairs if one.partition("=")[0] in flags]
+
+
+def rename_optimizer_flags(arguments: Sequence[str]) -> list[str]:
+    """Read the flags of LightningCLI, ``--optimizer NAME --optimizer.KEY VALUE``, as keys of the model."""
+    renamed = []
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        key = flag.removeprefix("--").partition(".")[0]
+        if flag.startswith("--") and key in ("optimizer", "lr_scheduler"):
+            whole = flag == f"--{key}" and not value.startswith("{")
+            flag = f"--model.{flag[2:]}" + (".class_path" if whole else "")
+        renamed.append(flag + equals + value)
+    return renamed
 
 
 def join_paths(arguments: Sequence[str]) -> list[str]:
@@ -79,24 +94,4 @@ def as_sources(value: Any) -> Any:
     return value
 
 
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list) or (isinstance(value, str) and value.lstrip().startswith("["))
-
-
-class _TypeHint(ActionTypeHint):
-    """What is parsed for a key, before jsonargparse looks at it.
-
-    jsonargparse merges a list into an earlier one of the same length, item by item: `limit: 32` of the first source
-    would remain where a later file names other sources. It has no setting for that, and no hook before its types.
-    """
-
-    def _check_type(self, value: Any, append: bool = False, cfg: Any = None, mode: Any = None) -> Any:
-        if self.dest in SOURCES:
-            value = as_sources(value)
-        if _is_list(value) and not append:
-            cfg = None  # the earlier value
-        return _original_check(self, value, append=append, cfg=cfg, mode=mode)
-
-
-_original_check = ActionTypeHint._check_type
-ActionTypeHint._check_type = _TypeHint._check_type
+prepare_values(lambda key, value: as_sources(value) if key in SOURCES else value)

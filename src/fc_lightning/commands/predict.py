@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 
@@ -39,6 +41,9 @@ def predict(
     if question is not None:
         trainer.callbacks.append(PrintAnswer())
     Trainer.predict(trainer, model, datamodule=datamodule, ckpt_path=ckpt_path, return_predictions=False)
+    file = Path(trainer.log_dir or ".") / "predictions.jsonl"  # a collective
+    if trainer.is_global_zero and file.is_file():
+        print(f"predictions: {file}")
 
 
 class PrintAnswer(Callback):

@@ -94,6 +94,8 @@ class Conversation:
         response_schema: JSON schema that the answer must follow, if any.
         notices: Kind and detail of what is unusual in the row but does not keep it from being used, such as keys that
             were not read.
+        rejected: A worse turn in place of the last one, to learn a preference from.
+        format: The row format that the conversation was read from.
     """
 
     id: str
@@ -105,6 +107,8 @@ class Conversation:
     gold: tuple[dict[str, Any], ...] = ()
     response_schema: dict[str, Any] | None = None
     notices: tuple[tuple[str, str], ...] = field(default=(), compare=False)
+    rejected: Message | None = None
+    format: str = field(default="", compare=False)
 
 
 def _comparison_key(value: Any) -> Hashable:

@@ -28,6 +28,7 @@ class PromptBatch(TypedDict):
     gold: list[str]  # the JSON of `Conversation.gold`, on the first turn with a call; otherwise empty
     response_schema: list[str]  # the JSON schema of the answer, or empty
     answer: list[str]  # the text of the expected turn, without its calls
+    perturbation: list[str]  # how the prompt was perturbed, or empty
 
 
 class PackDataset(TorchDataset):
@@ -59,15 +60,16 @@ class PromptDataset(TorchDataset):
             gold=[row["gold"] for row in rows],
             response_schema=[row["response_schema"] for row in rows],
             answer=[row["answer"] for row in rows],
+            perturbation=[row["perturbation"] for row in rows],
         )
 
 
 def document_loader(
-    documents: Dataset, sampler: Sampler[MicroBatch], collator: PackingCollator, num_workers: int, pin_memory: bool
+    packs: TorchDataset, sampler: Sampler[MicroBatch], collator: PackingCollator, num_workers: int, pin_memory: bool
 ) -> DataLoader:
     """Micro-batches of packed documents, as planned by the sampler."""
     return DataLoader(
-        PackDataset(documents),
+        packs,
         sampler=sampler,
         batch_size=None,
         generator=torch.Generator(),  # a loader draws a seed: not from the training generator
@@ -102,6 +104,11 @@ def prompt_loader(prompts: Any, batches: list[list[int]]) -> DataLoader:
     )
 
 
+def without_perturbations(prompts: Dataset) -> Dataset:
+    """The prompts as the data has them."""
+    return prompts.select([number for number, name in enumerate(prompts["perturbation"]) if not name])
+
+
 def evenly_spread(prompts: Dataset, number: int) -> Dataset:
     """Select a number of prompts at even distances; all if there are fewer."""
     number = min(number, len(prompts))
@@ -113,9 +120,12 @@ def _identity(batch: Any) -> Any:
 
 
 def token_counts(dataset: Dataset) -> list[int]:
-    """Number of tokens of each document, without reading the tokens."""
-    column = dataset.data.column("input_ids")
-    return [length.as_py() for chunk in column.chunks for length in chunk.value_lengths()]
+    """Number of tokens of each document, with its rejected turn's counterpart, without reading the tokens."""
+    counts = []
+    for name in ("input_ids", "rejected_ids"):
+        chunks = dataset.data.column(name).chunks
+        counts.append([length.as_py() or 0 for chunk in chunks for length in chunk.value_lengths()])
+    return [sum(both) for both in zip(*counts, strict=True)]
 
 
 def supervised_counts(dataset: Dataset) -> list[int]:

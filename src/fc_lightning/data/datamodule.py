@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from datasets import Dataset
-from lightning import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
 from fc_lightning.chat_template.template import ChatTemplate, Render, Supervise
+from fc_lightning.chat_template.token_parts import TokenWeights
 from fc_lightning.chat_template.tokens import SpecialToken, load_tokenizer
 from fc_lightning.conversation.types import Conversation
 from fc_lightning.data import dataloaders
+from fc_lightning.data.augmentation import Augmentation, Perturbation
+from fc_lightning.data.augmented_epochs import AugmentedSampler, EpochDataset
 from fc_lightning.data.collator import PackingCollator
 from fc_lightning.data.encoding import EncodingSettings
 from fc_lightning.data.prepare import Prepared, fingerprint, load_prepared, prepare
@@ -22,11 +25,11 @@ from fc_lightning.data.reasoning import Thoughts
 from fc_lightning.data.samplers import MicroBatchSampler, plan_generation, shard_batches
 from fc_lightning.data.sources import DataError, Source, source_weights
 from fc_lightning.data.streaming import StreamingPacks
-from fc_lightning.data.training_order import check_training_order, training_order, training_position
+from fc_lightning.data.training_order import ResumableDataModule
 from fc_lightning.utils.pretrained import cache_dir as default_cache_dir
 
 
-class FunctionCallingDataModule(LightningDataModule):
+class FunctionCallingDataModule(ResumableDataModule):
     """Function-calling conversations: reads, prepares, packs and batches any number of sources.
 
     Args:
@@ -58,11 +61,18 @@ class FunctionCallingDataModule(LightningDataModule):
         shuffle_buffer: Rows that are shuffled and packed together when streaming.
         preparation_processes: Processes that prepare data; by default one per core if there is enough data (Linux
             only). The result does not depend on it.
+        augmentation: How training rows are varied, again in each epoch. Canonical rendering only.
+        perturbations: Perturbations under which ``validate`` and ``test`` evaluate each held-out turn as well.
+            Canonical rendering only.
+        token_weights: Weights of supervised tokens in the training loss. Follows ``model.token_weights``.
+        pairs: Whether rejected turns are trained on too. Follows ``model.preference``.
         max_unreadable: Largest share of unreadable rows per split; a run with more does not start.
         audit_limits: Findings that a strict audit accepts: for a kind of finding (``duplicate``,
             ``ungrounded_value``, …) the share of a split's rows that may have it; 0 by default.
         cache_dir: Folder of prepared data; by default ``$FC_LIGHTNING_CACHE`` or ``~/.cache/fc-lightning``.
     """
+
+    prompt_conversations: list[Conversation] | None = None  # to predict instead of the test split
 
     def __init__(
         self,
@@ -89,6 +99,10 @@ class FunctionCallingDataModule(LightningDataModule):
         streaming: bool = False,
         shuffle_buffer: int = 1024,
         preparation_processes: int | None = None,
+        augmentation: Augmentation | None = None,
+        perturbations: list[Perturbation] | None = None,
+        token_weights: TokenWeights | None = None,
+        pairs: bool = False,
         max_unreadable: float = 0.05,
         audit_limits: dict[str, float] | None = None,
         cache_dir: str | None = None,
@@ -96,6 +110,11 @@ class FunctionCallingDataModule(LightningDataModule):
         super().__init__()
         if render == "verbatim" and (thoughts != "keep" or thoughts_share < 1):
             raise DataError("`data.thoughts`: verbatim rendering keeps the rows' text; use `data.render: canonical`")
+        if render == "verbatim" and (augmentation or perturbations):
+            raise DataError(
+                "`data.augmentation`, `data.perturbations`: verbatim rendering keeps the rows' text; use "
+                "`data.render: canonical`"
+            )
         self.base = base
         self.held_out = float(validation) if isinstance(validation, int | float) else 0.0
         train_sources = train or []
@@ -106,7 +125,6 @@ class FunctionCallingDataModule(LightningDataModule):
             "validation": validation_sources,
             "test": test or validation_sources,
         }
-        self.prompt_conversations: list[Conversation] | None = None  # to predict instead of the test split
         # Tokenizer and rendering
         self.revision = revision
         self.special_tokens = list(SpecialToken) if special_tokens is None else special_tokens
@@ -116,6 +134,11 @@ class FunctionCallingDataModule(LightningDataModule):
         self.thoughts = thoughts
         self.thoughts_share = thoughts_share
         self._template: ChatTemplate | None = None
+        # Variation and weights
+        self.augmentation = augmentation
+        self.perturbations = tuple(perturbations or ())
+        self.token_weights = token_weights
+        self.pairs = pairs
         # Lengths and batches
         self.max_length = max_length
         self.too_long = too_long
@@ -135,10 +158,6 @@ class FunctionCallingDataModule(LightningDataModule):
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
         self.prepared: dict[str, Prepared] = {}
         self._folders: dict[tuple[str, EncodingSettings], Path] = {}
-        # Position in the training data
-        self._stream: StreamingPacks | None = None
-        self._sampler: MicroBatchSampler | None = None
-        self._resumed: dict[str, Any] = {}  # this module's state in the checkpoint
 
     @property
     def template(self) -> ChatTemplate:
@@ -187,7 +206,17 @@ class FunctionCallingDataModule(LightningDataModule):
             held_out=self.held_out,
             subset="kept" if split == "train" else "held_out",
             prompts=split != "train",
+            perturbations=() if split == "train" else self.perturbations,
+            token_parts=split == "train" and self.token_weights is not None,
+            pairs=split == "train" and self.pairs,
         )
+
+    def prepare_epoch(self, epoch: int) -> Path:
+        """Prepare the training documents as an epoch varies them; returns their folder. Every rank may call it."""
+        settings = self._augmented(epoch)
+        folder = self._folder("train", settings)
+        prepare(self.sources["train"], self.template, settings, folder, self.preparation_processes)
+        return folder
 
     def train_dataloader(self) -> DataLoader:
         """Micro-batches, reshuffled each epoch, the same number on every rank; an endless stream if streaming."""
@@ -197,10 +226,14 @@ class FunctionCallingDataModule(LightningDataModule):
         documents = self.prepared["train"].documents
         if weights and (empty := set(range(len(weights))) - set(documents["source"][:])):
             raise DataError(f"`data.train`: {self.sources['train'][min(empty)].path} has a `weight` but no usable row")
-        sources = documents["source"][:] if weights else None
-        self._sampler = self._micro_batches(documents, seed=self.seed, sources=sources, weights=weights)
+        order = {"seed": self.seed, "sources": documents["source"][:] if weights else None, "weights": weights}
+        packs: Any = EpochDataset() if self.augmentation else dataloaders.PackDataset(documents)
+        if self.augmentation:
+            self._sampler = AugmentedSampler(self.prepare_epoch, **self._sampling, **order)
+        else:
+            self._sampler = self._micro_batches(documents, **order)
         self._restore_position()
-        return self._document_loader(documents, self._sampler)
+        return self._document_loader(packs, self._sampler, self.token_weights)
 
     def val_dataloader(self) -> list[DataLoader]:
         """Two loaders: batches for the loss, and prompts to generate from."""
@@ -220,7 +253,7 @@ class FunctionCallingDataModule(LightningDataModule):
         self._stream = StreamingPacks(
             sources=self.sources["train"],
             template=self.template,
-            settings=self.preparation("train"),
+            settings=self._augmented(0),
             batch_size=self.batch_size,
             packing=self.packing,
             buffer=self.shuffle_buffer,
@@ -232,75 +265,38 @@ class FunctionCallingDataModule(LightningDataModule):
             num_workers=self.num_workers,
         )
         self._restore_position()
-        return dataloaders.stream_loader(self._stream, self._collator, self.num_workers, self._on_gpu)
-
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Record a consumed batch: a stream resumes after consumed batches, not prefetched ones."""
-        if self._stream is not None and isinstance(batch, dict) and (stream := batch.pop("stream", None)):
-            self._stream.consume(stream)
-        return batch
-
-    def position(self) -> dict[str, Any]:
-        """This rank's position in the training data: after the consumed micro-batches, prefetched ones not counted."""
-        return {"stream": self._stream.position()} if self._stream else training_position(self.trainer)
-
-    def state_dict(self, position: dict[str, Any] | None = None) -> dict[str, Any]:
-        """State for a checkpoint: the data trained on, and the position in it. A collective.
-
-        Args:
-            position: An earlier result of :meth:`position`; the current one by default.
-        """
-        if not (self._stream or self._sampler):
-            return {}
-        position = position or self.position()
-        if self._stream:
-            position = {"stream": self._stream.state_dict(position["stream"])}
-        return {**position, "ranks": self._world_size, "order": training_order(self)}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue at a checkpoint's position.
-
-        Raises:
-            DataError: If the training data or its order is different.
-        """
-        if self.trainer and self.trainer.state.fn != "fit":
-            return
-        check_training_order(state_dict.get("order", {}), training_order(self))
-        self._resumed = state_dict
-        if self._sampler or self._stream:  # with sharded weights, checkpoints are read after the loader is created
-            self._restore_position()
-
-    def _restore_position(self) -> None:
-        if self._stream is not None and "stream" in self._resumed:
-            self._stream.load_state_dict(self._resumed["stream"])
-        elif self._sampler is not None and "epoch" in self._resumed:
-            self._sampler.resume(self._resumed["epoch"], self._resumed["batches"] * self._resumed["ranks"])
-
-    def teardown(self, stage: str | None = None) -> None:
-        """Print the report of streamed rows."""
-        if self._stream is not None and stage == "fit":
-            rank_zero_info("\n".join(self._stream.lines()))
+        collator = self._collator(self.token_weights)
+        return dataloaders.stream_loader(self._stream, collator, self.num_workers, self._on_gpu)
 
     def _evaluation_loaders(self, split: str) -> list[DataLoader]:
         if split not in self.prepared:
             return []
         documents, prompts = self.prepared[split].documents, self.prepared[split].prompts
-        if self.validation_prompts and self.trainer and self.trainer.state.fn == "fit":
-            prompts = dataloaders.evenly_spread(prompts, self.validation_prompts)
-        return [self._document_loader(documents, self._micro_batches(documents)), self._prompt_loader(prompts)]
+        if self.trainer and self.trainer.state.fn == "fit":
+            prompts = dataloaders.without_perturbations(prompts)
+            prompts = dataloaders.evenly_spread(prompts, self.validation_prompts or len(prompts))
+        packs = dataloaders.PackDataset(documents)
+        return [self._document_loader(packs, self._micro_batches(documents)), self._prompt_loader(prompts)]
 
-    def _document_loader(self, documents: Dataset, sampler: MicroBatchSampler) -> DataLoader:
-        return dataloaders.document_loader(documents, sampler, self._collator, self.num_workers, self._on_gpu)
+    def _document_loader(
+        self, packs: Any, sampler: MicroBatchSampler, weights: TokenWeights | None = None
+    ) -> DataLoader:
+        return dataloaders.document_loader(packs, sampler, self._collator(weights), self.num_workers, self._on_gpu)
 
     def _micro_batches(self, documents: Dataset, **order: Any) -> MicroBatchSampler:
-        return MicroBatchSampler(
-            lengths=dataloaders.token_counts(documents),
-            capacity=self.max_length if self.packing else None,
-            batch_size=self.batch_size,
-            num_replicas=self._world_size,
-            rank=self._rank,
-            **order,
-        )
+        return MicroBatchSampler(lengths=dataloaders.token_counts(documents), **self._sampling, **order)
+
+    @property
+    def _sampling(self) -> dict[str, Any]:
+        return {
+            "capacity": self.max_length if self.packing else None,
+            "batch_size": self.batch_size,
+            "num_replicas": self._world_size,
+            "rank": self._rank,
+        }
+
+    def _augmented(self, epoch: int) -> EncodingSettings:
+        return replace(self.preparation("train"), augmentation=self.augmentation, seed=self.seed, epoch=epoch)
 
     def _prompt_loader(self, prompts: Any) -> DataLoader:
         ids = [row["input_ids"] for row in prompts]
@@ -323,27 +319,19 @@ class FunctionCallingDataModule(LightningDataModule):
         settings = self.preparation(split)
         prepare(self.sources[split], self.template, settings, self._folder(split), self.preparation_processes)
 
-    def _folder(self, split: str) -> Path:
-        key = (split, self.preparation(split))
+    def _folder(self, split: str, settings: EncodingSettings | None = None) -> Path:
+        key = (split, settings or self.preparation(split))
         if key not in self._folders:  # cached, because it reads every file
             name = fingerprint(self.sources[split], self.template, key[1])
             self._folders[key] = self.cache_dir / "data" / name
         return self._folders[key]
 
-    @property
-    def _collator(self) -> PackingCollator:
+    def _collator(self, weights: TokenWeights | None = None) -> PackingCollator:
         # Compiled kernels need rows of one length.
         pad_to = self.max_length if self.packing and self._on_gpu else 0
-        return PackingCollator(self.template.tokenizer.pad_token_id or 0, pad_to)
+        by_part = None if weights is None else weights.by_part
+        return PackingCollator(self.template.tokenizer.pad_token_id or 0, pad_to, by_part)
 
     @property
     def _on_gpu(self) -> bool:
         return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-
-    @property
-    def _world_size(self) -> int:
-        return self.trainer.world_size if self.trainer else 1
-
-    @property
-    def _rank(self) -> int:
-        return self.trainer.global_rank if self.trainer else 0

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Literal
 
 from fc_lightning.chat_template.template import ChatTemplate, ChatTemplateError, Encoded, Rendered, Supervise
+from fc_lightning.chat_template.token_parts import supervised_parts
 from fc_lightning.conversation.parsing import dump_json, parse_turn
-from fc_lightning.conversation.types import Conversation, ToolCall
+from fc_lightning.conversation.types import Conversation, Message, ToolCall
+from fc_lightning.data.augmentation import Augmentation, Perturbation, augment, perturb
 from fc_lightning.data.collator import Document
 from fc_lightning.data.files import DataError
-from fc_lightning.data.reasoning import Thoughts
+from fc_lightning.data.reasoning import Thoughts, add_reasoning
 from fc_lightning.data.row_report import RowReport
+from fc_lightning.data.tool_pool import ToolPool
 
 _CHUNK_TEXT = 4_000_000  # characters per call of the tokenizer
 
@@ -33,6 +36,12 @@ class EncodingSettings:
         held_out: Share of the conversations that are held out for validation; near-duplicates stay together.
         subset: Which part to encode, ``kept`` or ``held_out``.
         prompts: Whether to encode a prompt for each model turn as well.
+        augmentation: How training rows are varied; None leaves them as they are.
+        seed: Seed of the augmentation.
+        epoch: The epoch that rows are varied for.
+        perturbations: Names of perturbations; each perturbed conversation is encoded as prompts too.
+        token_parts: Whether documents say what each of their supervised tokens is.
+        pairs: Whether documents carry the rejected turns of their rows.
     """
 
     supervise: Supervise = "assistant"
@@ -43,6 +52,12 @@ class EncodingSettings:
     held_out: float = 0.0
     subset: Literal["kept", "held_out"] = "kept"
     prompts: bool = False
+    augmentation: Augmentation | None = None
+    seed: int | None = None
+    epoch: int = 0
+    perturbations: tuple[Perturbation, ...] = ()
+    token_parts: bool = False
+    pairs: bool = False
 
     def __post_init__(self) -> None:
         for name, share in (("thoughts_share", self.thoughts_share), ("validation", self.held_out)):
@@ -58,8 +73,8 @@ def encode_documents(
 ) -> Iterator[dict[str, Any]]:
     """Encode conversations in one batch; those that are too long are cut or dropped."""
     rendered, entries = [], []
-    for entry in chunk:
-        conversation = entry[2]
+    for source, place, original in chunk:
+        conversation = add_reasoning(original, settings.thoughts, settings.thoughts_share)
         try:
             messages = template.messages(conversation)
             if not template.model_turns(messages):
@@ -68,42 +83,98 @@ def encode_documents(
                 raise ChatTemplateError("the flags of its turns leave nothing to supervise")
             text = template.render(messages, conversation)
         except ChatTemplateError as error:
-            report.skipped.append((entry[1], conversation.id, str(error)))
+            report.skipped.append((place, conversation.id, str(error)))
             continue
         # No tokenizer could make it fit: skip encoding it.
         if settings.too_long == "drop" and len(text.text) > settings.max_length * template.longest_token:
             reason = f"{len(text.text):,} characters, `data.max_length` is {settings.max_length:,} tokens"
-            report.too_long.append((entry[1], conversation.id, reason))
+            report.too_long.append((place, conversation.id, reason))
             continue
         rendered.append(text)
-        entries.append(entry)
-    for (source, place, conversation), encoded in zip(entries, _encode(rendered, template, settings), strict=True):
-        fitting: Encoded | None = encoded
+        entries.append((source, place, conversation))
+    encodings = zip(entries, rendered, _encode(rendered, template, settings), strict=True)
+    for (source, place, conversation), text, encoded in encodings:
+        fitting: tuple[Rendered, Encoded] | None = (text, encoded)
         if len(encoded.input_ids) > settings.max_length:
             reason = f"{len(encoded.input_ids):,} tokens, `data.max_length` is {settings.max_length:,}"
             fitting = _cut(conversation, template, settings) if settings.too_long == "cut" else None
             (report.too_long if fitting is None else report.cut).append((place, conversation.id, reason))
         if fitting is not None:
+            row = _document(conversation.id, *fitting, template, settings)
+            if settings.pairs and conversation.rejected is not None and fitting == (text, encoded):
+                too_long = _add_rejected(row, conversation, conversation.rejected, template, settings)
+                report.cut += [(place, conversation.id, too_long)] if too_long else []
             report.documents += 1
-            report.tokens += len(fitting.input_ids)
-            report.supervised += sum(last - first for first, last in fitting.supervised_spans)
-            row = Document(
-                id=conversation.id,
-                input_ids=fitting.input_ids,
-                supervised=[*chain.from_iterable(fitting.supervised_spans)],
-            )
+            report.tokens += len(row["input_ids"])
+            report.supervised += sum(last - first for first, last in fitting[1].supervised_spans)
             yield {**row, "source": source, "category": conversation.category, "place": place}
 
 
-def _cut(conversation: Conversation, template: ChatTemplate, settings: EncodingSettings) -> Encoded | None:
+def augment_documents(
+    documents: Sequence[dict[str, Any]],
+    chunk: Sequence[tuple[int, str, Conversation]],
+    template: ChatTemplate,
+    settings: EncodingSettings,
+) -> list[dict[str, Any]]:
+    """The documents of a block of rows, with augmented ones in the place of those that the epoch varies.
+
+    A row whose augmented document is too long keeps its own: augmentation drops no row.
+
+    Args:
+        documents: The documents of the rows, not augmented.
+        chunk: The rows; distractors are drawn from among them.
+        template: The chat template.
+        settings: How conversations are encoded, with the augmentation, its seed and the epoch.
+    """
+    if settings.augmentation is None:
+        return list(documents)
+    pool = ToolPool.for_template([conversation for _, _, conversation in chunk], template)
+    varied = []
+    for source, place, conversation in chunk:
+        augmented = augment(conversation, settings.augmentation, pool, settings.seed, settings.epoch)
+        if augmented is not conversation:
+            varied.append((source, place, augmented))
+    encoded = encode_documents(varied, template, replace(settings, too_long="drop"), RowReport())
+    pairs = {place for _, place, conversation in varied if settings.pairs and conversation.rejected is not None}
+    by_place = {one["place"]: one for one in encoded if one["place"] not in pairs or one.get("rejected_ids")}
+    return [by_place.get(document["place"], document) for document in documents]
+
+
+def _document(
+    id: str, rendered: Rendered, encoded: Encoded, template: ChatTemplate, settings: EncodingSettings
+) -> Document:
+    row = Document(id=id, input_ids=encoded.input_ids, supervised=[*chain.from_iterable(encoded.supervised_spans)])
+    if settings.token_parts:
+        ends = template.tokenizer.convert_ids_to_tokens(template.end_ids(template.tokenizer))
+        row["parts"] = supervised_parts(rendered, encoded, ends)
+    return row
+
+
+def _add_rejected(
+    row: Document, conversation: Conversation, rejected: Message, template: ChatTemplate, settings: EncodingSettings
+) -> str:
+    """Add the conversation with its rejected turn to its document; returns why, if it is too long."""
+    other = replace(conversation, messages=(*conversation.messages[:-1], rejected))
+    other = add_reasoning(other, settings.thoughts, settings.thoughts_share)
+    encoded = template.encode([template.render(template.messages(other), other)], settings.supervise)[0]
+    if (length := len(row["input_ids"]) + len(encoded.input_ids)) > settings.max_length:
+        return f"{length:,} tokens with its rejected turn, which is left out"
+    row["rejected_ids"], row["rejected_supervised"] = encoded.input_ids, [*encoded.supervised_spans[-1]]
+    return ""
+
+
+def _cut(
+    conversation: Conversation, template: ChatTemplate, settings: EncodingSettings
+) -> tuple[Rendered, Encoded] | None:
     """The conversation up to the last model turn that fits; None if the first does not."""
     messages = template.messages(conversation)
 
-    def encode(last: int) -> Encoded:
-        return template.encode([template.render(messages[: last + 1], conversation)], settings.supervise)[0]
+    def encode(last: int) -> tuple[Rendered, Encoded]:
+        rendered = template.render(messages[: last + 1], conversation)
+        return rendered, template.encode([rendered], settings.supervise)[0]
 
     turns = template.model_turns(messages)
-    fitting = bisect_right(turns, settings.max_length, key=lambda last: len(encode(last).input_ids))
+    fitting = bisect_right(turns, settings.max_length, key=lambda last: len(encode(last)[1].input_ids))
     return encode(turns[fitting - 1]) if fitting else None
 
 
@@ -126,20 +197,44 @@ def encode_prompts(
     settings: EncodingSettings,
     report: RowReport,
 ) -> Iterator[dict[str, Any]]:
-    """Encode a prompt for each model turn, with the reference history. `max_length` does not apply to prompts."""
+    """Encode a prompt for each model turn, with the reference history. `max_length` does not apply to prompts.
+
+    Prompts of perturbed conversations come after all others.
+    """
+    yield from _prompts(chunk, template, settings, report)
+    if not settings.perturbations:
+        return
+    pool = ToolPool.for_template([conversation for _, _, conversation in chunk], template)
+    for name in settings.perturbations:
+        candidates = ((source, place, perturb(conversation, name, pool)) for source, place, conversation in chunk)
+        perturbed = [(source, place, one) for source, place, one in candidates if one is not None]
+        counts = RowReport()  # a row is reported once, unperturbed
+        yield from _prompts(perturbed, template, settings, counts, name)
+        report.prompts += counts.prompts
+
+
+def _prompts(
+    chunk: Sequence[tuple[int, str, Conversation]],
+    template: ChatTemplate,
+    settings: EncodingSettings,
+    report: RowReport,
+    perturbation: str = "",
+) -> Iterator[dict[str, Any]]:
     rendered: list[Rendered] = []
     rows: list[dict[str, Any]] = []
-    for _, place, conversation in chunk:
+    for _, place, original in chunk:
+        conversation = add_reasoning(original, settings.thoughts, settings.thoughts_share)
         messages = [] if conversation.defects else template.messages(conversation)
         schema = conversation.response_schema
-        row: dict[str, Any] = {"id": conversation.id, "category": conversation.category}
+        row: dict[str, Any] = {"id": conversation.id, "category": conversation.category, "perturbation": perturbation}
         row["tools"] = dump_json([tool.to_openai() for tool in conversation.tools])
         row["response_schema"] = "" if schema is None else dump_json(schema)
         gold = dump_json(conversation.gold) if conversation.gold else ""
         if (length := len(dump_json(messages)) + len(row["tools"])) > settings.max_length * template.longest_token:
             report.too_long.append((place, conversation.id, f"{length:,} characters: too long for prompts"))
             continue
-        for turn, index in enumerate(template.model_turns(messages)):
+        turns = list(enumerate(template.model_turns(messages)))
+        for turn, index in turns[-1:] if perturbation == "drop_tool" else turns:  # it changes the last turn only
             if not messages[index].get("supervised", True):
                 continue
             rendered.append(template.render(messages[:index], conversation, generation_prompt=True))

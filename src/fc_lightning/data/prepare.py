@@ -24,7 +24,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from fc_lightning.chat_template.template import ChatTemplate
 from fc_lightning.conversation.types import Conversation
 from fc_lightning.data.cache import hash_texts, is_intact, read_digests, write_digests
-from fc_lightning.data.encoding import EncodingSettings, encode_documents, encode_prompts
+from fc_lightning.data.encoding import EncodingSettings, augment_documents, encode_documents, encode_prompts
 from fc_lightning.data.formats import RowError
 from fc_lightning.data.reasoning import add_reasoning
 from fc_lightning.data.row_report import RowReport
@@ -34,17 +34,21 @@ from fc_lightning.data.workers import choose_num_processes, run_ordered
 from fc_lightning.utils.atomic_files import partial_path, wrap_os_errors
 from fc_lightning.utils.progress import track
 
-_VERSION = 6  # of the layout below; a change invalidates prepared folders
+_VERSION = 7  # of the layout below; a change invalidates prepared folders
 _LIBRARIES = ("transformers", "tokenizers", "jinja2")  # that decide how rows are encoded
 _CHUNK = 512  # rows that are read, rendered and encoded together
 _IDS = pa.list_(pa.int32())
 _DOCUMENTS = pa.schema(
-    {"id": pa.string(), "source": pa.int32(), "category": pa.string(), "input_ids": _IDS, "supervised": _IDS}
+    {
+        **{"id": pa.string(), "source": pa.int32(), "category": pa.string(), "input_ids": _IDS, "supervised": _IDS},
+        **{"parts": pa.list_(pa.int8()), "rejected_ids": _IDS, "rejected_supervised": _IDS},
+    }
 )
 _PROMPTS = pa.schema(
     {
         **{"id": pa.string(), "turn": pa.int32(), "category": pa.string(), "input_ids": _IDS, "expected": pa.string()},
         **{"tools": pa.string(), "gold": pa.string(), "response_schema": pa.string(), "answer": pa.string()},
+        "perturbation": pa.string(),
     }
 )
 
@@ -54,10 +58,10 @@ class Prepared:
     """A prepared dataset.
 
     Attributes:
-        documents: Rows ``id, source, category, input_ids, supervised``, see
+        documents: Rows ``id, source, category, input_ids, supervised, parts``, see
             :class:`fc_lightning.data.collator.Document`.
-        prompts: Rows ``id, turn, category, input_ids, expected, tools, gold, response_schema, answer``, see
-            :class:`fc_lightning.data.dataloaders.PromptBatch`.
+        prompts: Rows ``id, turn, category, input_ids, expected, tools, gold, response_schema, answer, perturbation``,
+            see :class:`fc_lightning.data.dataloaders.PromptBatch`.
         report: Counts of used and skipped rows.
         digest: SHA-256 of the documents; independent of the files that their rows came from.
     """
@@ -167,15 +171,19 @@ def load_prepared(folder: Path) -> Prepared:
 
 
 def read_conversations(
-    sources: Sequence[Source], template: ChatTemplate, settings: EncodingSettings, report: RowReport
+    sources: Sequence[Source],
+    template: ChatTemplate,
+    settings: EncodingSettings,
+    reports: Sequence[RowReport] | None = None,
 ) -> Iterator[tuple[int, str, Conversation]]:
-    """The usable conversations, each with its source index and place; all others are added to the report."""
+    """The usable conversations, each with its source index and place; all others are in the report of their source."""
+    reports = reports or [RowReport() for _ in sources]
     held_out, _ = _held_out(sources, settings, 1)
     for number, source in enumerate(sources):
         rows = ((number, place, row) for place, row in source.rows())
-        yield from filter_rows(
-            rows, sources, template, settings, report, None if held_out is None else iter(held_out[number])
-        )
+        flags = None if held_out is None else iter(held_out[number])
+        for _, place, conversation in filter_rows(rows, sources, template, settings, reports[number], flags):
+            yield number, place, add_reasoning(conversation, settings.thoughts, settings.thoughts_share)
 
 
 def filter_rows(
@@ -215,7 +223,7 @@ def filter_rows(
                 report.skipped.append(flaw)
                 continue
             report.flawed.append(flaw)
-        yield number, place, add_reasoning(conversation, settings.thoughts, settings.thoughts_share)
+        yield number, place, conversation
 
 
 def _write(
@@ -258,6 +266,7 @@ def _blocks(
         sides = None if held_out is None else iter(held_out[source][first : first + _CHUNK])
         chunk = list(filter_rows(rows, sources, template, settings, report, sides))
         documents = list(encode_documents(chunk, template, settings, report))
+        documents = augment_documents(documents, chunk, template, settings)
         prompts = list(encode_prompts(chunk, template, settings, report)) if settings.prompts else []
         yield place, (report, _batch(documents, _DOCUMENTS), _batch(prompts, _PROMPTS))
 

@@ -66,7 +66,7 @@ def prompt_rows(conversations: Sequence[Conversation], template: ChatTemplate) -
         rendered = [template.render(template.messages(one), one, generation_prompt=True) for one in conversations]
     except ChatTemplateError as error:
         raise DataError(f"the prompts cannot be rendered: {error}") from error
-    empty = dict.fromkeys(("expected", "gold", "response_schema", "answer"), "")
+    empty = dict.fromkeys(("expected", "gold", "response_schema", "answer", "perturbation"), "")
     return [
         {
             **empty,

@@ -53,7 +53,7 @@ class MicroBatchSampler(Sampler[MicroBatch]):
         self.weights = weights
         self.epoch = 0
         self._resumed = (0, 0)  # epoch, and the micro-batches of all ranks to skip in it
-        self._num_packs: int | None = None  # of an epoch of weighted sources
+        self._num_packs: int | None = None  # of every epoch, if documents differ from epoch to epoch
         self._length: int | None = None
 
     def set_epoch(self, epoch: int) -> None:
@@ -68,13 +68,17 @@ class MicroBatchSampler(Sampler[MicroBatch]):
         """All ranks' micro-batches of the epoch, in order."""
         rng = random.Random(f"{self.seed}/{self.epoch}")
         rows = self._rows(self.epoch, rng)
-        if self.weights is not None and self.capacity is not None:
-            if self._num_packs is None:
-                self._num_packs = len(self._rows(0, random.Random(f"{self.seed}/0")))
+        if self.weights is not None and self.capacity is not None and self._num_packs is None:
+            self._num_packs = self.count_packs()
+        if self._num_packs is not None:
             rows = self._with_num_packs(rows, self._num_packs)
         if self.seed is not None and self.capacity is not None:
             rng.shuffle(rows)
         return [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
+
+    def count_packs(self) -> int:
+        """Number of packs of the first epoch."""
+        return len(self._rows(0, random.Random(f"{self.seed}/0")))
 
     def _rows(self, epoch: int, rng: random.Random) -> list[list[int]]:
         documents = list(range(len(self.lengths)))

@@ -11,7 +11,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, NamedTuple, TypedDict
 
@@ -20,7 +20,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from fc_lightning.chat_template.template import ChatTemplate
 from fc_lightning.data.collator import Document, PackingCollator
-from fc_lightning.data.encoding import EncodingSettings, encode_documents
+from fc_lightning.data.encoding import EncodingSettings, augment_documents, encode_documents
 from fc_lightning.data.packing import plan_packs
 from fc_lightning.data.prepare import filter_rows
 from fc_lightning.data.row_report import RowReport
@@ -112,7 +112,9 @@ class StreamingPacks(IterableDataset):
         while True:
             before = _copy(position)
             rng = random.Random(f"{self.seed}/{shard}/{position['block']}")
-            batches = self._plan(self._block(streams, position), position, rng)
+            # A pass is an epoch. With weights, sources pass at different times, and each block is varied differently.
+            epoch = before["cursors"][0][0] if self.weights is None else before["block"]
+            batches = self._plan(self._block(streams, position), position, rng, epoch)
             first = before["index"]
             before["counts"], before["examples"] = position["counts"], position["examples"]
             position["block"], position["index"] = position["block"] + 1, 0
@@ -209,15 +211,19 @@ class StreamingPacks(IterableDataset):
                 rows += [entry] if entry else []
         return rows
 
-    def _plan(self, rows: list[Entry], position: Position, rng: random.Random) -> list[list[list[Document]]]:
+    def _plan(
+        self, rows: list[Entry], position: Position, rng: random.Random, epoch: int
+    ) -> list[list[list[Document]]]:
         """Plan the micro-batches of a block, in random order."""
         rng.shuffle(rows)
         report = RowReport()
         chunk = list(filter_rows(rows, self.sources, self.template, self.settings, report))
         documents: list[Any] = list(encode_documents(chunk, self.template, self.settings, report))
         self._count(report, position)
+        documents[:] = augment_documents(documents, chunk, self.template, replace(self.settings, epoch=epoch))
         if self.packing:
-            plan = plan_packs([len(document["input_ids"]) for document in documents], self.settings.max_length)
+            lengths = [len(document["input_ids"]) + len(document.get("rejected_ids") or ()) for document in documents]
+            plan = plan_packs(lengths, self.settings.max_length)
             packs = [[documents[index] for index in pack] for pack in plan]
         else:
             packs = [[document] for document in documents]

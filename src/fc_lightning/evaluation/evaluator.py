@@ -18,6 +18,7 @@ from fc_lightning.conversation.parsing import call_from_value, tool_from_value
 from fc_lightning.evaluation.constrained import CallGrammars, GrammarConstraint
 from fc_lightning.evaluation.generation import generate
 from fc_lightning.evaluation.metrics import EvaluatedTurn, evaluate_turn, groups_of, tool_call_metrics
+from fc_lightning.evaluation.robustness import plain_turns, robustness
 
 T = TypeVar("T")
 IndexedTurn = tuple[int, EvaluatedTurn]  # with its index in the data
@@ -115,6 +116,7 @@ class TurnGenerator:
             category=batch["category"][prompt],
             prompt=self.tokenizer.decode(batch["input_ids"][prompt]),
             sample=sample,
+            perturbation=batch["perturbation"][prompt],
         )
 
 
@@ -141,21 +143,24 @@ def measure(
 ) -> dict[str, torch.Tensor]:
     """The metrics over all ranks: each overall, and exact match for each group; those without a value are left out.
 
+    Perturbed turns count in the metrics of :func:`fc_lightning.evaluation.robustness.robustness` alone.
+
     Args:
         local_turns: Turns of this rank.
         all_turns: Turns of all ranks; every rank needs the same groups.
         device: Device on which ranks exchange tensors.
         samples: Generations per prompt.
     """
-    groups = groups_of(all_turns)
+    groups = groups_of(plain_turns(all_turns))
     metrics = tool_call_metrics(groups=groups, samples=samples).to(device)
-    metrics.update(local_turns)
+    metrics.update(plain_turns(local_turns))
     values: dict[str, torch.Tensor] = {}
     for name, value in metrics.compute().items():
         overall, *by_group = value.reshape(-1)  # (1 + groups,)
         values[name] = overall
         if name == "exact_match":
             values |= {f"{name}/{group}": share for group, share in zip(groups, by_group, strict=True)}
+    values |= {name: torch.tensor(share, device=device) for name, share in robustness(all_turns).items()}
     return {name: value for name, value in values.items() if not value.isnan()}
 
 
@@ -168,7 +173,11 @@ def is_baseline_validation(trainer: Trainer) -> bool:
 
 
 def notify_callbacks(trainer: Trainer, module: LightningModule, evaluated: list[EvaluatedTurn]) -> None:
-    """Call ``on_tool_calls_evaluated`` of every callback that defines it."""
-    for callback in trainer.callbacks:
-        if hook := getattr(callback, "on_tool_calls_evaluated", None):
-            hook(trainer, module, evaluated)
+    """Call ``on_tool_calls_evaluated`` of every callback that defines it, and its counterpart for perturbed turns."""
+    hooks = {"on_tool_calls_evaluated": plain_turns(evaluated)}
+    if perturbed := [turn for turn in evaluated if turn.perturbation]:
+        hooks["on_perturbed_calls_evaluated"] = perturbed
+    for name, turns in hooks.items():
+        for callback in trainer.callbacks:
+            if hook := getattr(callback, name, None):
+                hook(trainer, module, turns)

@@ -17,12 +17,18 @@ from fc_lightning.conversation.parsing import call_from_value, parse_turn
 from fc_lightning.evaluation.error_types import Piece, compare_calls, error_type
 from fc_lightning.evaluation.leaderboard import leaderboard
 from fc_lightning.evaluation.metrics import EvaluatedTurn, groups_of, tool_call_metrics
+from fc_lightning.evaluation.robustness import robustness
 from fc_lightning.evaluation.significance import LEVEL, compare_turns, holm_adjusted, standard_error
 from fc_lightning.utils import html as pages
 from fc_lightning.utils.atomic_files import write_text
+from fc_lightning.utils.escaping import escape_markdown
 
 _GROUPED_METRICS = ("exact_match", "name_match", "argument_f1")
 _CURVES = ("train/loss", "val/loss", "val/exact_match", "val/name_match")
+_ROBUSTNESS = (
+    "The same turns with their prompts perturbed: tools in another order, tools of other rows added, functions and "
+    "parameters renamed, the called tool dropped. A verdict is changed if only one of the two turns is correct."
+)
 _NO_METRICS = {"epoch", "step"}  # columns of metrics.csv
 
 _LEADERBOARD = "Berkeley Function Calling Leaderboard"
@@ -46,11 +52,13 @@ class EvaluatedRun:
         name: Heading of the column.
         turns: Evaluated turns.
         curves: Values logged during training, ``(step, value)`` by name.
+        perturbed: Evaluated turns with perturbed prompts.
     """
 
     name: str
     turns: list[EvaluatedTurn]
     curves: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    perturbed: list[EvaluatedTurn] = field(default_factory=list)
 
 
 def read_run(folder: Path) -> list[EvaluatedRun]:
@@ -64,7 +72,9 @@ def read_run(folder: Path) -> list[EvaluatedRun]:
         raise ReportError(f"{folder}: no predictions.jsonl; add the callback PredictionWriter to the run (`--runs`)")
     before = folder / "predictions_before.jsonl"
     base = [EvaluatedRun("before training", read_predictions(before))] if before.is_file() else []
-    return [*base, EvaluatedRun(folder.name, read_predictions(file), read_curves(folder / "metrics.csv"))]
+    perturbed = folder / "predictions_perturbed.jsonl"
+    turns = read_predictions(perturbed) if perturbed.is_file() else []
+    return [*base, EvaluatedRun(folder.name, read_predictions(file), read_curves(folder / "metrics.csv"), turns)]
 
 
 def read_runs(folders: Sequence[Path]) -> list[EvaluatedRun]:
@@ -92,7 +102,7 @@ def read_predictions(file: Path) -> list[EvaluatedTurn]:
         row = json.loads(line)
         calls = {key: tuple(map(call_from_value, row[key] or ())) for key in ("expected", "predicted")}
         # Files of the first version lack these two fields.
-        defaults = {"finished": True, "parsed": not parse_turn(row["text"]).errors}
+        defaults = {"finished": True, "parsed": not parse_turn(row["text"], strict=True).errors}
         turns.append(EvaluatedTurn(**{**defaults, **row, **calls}))
     return turns
 
@@ -131,6 +141,7 @@ def html_report(columns: Sequence[EvaluatedRun], title: str, command: str = "") 
             "number of the model's turn in the conversation, and by the category of the row.",
             pages.table(*_group_table(columns)),
         ],
+        **({"Robustness": [_ROBUSTNESS, pages.table(*_robustness_table(columns))]} if _is_perturbed(columns) else {}),
         **({"Differences": [_DIFFERENCES, pages.table(*_difference_table(columns))]} if len(columns) > 1 else {}),
         "Error types": [pages.table(*_error_table(columns))],
         _failure_heading(last): [
@@ -154,19 +165,19 @@ def html_report(columns: Sequence[EvaluatedRun], title: str, command: str = "") 
 def markdown_report(columns: Sequence[EvaluatedRun], title: str, command: str = "") -> str:
     """The summary: the same tables, and fewer examples."""
     last = columns[-1]
-    parts = [f"# {title}", *([f"```bash\n{command}\n```"] if command else [])]
+    parts = [f"# {escape_markdown(title)}", *([f"```bash\n{command}\n```"] if command else [])]
     tables = {"Metrics": _metric_table, _LEADERBOARD: _leaderboard_table, "Groups": _group_table}
     tables["Differences"] = _difference_table
+    tables |= {"Robustness": _robustness_table} if _is_perturbed(columns) else {}
     for heading, table in {**tables, "Error types": _error_table}.items():
         header, rows = table(columns)
-        cells = [[_escape_cell(cell) for cell in row] for row in rows]
         if rows:
             parts += [f"## {heading}", *([_DIFFERENCES] if heading == "Differences" else [])]
-            parts.append(pages.markdown_table([_escape_cell(cell) for cell in header], cells))
-    parts += [f"## {_escape(_failure_heading(last))}", "Differences are in bold."]
+            parts.append(pages.markdown_table(header, rows))
+    parts += [f"## {escape_markdown(_failure_heading(last))}", "Differences are in bold."]
     for error, turn in _examples(last.turns, 2):
         expected, predicted = (_joined(pieces, _bold) for pieces in _both_sides(turn))
-        where = f"{error}, {_escape(turn.id)}, turn {turn.turn}"
+        where = f"{error}, {escape_markdown(turn.id)}, turn {turn.turn}"
         parts.append(f"- {where}  \n  expected: {expected}  \n  predicted: {predicted}")
     return "\n\n".join(parts) + "\n"
 
@@ -228,6 +239,25 @@ def _leaderboard_table(columns: Sequence[EvaluatedRun]) -> TableRows:
     return ["category", "questions", *(column.name for column in columns)], rows
 
 
+def _is_perturbed(columns: Sequence[EvaluatedRun]) -> bool:
+    return any(column.perturbed for column in columns)
+
+
+def _robustness_table(columns: Sequence[EvaluatedRun]) -> TableRows:
+    """Each metric of the perturbed turns; plain exact match first, to compare with."""
+    values = [
+        {"exact match": _share(column.turns, "exact_match")}
+        | {
+            name.replace("_", " "): _format(share)
+            for name, share in robustness([*column.turns, *column.perturbed]).items()
+        }
+        for column in columns
+    ]
+    names = dict.fromkeys(name for one in values for name in one)
+    rows = [[name, *(one.get(name, "–") for one in values)] for name in names]
+    return ["metric", *(column.name for column in columns)], rows
+
+
 def _difference_table(columns: Sequence[EvaluatedRun]) -> TableRows:
     """Every pair of evaluations that have turns in common."""
     pairs = [
@@ -278,21 +308,11 @@ def _both_sides(turn: EvaluatedTurn) -> tuple[list[Piece], list[Piece]]:
 
 
 def _joined(pieces: Sequence[Piece], mark: Callable[[str], str]) -> str:
-    return "".join(mark(text) if differs else _escape(text) for text, differs in pieces)
-
-
-def _escape(text: str) -> str:
-    """Text for Markdown without any markup."""
-    return "".join(f"\\{char}" if char in "\\`*_<>[]|#~" else " " if char in "\r\n" else char for char in text)
-
-
-def _escape_cell(cell: Any) -> str:
-    """The same for a table, which escapes ``|`` itself."""
-    return _escape(str(cell)).replace("\\|", "|")
+    return "".join(mark(text) if differs else escape_markdown(text) for text, differs in pieces)
 
 
 def _bold(text: str) -> str:
-    return f"**{_escape(text)}**"
+    return f"**{escape_markdown(text)}**"
 
 
 def _html_example(error: str, turn: EvaluatedTurn) -> Markup:

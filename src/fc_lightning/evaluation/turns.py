@@ -42,6 +42,7 @@ class EvaluatedTurn:
         json_equal: JSON mode: the answer equals the held-out one.
         sample: Index among several generations from the same prompt.
         labelled: Whether the expected turn is known; false for prompts without an answer.
+        perturbation: How the prompt was perturbed, a value of ``data.perturbations``; empty if it was not.
     """
 
     id: str
@@ -65,6 +66,7 @@ class EvaluatedTurn:
     json_equal: bool | None = None
     sample: int = 0
     labelled: bool = True
+    perturbation: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """The turn in JSON types, as written to ``predictions.jsonl``."""
@@ -106,7 +108,8 @@ def evaluate_turn(
         gold: Alternatives, see :func:`fc_lightning.evaluation.alternatives.matches_alternatives`.
         response_schema: JSON mode: schema of the answer.
         answer: JSON mode: the held-out answer.
-        about: ``id``, ``turn``, ``category``, ``prompt``, ``sample`` and ``labelled`` of :class:`EvaluatedTurn`.
+        about: ``id``, ``turn``, ``category``, ``prompt``, ``sample``, ``labelled`` and ``perturbation`` of
+            :class:`EvaluatedTurn`.
 
     Example:
         >>> text = '<tool_call>{"name": "clock", "arguments": {"city": "Rome"}}</tool_call>'
@@ -115,7 +118,7 @@ def evaluate_turn(
         >>> evaluate_turn("It is noon.", []).exact_match, evaluate_turn("It is", [], finished=False).exact_match
         (True, False)
     """
-    parsed = parse_turn(text)
+    parsed = parse_turn(text, strict=True)
     calls = parsed.tool_calls
     all_parsed = not parsed.errors
     # A truncated turn, or one with an unreadable call, matches nothing: a server would not deliver it.

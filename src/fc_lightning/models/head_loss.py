@@ -6,7 +6,7 @@ chunk replace the three of recomputation, and neither logits nor their softmax a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -29,7 +29,9 @@ class FrozenHead(NamedTuple):
     new_tokens: Tensor | None = None
 
 
-def frozen_head_loss(head: FrozenHead, hidden: Tensor, labels: Tensor, cap: float | None, chunk: int) -> Tensor:
+def frozen_head_loss(
+    head: FrozenHead, hidden: Tensor, labels: Tensor, cap: float | None, chunk: int, weights: Tensor | None = None
+) -> Tensor:
     """Summed cross-entropy, a scalar in fp32.
 
     Args:
@@ -38,8 +40,16 @@ def frozen_head_loss(head: FrozenHead, hidden: Tensor, labels: Tensor, cap: floa
         labels: ``(n,)``.
         cap: Soft cap of the logits.
         chunk: Rows of logits held at a time.
+        weights: ``(n,)``, factors of the tokens' cross-entropies.
     """
-    return _FrozenHeadLoss.apply(hidden, head.weight, head.rows, head.new_tokens, labels, cap, chunk)
+    return _FrozenHeadLoss.apply(hidden, head.weight, head.rows, head.new_tokens, labels, weights, cap, chunk)
+
+
+def split_rows(chunk: int, *tensors: Tensor | None) -> list[Sequence[Tensor | None]]:
+    """Each tensor in chunks of rows; as many times None for what is None."""
+    parts = [None if tensor is None else tensor.split(chunk) for tensor in tensors]
+    count = next(len(split) for split in parts if split is not None)
+    return [[None] * count if split is None else split for split in parts]
 
 
 class _FrozenHeadLoss(torch.autograd.Function):
@@ -51,6 +61,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
         rows: Tensor | None,
         new_tokens: Tensor | None,
         labels: Tensor,
+        weights: Tensor | None,
         cap: float | None,
         chunk: int,
     ) -> Tensor:
@@ -58,11 +69,12 @@ class _FrozenHeadLoss(torch.autograd.Function):
         total = hidden.new_zeros((), dtype=torch.float32)
         hidden_gradient = torch.empty_like(hidden)
         rows_gradient = None if rows is None else torch.zeros_like(rows)  # (new, width)
-        for part, targets, out in zip(*(t.split(chunk) for t in (hidden, labels, hidden_gradient)), strict=True):
+        rows_of: Any = zip(*split_rows(chunk, hidden, labels, hidden_gradient, weights), strict=True)
+        for part, targets, out, part_weights in rows_of:
             logits = F.linear(part, weight)  # (chunk, vocabulary)
             if rows is not None and new_tokens is not None:
                 logits.index_copy_(-1, new_tokens, F.linear(part, rows).to(logits.dtype))
-            loss, gradient = differentiate(logits, targets, cap)
+            loss, gradient = differentiate(logits, targets, cap, part_weights)
             total += loss
             if rows is None or new_tokens is None:
                 out.copy_(gradient @ weight)
@@ -78,10 +90,12 @@ class _FrozenHeadLoss(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         hidden_gradient, rows_gradient = ctx.saved_tensors
         scaled_rows = None if rows_gradient is None else rows_gradient * upstream
-        return hidden_gradient * upstream.to(hidden_gradient.dtype), None, scaled_rows, None, None, None, None
+        return hidden_gradient * upstream.to(hidden_gradient.dtype), None, scaled_rows, None, None, None, None, None
 
 
-def _loss_and_gradient(logits: Tensor, labels: Tensor, cap: float | None) -> tuple[Tensor, Tensor]:
+def _loss_and_gradient(
+    logits: Tensor, labels: Tensor, cap: float | None, weights: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Summed cross-entropy in fp32, and its gradient with respect to ``(n, vocabulary)`` logits, in their precision.
 
     Works in place, because on a CPU this is bound by memory.
@@ -92,11 +106,14 @@ def _loss_and_gradient(logits: Tensor, labels: Tensor, cap: float | None) -> tup
         tanh = values.div_(cap).tanh_()
         values = tanh * cap
     log_sum = values.logsumexp(-1)  # (n,)
-    loss = (log_sum - values[places, labels]).sum()
+    losses = log_sum - values[places, labels]  # (n,)
+    loss = losses.sum() if weights is None else (losses * weights).sum()
     gradient = values.sub_(log_sum.unsqueeze(-1)).exp_()
     gradient[places, labels] -= 1
     if cap is not None:
         gradient.mul_(tanh.square_().neg_().add_(1))
+    if weights is not None:
+        gradient.mul_(weights.unsqueeze(-1))
     return loss, gradient.to(logits.dtype)
 
 

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from fc_lightning.utils.errors import first_line
 from fc_lightning.utils.pretrained import BaseModelError, resolve_base
+
+_SAMPLED_ROWS = 8  # of each matrix in a fingerprint
 
 
 def load_base(
@@ -54,17 +61,45 @@ def load_base(
         raise BaseModelError(f"{base}: the model could not be loaded (`model.base`): {first_line(error)}") from error
 
 
-def base_digest(model: PreTrainedModel) -> str:
-    """A fingerprint of a base's weights, the same in every precision and quantization.
+def base_digest(base: str, revision: str | None) -> str:
+    """A fingerprint of a base's weights as they are on disk, so that it is the same in every quantization.
 
-    It covers the vectors (norms, biases) and a sample of the embedding's rows, which no quantization touches.
+    It covers the name, the shape and some rows of every tensor, in bfloat16, and whether the head shares the matrix of
+    the embedding.
+
+    Args:
+        base: See :func:`fc_lightning.utils.pretrained.resolve_base`.
+        revision: Revision on the hub.
     """
-    embedding = model.get_input_embeddings().weight
-    digest = hashlib.sha256(str(list(embedding.shape)).encode())
-    vectors = [weight for _, weight in sorted(model.named_parameters()) if weight.ndim == 1]
-    for weight in (embedding[:: max(1, len(embedding) // 256)], *vectors):
-        digest.update(weight.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()
+    digests = {}
+    for file in _weight_files(resolve_base(base), revision):
+        with safe_open(file, framework="pt") as weights:
+            for name in weights.keys():  # noqa: SIM118 - the file is not a dictionary
+                digests[name] = _sample_digest(weights.get_slice(name))
+    tied = load_config(base, revision).tie_word_embeddings
+    return hashlib.sha256(f"{sorted(digests.items())} {tied}".encode()).hexdigest()
+
+
+def _sample_digest(weight: Any) -> str:
+    """A digest of the shape and of some rows of a tensor on disk."""
+    shape = weight.get_shape()
+    if len(shape) > 1:
+        rows = torch.cat([weight[row : row + 1] for row in range(0, shape[0], max(1, shape[0] // _SAMPLED_ROWS))])
+    else:
+        rows = weight[:]
+    if rows.is_floating_point():
+        rows = rows.to(torch.bfloat16)
+    return hashlib.sha256(f"{shape}".encode() + rows.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def _weight_files(folder: str, revision: str | None) -> list[Path]:
+    """The files with a base's weights; those of a base on the hub are in the cache, because it has been loaded."""
+    config = try_to_load_from_cache(folder, CONFIG_NAME, revision=revision) if not Path(folder).is_dir() else None
+    snapshot = Path(config).parent if isinstance(config, str) else Path(folder)
+    index = snapshot / SAFE_WEIGHTS_INDEX_NAME
+    if not index.is_file():
+        return [snapshot / SAFE_WEIGHTS_NAME]
+    return [snapshot / name for name in set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())]
 
 
 def load_config(base: str, revision: str | None) -> PretrainedConfig:

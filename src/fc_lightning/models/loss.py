@@ -12,16 +12,20 @@ from torch.utils.checkpoint import checkpoint
 
 from fc_lightning.data.collator import Batch
 from fc_lightning.models.attention import BY_DOCUMENT
-from fc_lightning.models.head_loss import frozen_head_loss
+from fc_lightning.models.flex_masks import flex_arguments
+from fc_lightning.models.head_loss import frozen_head_loss, split_rows
 from fc_lightning.models.lora import unwrap_peft
 from fc_lightning.models.peft_internals import frozen_head
+from fc_lightning.models.preference_loss import Preference
 from fc_lightning.models.transformers_internals import attention_implementation
 
 HEAD_CHUNK = 512  # rows of logits that are held at a time
 
 
-def token_loss_sum(model: nn.Module, batch: Batch, chunk: int = HEAD_CHUNK) -> Tensor:
-    """The sum of the cross-entropies of all supervised tokens of a batch, a scalar in fp32.
+def token_loss_sum(
+    model: nn.Module, batch: Batch, chunk: int = HEAD_CHUNK, preference: Preference | None = None
+) -> Tensor:
+    """The sum of the cross-entropies of all supervised tokens of a batch, weighted if it has weights, a scalar in fp32.
 
     Logits are computed only for positions that have a label, at most ``chunk`` rows of them at a time. The gradient of
     a frozen head is computed in the forward pass, see :mod:`fc_lightning.models.head_loss`. The logits of a trained
@@ -31,14 +35,15 @@ def token_loss_sum(model: nn.Module, batch: Batch, chunk: int = HEAD_CHUNK) -> T
         model: A causal language model of transformers, or a PeftModel around one.
         batch: See :class:`fc_lightning.data.collator.Batch`.
         chunk: Rows of logits held at a time.
+        preference: Adds the preference loss of the batch's pairs.
     """
     causal = unwrap_peft(model)
     if isinstance(causal, FSDPModule):
-        return cast(Any, causal).token_loss_sum(batch, chunk)
-    return causal_loss_sum(causal, batch, chunk)
+        return cast(Any, causal).token_loss_sum(batch, chunk, preference)
+    return causal_loss_sum(causal, batch, chunk, preference)
 
 
-def causal_loss_sum(causal: Any, batch: Batch, chunk: int) -> Tensor:
+def causal_loss_sum(causal: Any, batch: Batch, chunk: int, preference: Preference | None = None) -> Tensor:
     """:func:`token_loss_sum` of a model that is not wrapped."""
     # With neither a mask nor a cache, transformers separates documents where positions restart.
     hidden = causal.get_decoder()(
@@ -49,8 +54,18 @@ def causal_loss_sum(causal: Any, batch: Batch, chunk: int) -> Tensor:
     ).last_hidden_state  # (rows, length, width)
     hidden = hidden.flatten(0, 1)[batch["supervised_index"]]  # (supervised, width)
     labels = batch["labels"].flatten()[batch["supervised_index"]]  # (supervised,)
-    cap = getattr(causal.config, "final_logit_softcapping", None)
-    return _head_loss(causal.get_output_embeddings(), hidden, labels, cap, chunk)
+    head, cap = causal.get_output_embeddings(), getattr(causal.config, "final_logit_softcapping", None)
+    weights = batch.get("weights")  # (supervised,)
+    if preference is None or not batch.get("num_pairs"):
+        return _head_loss(head, hidden, labels, cap, chunk, weights)
+    # The derivative by each token's loss depends on the other tokens of its pair. It is computed first, and is then the
+    # weight of the token in a sum whose gradient is the gradient of the preference loss.
+    with torch.no_grad():
+        parts = zip(hidden.split(chunk), labels.split(chunk), strict=True)
+        losses = torch.cat([_token_losses(head, part, targets, cap) for part, targets in parts])  # (supervised,)
+    loss, weights = preference.gradient(losses, batch["weights"], batch["pair_side"], batch["num_pairs"])
+    weighted = _head_loss(head, hidden, labels, cap, chunk, weights)
+    return weighted + (loss - weighted.detach())
 
 
 def _attention_arguments(causal: Any, batch: Batch) -> dict[str, Any]:
@@ -58,6 +73,8 @@ def _attention_arguments(causal: Any, batch: Batch) -> dict[str, Any]:
     attention = attention_implementation(causal.config)
     if attention == BY_DOCUMENT:
         return {"documents": batch["documents"]}
+    if attention == "flex_attention":
+        return flex_arguments(causal.config, batch)
     return _flash_arguments(batch) if "flash" in attention else {}
 
 
@@ -73,16 +90,24 @@ def _flash_arguments(batch: Batch) -> dict[str, Any]:
     return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
 
 
-def _head_loss(head: nn.Module, hidden: Tensor, labels: Tensor, cap: float | None, chunk: int) -> Tensor:
-    """Summed cross-entropy of ``(n, width)`` hidden states against ``(n,)`` labels, in chunks of rows."""
+def _head_loss(
+    head: nn.Module, hidden: Tensor, labels: Tensor, cap: float | None, chunk: int, weights: Tensor | None
+) -> Tensor:
+    """Summed cross-entropy of ``(n, width)`` hidden states against ``(n,)`` labels, in chunks of rows.
+
+    With ``(n,)`` weights each token's loss is multiplied by its weight.
+    """
     frozen = frozen_head(head)
     # In fp16 the gradients of logits are too small to be represented before the loss is scaled.
     if frozen is not None and torch.is_grad_enabled() and not _autocasts_to_fp16(hidden.device):
-        return frozen_head_loss(frozen, hidden, labels, cap, chunk)
+        return frozen_head_loss(frozen, hidden, labels, cap, chunk, weights)
     if len(labels) <= chunk:
-        return _chunk_loss(head, hidden, labels, cap)
-    parts = zip(hidden.split(chunk), labels.split(chunk), strict=True)
-    losses = [checkpoint(_chunk_loss, head, part, targets, cap, use_reentrant=False) for part, targets in parts]
+        return _chunk_loss(head, hidden, labels, cap, weights)
+    parts = zip(*split_rows(chunk, hidden, labels, weights), strict=True)
+    losses = [
+        checkpoint(_chunk_loss, head, part, targets, cap, part_weights, use_reentrant=False)
+        for part, targets, part_weights in parts
+    ]
     return torch.stack(losses).sum()
 
 
@@ -90,8 +115,14 @@ def _autocasts_to_fp16(device: torch.device) -> bool:
     return torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) == torch.float16
 
 
-def _chunk_loss(head: nn.Module, hidden: Tensor, labels: Tensor, cap: float | None) -> Tensor:
-    logits = head(hidden).float()  # (chunk, vocabulary)
+def _chunk_loss(head: nn.Module, hidden: Tensor, labels: Tensor, cap: float | None, weights: Tensor | None) -> Tensor:
+    losses = _token_losses(head, hidden, labels, cap)
+    return losses.sum() if weights is None else (losses * weights).sum()
+
+
+def _token_losses(head: nn.Module, hidden: Tensor, labels: Tensor, cap: float | None) -> Tensor:
+    """The cross-entropy of each of ``(n, width)`` hidden states against its label, ``(n,)``."""
+    logits = head(hidden).float()  # (n, vocabulary)
     if cap is not None:
         logits = cap * torch.tanh(logits / cap)
-    return F.cross_entropy(logits, labels, reduction="sum")
+    return F.cross_entropy(logits, labels, reduction="none")

@@ -11,6 +11,8 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from fc_lightning.data.collator import Batch
+
 
 class MicroBatchLoss(NamedTuple):
     """The loss of a micro-batch.
@@ -19,11 +21,19 @@ class MicroBatchLoss(NamedTuple):
         loss: Summed over its supervised tokens, a scalar.
         num_tokens: Supervised tokens.
         ids: The ids of the documents in each of its rows.
+        weight: What the loss is divided by: the sum of the tokens' weights, their number if they have none.
     """
 
     loss: Tensor
     num_tokens: int
     ids: list[list[str]]
+    weight: float
+
+    @classmethod
+    def of(cls, loss: Tensor, batch: Batch) -> MicroBatchLoss:
+        """The loss of a batch, detached."""
+        num_tokens = batch["num_supervised"]
+        return cls(loss.detach(), num_tokens, batch["ids"], batch.get("total_weight", num_tokens))
 
 
 @dataclass(frozen=True)
@@ -32,7 +42,8 @@ class StepTotals:
 
     Attributes:
         loss: Summed token loss, a scalar on the device.
-        num_tokens: Supervised tokens, at least one so that it can be divided by; a scalar on the device.
+        num_tokens: Supervised tokens; a scalar on the device.
+        weight: Sum of their weights, 1 if it is 0 so that it can be divided by; a scalar on the device.
         is_loss_finite: Whether the loss is finite.
         is_gradient_finite: Whether the gradients of all ranks are finite.
         peer_flags: For each flag, the number of ranks that have raised it.
@@ -40,6 +51,7 @@ class StepTotals:
 
     loss: Tensor
     num_tokens: Tensor
+    weight: Tensor
     is_loss_finite: bool
     is_gradient_finite: bool
     peer_flags: list[float]
@@ -63,16 +75,38 @@ def sum_over_ranks(
     """
     loss = sum((micro.loss for micro in window), torch.zeros((), device=device))
     num_tokens = sum(micro.num_tokens for micro in window)
-    counts = torch.tensor([num_tokens, *flags], dtype=torch.float32, device=device)
+    weight = sum(micro.weight for micro in window)
+    counts = torch.tensor([num_tokens, weight, *flags], dtype=torch.float32, device=device)
     num_broken = 1.0 - is_gradient_finite.reshape(1).to(counts)
-    sums = torch.cat([loss.reshape(1), num_broken, counts])  # (3 + flags,)
+    sums = torch.cat([loss.reshape(1), num_broken, counts])  # (4 + flags,)
     if world_size > 1:
         torch.distributed.all_reduce(sums)
-    total_loss, num_broken_ranks, _, *peer_flags = sums.tolist()
+    total_loss, num_broken_ranks, _, _, *peer_flags = sums.tolist()
     return StepTotals(
         loss=sums[0],
-        num_tokens=sums[2].clamp(min=1.0),
+        num_tokens=sums[2],
+        weight=torch.where(sums[3] > 0, sums[3], 1.0),
         is_loss_finite=math.isfinite(total_loss),
         is_gradient_finite=not num_broken_ranks,
         peer_flags=peer_flags,
+    )
+
+
+def suspect_ids(window: Sequence[MicroBatchLoss], gradient: bool) -> list[list[list[str]]]:
+    """Ids of the documents of a step that may be the cause of a value that is not finite.
+
+    Args:
+        window: This rank's micro-batches.
+        gradient: Whether the losses are finite, and only a gradient is not. Ranks have already added up their
+            gradients, so any of the rows may be the cause.
+    """
+    return [micro.ids for micro in window if gradient or not micro.loss.isfinite()]
+
+
+def describe_suspects(ids: Sequence[list[list[list[str]]]]) -> str:
+    """The ids of :func:`suspect_ids` of all ranks, in words."""
+    return "; ".join(
+        f"rank {rank}: {', '.join(document for batch in batches for pack in batch for document in pack)}"
+        for rank, batches in enumerate(ids)
+        if batches
     )

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
+from peft import PeftModel
 from torch import Tensor
 
 from fc_lightning.utils.pretrained import BaseModelError
+
+# Where the base is, and how the adapter is used.
+_NOT_COMPARED = {"base_model_name_or_path", "revision", "inference_mode", "task_type", "peft_version", "auto_mapping"}
+# Which modules are adapted can be said in several ways; the names of the weights show it.
+_NOT_COMPARED |= {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"}
 
 
 def check_weights(saved: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
@@ -38,7 +45,7 @@ def check_base(checkpoint: Mapping[str, Any], base: str, digest: str, vocabulary
     """Check that a checkpoint was trained on this base and with these token ids.
 
     Args:
-        checkpoint: The checkpoint; an old one has no digests.
+        checkpoint: The checkpoint; one of an earlier version has no digest of all weights.
         base: The base of this model, as configured.
         digest: Of its weights.
         vocabulary: Digest of its vocabulary.
@@ -51,8 +58,34 @@ def check_base(checkpoint: Mapping[str, Any], base: str, digest: str, vocabulary
             f"the checkpoint does not fit `model.base` {base}: its token ids belong to another vocabulary"
         )
     saved = checkpoint.get("base", {})
-    if saved.get("digest", digest) != digest:
+    if saved.get("weights", digest) != digest:
         name = f"{saved['name']}, revision {saved['revision']}" if saved["revision"] else saved["name"]
         raise BaseModelError(
             f"the checkpoint was trained on another base ({name}) than `model.base` {base}: their weights differ"
         )
+
+
+def adapter_settings(model: Any) -> dict[str, Any]:
+    """Everything that the configuration of an adapter says about its weights, in JSON's types; empty without one."""
+    if not isinstance(model, PeftModel):
+        return {}
+    settings = model.peft_config[model.active_adapter].to_dict()
+    return {
+        name: json.loads(json.dumps(sorted(value) if isinstance(value, set) else value, default=str))
+        for name, value in settings.items()
+        if name not in _NOT_COMPARED
+    }
+
+
+def check_adapter(checkpoint: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Check that a checkpoint was trained with this adapter: the shapes of its weights do not show every setting.
+
+    Raises:
+        BaseModelError: If a setting has changed.
+    """
+    saved = checkpoint.get("adapter", settings)
+    for name in sorted(saved.keys() & settings.keys()):  # another version of PEFT has other fields
+        if saved[name] != settings[name]:
+            raise BaseModelError(
+                f"the checkpoint does not fit `model.peft`: `{name}` was {saved[name]}, and is {settings[name]} now"
+            )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -18,6 +19,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
+from lightning.pytorch.utilities import rank_zero_only
 
 REQUEUE = "requeue"  # what SLURM's requeue signal is recorded as; other signals are recorded as themselves
 _LOGGED_STEPS = "_batches_that_stepped"
@@ -44,6 +46,30 @@ def fixed_version(logger: Logger | None) -> int | str | None:
 def set_version(logger: Logger, version: int | str) -> None:
     """Make a logger write to the folder of an existing run; the constructor is the only public way."""
     logger._version = version
+
+
+def reserve_version(logger: Logger) -> None:
+    """Make a logger create the folder of its run when it chooses the version.
+
+    Lightning only looks which versions exist, so two runs that start at the same time choose the same.
+    """
+    choose = getattr(logger, "_get_next_version", None)
+    if choose is None or "://" in str(logger.root_dir):
+        return
+
+    def reserve() -> int:
+        version = choose()
+        while rank_zero_only.rank == 0:
+            try:
+                (Path(logger.root_dir) / f"version_{version}").mkdir(parents=True)
+                break
+            except FileExistsError:
+                version += 1
+            except OSError:
+                break  # reported when the run writes its first file
+        return version
+
+    logger._get_next_version = reserve
 
 
 def use_csv_writer(logger: CSVLogger, writer_class: type[ExperimentWriter]) -> None:

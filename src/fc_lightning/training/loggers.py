@@ -17,20 +17,22 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
-from fc_lightning.training.lightning_internals import use_csv_writer
+from fc_lightning.training.lightning_internals import reserve_version, use_csv_writer
 from fc_lightning.utils.atomic_files import PARTIAL_SUFFIX, describe_free_space, is_write_error, os_error_text
 
 _WRITING_METHODS = ("log_metrics", "log_hyperparams", "log_graph", "save", "finalize")
 
 
-def ignore_write_errors(logger: Logger) -> None:
-    """Make a run continue if a logger's disk is full or gone: one warning, and that logger logs nothing.
+def make_robust(logger: Logger) -> None:
+    """Make a logger survive write errors, and other runs that start at the same time.
 
-    The rows of ``metrics.csv`` are kept in memory, and written once there is space again.
+    If its disk is full or gone, there is one warning, and the run continues without what it logs. The rows of
+    ``metrics.csv`` are kept in memory, and written once there is space again.
     """
-    if hasattr(logger, "ignores_write_errors"):
+    if hasattr(logger, "is_robust"):
         return
-    logger.ignores_write_errors = True
+    logger.is_robust = True
+    reserve_version(logger)
     warned: set[str] = set()
     for name in _WRITING_METHODS:
         setattr(logger, name, _ignoring_write_errors(logger, getattr(logger, name), warned))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any, Literal
 
 import torch
@@ -12,9 +13,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from peft import PeftConfig
 from torch import Tensor
 from torchmetrics import MeanMetric
-from transformers import get_scheduler
 
 from fc_lightning.chat_template.template import Supervise
+from fc_lightning.chat_template.token_parts import TokenWeights
 from fc_lightning.chat_template.tokens import SpecialToken, load_tokenizer, vocabulary_digest
 from fc_lightning.data.collator import Batch
 from fc_lightning.evaluation.conversations import measure_conversations, rows_of
@@ -26,17 +27,19 @@ from fc_lightning.evaluation.evaluator import (
     measure,
     notify_callbacks,
 )
-from fc_lightning.models.attention import choose_attention
+from fc_lightning.models.attention import choose_attention, generation_mode
 from fc_lightning.models.fsdp import are_finite, shard
-from fc_lightning.models.loading import base_digest, load_base, load_config
+from fc_lightning.models.loading import base_digest, load_base
 from fc_lightning.models.lora import add_adapter, add_token_rows
 from fc_lightning.models.loss import HEAD_CHUNK, token_loss_sum
 from fc_lightning.models.merging import merged_for_inference
-from fc_lightning.training.accumulation import MicroBatchLoss, sum_over_ranks
-from fc_lightning.training.compatibility import check_base, check_weights
+from fc_lightning.models.preference_loss import Preference
+from fc_lightning.training.accumulation import MicroBatchLoss, describe_suspects, sum_over_ranks, suspect_ids
+from fc_lightning.training.compatibility import adapter_settings, check_adapter, check_base, check_weights
 from fc_lightning.training.lightning_internals import attached_trainer
+from fc_lightning.training.optimization import OptimizationSettings, check_settings, configure, save_settings
+from fc_lightning.training.precision import base_dtype
 from fc_lightning.utils.malloc import release_freed_memory
-from fc_lightning.utils.pretrained import BaseModelError
 
 _GENERATION = {"max_new_tokens": 256, "do_sample": False}
 
@@ -64,7 +67,9 @@ class FunctionCallingModule(LightningModule):
         peft: The adapter, any ``peft.PeftConfig`` by ``class_path``; null trains every weight.
         special_tokens: Tags that become one token each; an empty list keeps them plain text.
         supervise: Which tokens are trained on: the model's turns (``assistant``) or all of them (``all``).
-        compile: Compile each decoder layer with ``torch.compile``.
+        preference: Adds a preference loss for rows with a rejected turn (columns ``chosen`` and ``rejected``).
+        token_weights: Weights of the supervised tokens in the training loss, by what they are; 1 each by default.
+        compile: Compile each decoder layer with ``torch.compile``; ``auto`` does so on a GPU.
         gradient_checkpointing: Save memory by recomputing each layer in the backward pass.
         head_chunk: Rows of logits in memory at a time. With more supervised tokens, chunks are recomputed in the
             backward pass. 512 rows of a vocabulary of 262,144 are half a gigabyte in fp32.
@@ -74,9 +79,13 @@ class FunctionCallingModule(LightningModule):
         free_running: After each evaluation, also let the model play its own turns of each conversation, and log the
             share that is right to the end (``conversation_match``) and the mean turn of the first mistake.
         learning_rate: Peak learning rate.
-        weight_decay: Weight decay of AdamW.
+        weight_decay: Weight decay of matrices; norms, biases and other vectors have none.
         warmup: Share of the optimizer steps in which the learning rate rises.
         schedule: How the learning rate falls after the warm-up.
+        lora_plus_ratio: Learning rate of LoRA's B matrices relative to the others (LoRA+); the same by default.
+        optimizer: A class of ``torch.optim`` by name, or any by ``class_path`` and ``init_args``; AdamW by default.
+        lr_scheduler: A class of ``torch.optim.lr_scheduler`` likewise, instead of ``warmup`` and ``schedule``. It steps
+            once per epoch unless ``interval: step`` is given.
         non_finite: What happens if the loss or a gradient of an optimizer step is not finite: ``stop`` ends training
             before the step, ``skip`` skips it and logs ``train/skipped_steps``. The rows are named in either case.
     """
@@ -91,7 +100,9 @@ class FunctionCallingModule(LightningModule):
         peft: PeftConfig | None = None,
         special_tokens: list[str] | None = None,
         supervise: Supervise = "assistant",
-        compile: bool = False,
+        preference: Preference | None = None,
+        token_weights: TokenWeights | None = None,
+        compile: bool | Literal["auto"] = "auto",
         gradient_checkpointing: bool = False,
         head_chunk: int = HEAD_CHUNK,
         generation: dict[str, Any] | None = None,
@@ -101,10 +112,13 @@ class FunctionCallingModule(LightningModule):
         weight_decay: float = 0.0,
         warmup: float = 0.03,
         schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine",
+        lora_plus_ratio: float | None = None,
+        optimizer: str | dict[str, Any] | None = None,
+        lr_scheduler: str | dict[str, Any] | None = None,
         non_finite: Literal["stop", "skip"] = "stop",
     ):
         super().__init__()
-        self.save_hyperparameters(ignore=["peft"])
+        self.save_hyperparameters(ignore=["peft", "preference", "token_weights"])
 
         # The model
         self.base = base
@@ -120,6 +134,8 @@ class FunctionCallingModule(LightningModule):
 
         # Training
         self.supervise = supervise
+        self.preference = preference
+        self.token_weights = token_weights
         self.compile_layers = compile
         self.gradient_checkpointing = gradient_checkpointing
         self.head_chunk = head_chunk
@@ -127,6 +143,11 @@ class FunctionCallingModule(LightningModule):
         self.weight_decay = weight_decay
         self.warmup = warmup
         self.schedule = schedule
+        self.lora_plus_ratio = lora_plus_ratio
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.optimization.check()
+        self._saved_order: list[str] = []  # of the parameters in the optimizer's state of a checkpoint
         self.non_finite = non_finite
         self.skipped_steps = 0
         self.strict_loading = False  # checkpoints hold trained weights only; on_load_checkpoint checks them
@@ -152,6 +173,11 @@ class FunctionCallingModule(LightningModule):
         return load_tokenizer(self.base, self.revision, tuple(self.special_tokens))[0]
 
     @property
+    def optimization(self) -> OptimizationSettings:
+        """The settings of optimizer and schedule."""
+        return OptimizationSettings(**{item.name: getattr(self, item.name) for item in fields(OptimizationSettings)})
+
+    @property
     def turn_generator(self) -> TurnGenerator:
         """Generates turns as configured."""
         if self._turn_generator is None:
@@ -166,18 +192,17 @@ class FunctionCallingModule(LightningModule):
         """
         if self.model is not None:
             return
-        self._check_settings()
-        dtype, attention = self._base_dtype(), self.attn_implementation
-        reason = "as configured"
+        trainer = attached_trainer(self)
+        precision = str(trainer.precision) if trainer else "32-true"
+        device = trainer.strategy.root_device if trainer else torch.device("cpu")
+        dtype = base_dtype(precision, self.weight_dtype, self.peft is not None, bool(self.quantization))
+        attention, reason = self.attn_implementation, "as configured"
         if attention == "auto":
-            config = load_config(self.base, self.revision)
-            attention, reason = choose_attention(config, self._target_device, "mixed" in self._precision)
+            attention, reason = choose_attention(device, "mixed" in precision)
 
         # 1) The base, with rows for the new tokens
-        model = load_base(
-            self.base, self.revision, getattr(torch, dtype), attention, self.quantization, self._target_device
-        )
-        self._base_digest = base_digest(model)
+        model = load_base(self.base, self.revision, getattr(torch, dtype), attention, self.quantization, device)
+        self._base_digest = base_digest(self.base, self.revision)
         _, pieces = load_tokenizer(self.base, self.revision, tuple(self.special_tokens))
         add_token_rows(model, pieces)
         if self.gradient_checkpointing:
@@ -188,7 +213,8 @@ class FunctionCallingModule(LightningModule):
         self.model.train()  # transformers loads models in evaluation mode
 
         # 3) Compilation and sharding
-        if self.compile_layers:
+        on_gpu = device.type == "cuda"
+        if on_gpu if self.compile_layers == "auto" else self.compile_layers:
             for layer in model.get_decoder().layers:
                 layer.compile()
         if self._is_sharded:
@@ -197,15 +223,15 @@ class FunctionCallingModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The summed loss of a micro-batch; the gradients are divided once, for the whole optimizer step."""
-        loss = token_loss_sum(self.model, batch, self.head_chunk)
-        self._window.append(MicroBatchLoss(loss.detach(), batch["num_supervised"], batch["ids"]))
+        loss = token_loss_sum(self.model, batch, self.head_chunk, self.preference)
+        self._window.append(MicroBatchLoss.of(loss, batch))
         return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Turn the gradients of summed losses into those of the mean over all supervised tokens, before any clipping.
 
         Lightning has divided each micro-batch's loss by the number of accumulated batches, and DDP has averaged over
-        ranks. Both are undone here, because the right divisor is the number of tokens.
+        ranks. Both are undone here, because the right divisor is the number of tokens, or the sum of their weights.
 
         Raises:
             NonFiniteError: On all ranks, if the loss or the gradient of any rank is not finite.
@@ -219,9 +245,9 @@ class FunctionCallingModule(LightningModule):
         if not (totals.is_loss_finite and totals.is_gradient_finite):
             self._skip_step(window, "gradient" if totals.is_loss_finite else "loss")
         elif gradients:
-            factor = self.trainer.accumulate_grad_batches * self.trainer.world_size / totals.num_tokens
+            factor = self.trainer.accumulate_grad_batches * self.trainer.world_size / totals.weight
             torch._foreach_mul_(gradients, factor)
-        self.log("train/loss", totals.loss / totals.num_tokens)
+        self.log("train/loss", totals.loss / totals.weight)
         self.log("train/supervised_tokens", totals.num_tokens)
         if self.non_finite == "skip":
             self.log("train/skipped_steps", float(self.skipped_steps))
@@ -259,20 +285,17 @@ class FunctionCallingModule(LightningModule):
         notify_callbacks(self.trainer, self, evaluated)
 
     def configure_optimizers(self) -> Any:
-        """AdamW over the trained weights, with a warm-up and a schedule over the whole run."""
-        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=self.weight_decay)
+        """The optimizer over the trained weights, and its schedule over the whole run."""
         steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = get_scheduler(
-            self.schedule, optimizer, num_warmup_steps=round(self.warmup * steps), num_training_steps=steps
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
+        return configure(self._trained_weights(), self.optimization, steps, self._saved_order)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only the trained weights, and record the base and the vocabulary that they belong to."""
         trained = self._trained_weights()
         checkpoint["vocabulary"] = vocabulary_digest(self.tokenizer)
-        checkpoint["base"] = {"name": self.base, "revision": self.revision, "digest": self._base_digest}
+        checkpoint["base"] = {"name": self.base, "revision": self.revision, "weights": self._base_digest}
+        checkpoint["adapter"] = adapter_settings(self.model)
+        save_settings(checkpoint, self.optimization, self.trainer.optimizers, trained)
         checkpoint["state_dict"] = {name: saved for name, saved in checkpoint["state_dict"].items() if name in trained}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -280,42 +303,20 @@ class FunctionCallingModule(LightningModule):
 
         Raises:
             BaseModelError: If it does not.
+            CheckpointError: If training cannot resume from it with these settings.
         """
-        if (trainer := attached_trainer(self)) is not None:
-            trainer.num_sanity_val_steps = 0  # the base was measured when the run began
         self.configure_model()
         check_weights(checkpoint["state_dict"], self._trained_weights())
         check_base(checkpoint, self.base, self._base_digest, vocabulary_digest(self.tokenizer))
+        check_adapter(checkpoint, adapter_settings(self.model))
+        if (trainer := attached_trainer(self)) is not None and trainer.state.fn == "fit":
+            trainer.num_sanity_val_steps = 0  # the base was measured when the run began
+            self._saved_order = check_settings(checkpoint, self.optimization) or list(self._trained_weights())
 
     @property
     def _is_sharded(self) -> bool:
         """Whether every rank must take part in every forward pass."""
         return self.device_mesh is not None
-
-    @property
-    def _precision(self) -> str:
-        trainer = attached_trainer(self)
-        return str(trainer.precision) if trainer else "32-true"
-
-    @property
-    def _target_device(self) -> torch.device:
-        trainer = attached_trainer(self)
-        return trainer.strategy.root_device if trainer else torch.device("cpu")
-
-    def _check_settings(self) -> None:
-        if self.quantization and self.peft is None:
-            raise BaseModelError("`model.quantization` freezes the base: give it an adapter to train (`model.peft`)")
-        if self._precision.endswith("-true") and not self._precision.startswith(("32", "64")):
-            mixed = self._precision.removesuffix("-true") + "-mixed"
-            raise BaseModelError(
-                f"`trainer.precision: {self._precision}` rounds the adapter and the rotary angles too; use "
-                f"{mixed}, which also keeps the frozen base in half precision"
-            )
-
-    def _base_dtype(self) -> str:
-        if self.weight_dtype != "auto":
-            return self.weight_dtype
-        return "bfloat16" if self.peft is not None and self._precision.startswith("bf16") else "float32"
 
     def _trained_weights(self) -> dict[str, Tensor]:
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
@@ -327,14 +328,8 @@ class FunctionCallingModule(LightningModule):
             window: This rank's micro-batches of the step.
             what: ``loss`` or ``gradient``, whichever is not finite.
         """
-        # Ranks have already added up their gradients: if only these are not finite, any of the rows may be the cause.
-        suspects = [micro.ids for micro in window if what == "gradient" or not micro.loss.isfinite()]
-        rows = "; ".join(
-            f"rank {rank}: {', '.join(id_ for batch in batches for pack in batch for id_ in pack)}"
-            for rank, batches in enumerate(gather_objects(suspects))
-            if batches
-        )
-        problem = f"optimizer step {self.trainer.global_step + 1}: the {what} is not finite, in the rows of {rows}"
+        problem = f"optimizer step {self.trainer.global_step + 1}: the {what} is not finite, in the rows of "
+        problem += describe_suspects(gather_objects(suspect_ids(window, what == "gradient")))
         if self.non_finite == "stop":
             raise NonFiniteError(
                 f"{problem}. The weights are as they were before it. Look at these rows, lower `model.learning_rate`, "
@@ -346,7 +341,7 @@ class FunctionCallingModule(LightningModule):
             parameter.grad = None  # optimizers ignore parameters without a gradient
 
     def _generate_turns(self, batch: Any) -> list[IndexedTurn]:
-        with merged_for_inference(self.model) as causal:
+        with generation_mode(self.model), merged_for_inference(self.model) as causal:
             return self.turn_generator.turns(causal, batch, synced_gpus=self._is_sharded)
 
     def _finish_evaluation(self, stage: str) -> None:
@@ -357,7 +352,7 @@ class FunctionCallingModule(LightningModule):
         )
         if self.free_running:
             rows, self.prompt_rows = self.prompt_rows, []
-            with merged_for_inference(self.model) as causal:
+            with generation_mode(self.model), merged_for_inference(self.model) as causal:
                 values |= measure_conversations(self.turn_generator, causal, rows, turns, self._is_sharded)
         loss = self.token_loss.compute()
         self.token_loss.reset()

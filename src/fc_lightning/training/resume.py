@@ -17,6 +17,7 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.loggers import CSVLogger
 
+from fc_lightning.data import FunctionCallingDataModule
 from fc_lightning.training.lightning_internals import metrics_to_log, set_saved_logged_steps
 
 METRICS_FILE = "metrics.csv"
@@ -60,7 +61,7 @@ class TrainingPosition:
 
 def current_position(trainer: Trainer) -> TrainingPosition:
     """Where training is now."""
-    data = trainer.datamodule.position() if hasattr(trainer.datamodule, "place") else {}
+    data = trainer.datamodule.position() if isinstance(trainer.datamodule, FunctionCallingDataModule) else {}
     return TrainingPosition(
         trainer.global_step, data, loop_position(trainer), get_rng_states(trainer.lightning_module.device)
     )

@@ -487,7 +487,7 @@ def test_openai_defects_and_calls_without_arguments():
     assert image[0] == "turn 2: a part of type 'image_url' is neither text nor a call"
     assert read_row(row(content=None)).defects == ("turn 2: neither an answer nor a call",)
     crowded = {"name": "f", "arguments": {"text": "</tool_call>" * 20}}
-    assert read_row(row(tool_calls=[crowded])).defects == ("turn 2: it reads differently in canonical form",)
+    assert read_row(row(tool_calls=[crowded])).messages[1].tool_calls[0].arguments == crowded["arguments"]
 
 
 @pytest.mark.parametrize("write", [json.dumps, lambda value: value])

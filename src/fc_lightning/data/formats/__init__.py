@@ -106,7 +106,7 @@ def read_row(row: Row, format: str | None = None, default_id: str = "") -> Conve
         unread = [("unread_key", str(key)[:80]) for key in row if key not in entry.keys and not is_empty(row[key])]
         if unread:
             conversation = replace(conversation, notices=(*conversation.notices, *unread))
-    return conversation if conversation.id else replace(conversation, id=default_id)
+    return replace(conversation, id=conversation.id or default_id, format=name)
 
 
 def _checked(conversation: Conversation) -> Conversation:

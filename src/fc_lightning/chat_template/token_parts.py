@@ -1,0 +1,74 @@
+"""Token parts: what each supervised token is, from the template's marks and the parser, and weights by that."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+
+from fc_lightning.chat_template.template import ChatTemplateError, Encoded, Rendered
+from fc_lightning.conversation.turn_parts import TURN_PARTS, split_turn
+
+_TAG = TURN_PARTS.index("tag")
+_PROMPT = len(TURN_PARTS)  # not of a model turn; supervised only with `model.supervise: all`
+
+
+@dataclass(frozen=True)
+class TokenWeights:
+    """Weights of the supervised tokens in the training loss, by what they are. All 1 is the plain loss.
+
+    Attributes:
+        reasoning: Text between the think tags.
+        tag: Tags, the syntax of calls, and the token that ends a turn.
+        function_name: Name of the called function.
+        argument_name: Names of its arguments.
+        argument_value: Their values.
+        answer: Text outside of reasoning and calls.
+    """
+
+    reasoning: float = 1.0
+    tag: float = 1.0
+    function_name: float = 1.0
+    argument_name: float = 1.0
+    argument_value: float = 1.0
+    answer: float = 1.0
+
+    def __post_init__(self) -> None:
+        if min(astuple(self)) < 0 or max(astuple(self)) <= 0:
+            raise ChatTemplateError("`model.token_weights`: a weight must not be negative, and one must be positive")
+
+    @property
+    def by_part(self) -> tuple[float, ...]:
+        """The weight of each part, by the numbers that :func:`supervised_parts` gives."""
+        return (*(float(getattr(self, part)) for part in TURN_PARTS), 1.0)
+
+
+def supervised_parts(rendered: Rendered, encoded: Encoded, turn_ends: Sequence[str]) -> list[int]:
+    """What each supervised token is: an index in ``TURN_PARTS``, or one more for text outside of model turns.
+
+    A token with characters of several parts is the first of them that is more than a tag: ``"get`` is a function name.
+
+    Args:
+        rendered: A conversation as text, with the template's marks of the model's turns.
+        encoded: The same as tokens.
+        turn_ends: The tokens that may end a turn.
+    """
+    ending = re.compile(rf"(?:{'|'.join(map(re.escape, turn_ends))})*\s*\Z")
+    borders, parts = [0], [_PROMPT]  # the character at which each part begins
+    for begin, end in rendered.supervised_spans:
+        turn = rendered.text[begin:end]
+        match = ending.search(turn)
+        said = turn[: match.start()] if match else turn
+        for first, _, part in split_turn(said):
+            borders.append(begin + first)
+            parts.append(TURN_PARTS.index(part))
+        borders += [begin + len(said), end]
+        parts += [_TAG, _PROMPT]
+    ends = [*encoded.starts[1:], len(rendered.text)]
+    found = []
+    for token in (token for first, last in encoded.supervised_spans for token in range(first, last)):
+        first = bisect_right(borders, encoded.starts[token]) - 1
+        touched = parts[first : max(first + 1, bisect_left(borders, ends[token]))]
+        found.append(next((part for part in touched if part not in (_TAG, _PROMPT)), touched[0]))
+    return found

@@ -1,0 +1,30 @@
+"""The precision of the base's weights, from that of the training."""
+
+from __future__ import annotations
+
+from fc_lightning.utils.pretrained import BaseModelError
+
+
+def base_dtype(precision: str, dtype: str, has_adapter: bool, is_quantized: bool) -> str:
+    """The name of the dtype to load the base in.
+
+    Args:
+        precision: The trainer's, such as ``bf16-mixed``.
+        dtype: As configured; ``auto`` is bfloat16 under an adapter in bf16 training, else float32.
+        has_adapter: Whether an adapter is trained, and not the base itself.
+        is_quantized: Whether the base is kept in 4 or 8 bits.
+
+    Raises:
+        BaseModelError: If training in this precision gives wrong results, or nothing is trained.
+    """
+    if is_quantized and not has_adapter:
+        raise BaseModelError("`model.quantization` freezes the base: give it an adapter to train (`model.peft`)")
+    if precision.endswith("-true") and not precision.startswith(("32", "64")):
+        mixed = precision.removesuffix("-true") + "-mixed"
+        raise BaseModelError(
+            f"`trainer.precision: {precision}` rounds the adapter and the rotary angles too; use {mixed}, which also "
+            "keeps the frozen base in half precision"
+        )
+    if dtype != "auto":
+        return dtype
+    return "bfloat16" if has_adapter and precision.startswith("bf16") else "float32"
