@@ -74,6 +74,10 @@ USER_ERRORS = (
 _LINKED = ("base", "revision", "special_tokens", "supervise", "token_weights")
 
 
+def _is_given(value: Any) -> bool:
+    return value is not None
+
+
 class FunctionCallingTrainer(Trainer):
     """Lightning's Trainer with one more method per subcommand."""
 
@@ -191,6 +195,7 @@ class FunctionCallingCLI(LightningCLI):
         parser.set_defaults({f"trainer.{name}": value for name, value in defaults.items()})
         for name in _LINKED:
             parser.link_arguments(f"model.{name}", f"data.{name}")
+        parser.link_arguments("model.preference", "data.pairs", compute_fn=_is_given)
 
     def _parse_ckpt_path(self) -> None:
         """Keep the configuration as given: Lightning would overwrite it with the checkpoint's hyperparameters."""
