@@ -114,7 +114,8 @@ def check_training(device: torch.device) -> Iterator[Check]:
                     f"--trainer.accelerator={accelerator}", "--trainer.precision=bf16-mixed",
                     f"--trainer.logger.init_args.save_dir={folder}/{name}", f"--trainer.max_steps={steps}",
                     "--trainer.check_val_every_n_epoch=null", "--trainer.val_check_interval=2",
-                    "--trainer.accumulate_grad_batches=1", "--data.packing=false",
+                    "--trainer.accumulate_grad_batches=1",
+                    "--data.train=[{path: data/quickstart/train.jsonl, limit: 300}]",
                     "--model.schedule=constant_with_warmup", *arguments,
                 ]
             )  # fmt: skip

@@ -14,6 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from fc_lightning.cli.errors import explain
 from fc_lightning.cli.help import SOURCES
+from fc_lightning.utils.escaping import printable_text
 
 
 class Parser(LightningArgumentParser):
@@ -41,7 +42,7 @@ class Parser(LightningArgumentParser):
         chosen = next((choices[one] for one in arguments if one in choices), None)
         parser = getattr(ex, "subcommand_parser", None) or chosen or self
         known = [action.dest for action in parser._actions if action.dest not in ("help", "config")]
-        print(f"error: {explain(message, known, config_files(arguments))}", file=sys.stderr)
+        print(printable_text(f"error: {explain(message, known, config_files(arguments))}"), file=sys.stderr)
         sys.exit(2)
 
 

@@ -18,6 +18,7 @@ from fc_lightning.evaluation.metrics import EvaluatedTurn, groups_of, tool_call_
 from fc_lightning.evaluation.robustness import robustness
 from fc_lightning.utils import html as pages
 from fc_lightning.utils.atomic_files import write_text
+from fc_lightning.utils.escaping import escape_markdown
 
 _GROUPED_METRICS = ("exact_match", "name_match", "argument_f1")
 _CURVES = ("train/loss", "val/loss", "val/exact_match", "val/name_match")
@@ -135,18 +136,17 @@ def html_report(columns: Sequence[EvaluatedRun], title: str, command: str = "") 
 def markdown_report(columns: Sequence[EvaluatedRun], title: str, command: str = "") -> str:
     """The summary: the same tables, and fewer examples."""
     last = columns[-1]
-    parts = [f"# {title}", *([f"```bash\n{command}\n```"] if command else [])]
+    parts = [f"# {escape_markdown(title)}", *([f"```bash\n{command}\n```"] if command else [])]
     tables = [("Metrics", _metric_table), ("Groups", _group_table), ("Error types", _error_table)]
     if _is_perturbed(columns):
         tables.insert(2, ("Robustness", _robustness_table))
     for heading, table in tables:
         header, rows = table(columns)
-        cells = [[_escape_cell(cell) for cell in row] for row in rows]
-        parts += [f"## {heading}", pages.markdown_table([_escape_cell(cell) for cell in header], cells)]
-    parts += [f"## {_escape(_failure_heading(last))}", "Differences are in bold."]
+        parts += [f"## {heading}", pages.markdown_table(header, rows)]
+    parts += [f"## {escape_markdown(_failure_heading(last))}", "Differences are in bold."]
     for error, turn in _examples(last.turns, 2):
         expected, predicted = (_joined(pieces, _bold) for pieces in _both_sides(turn))
-        where = f"{error}, {_escape(turn.id)}, turn {turn.turn}"
+        where = f"{error}, {escape_markdown(turn.id)}, turn {turn.turn}"
         parts.append(f"- {where}  \n  expected: {expected}  \n  predicted: {predicted}")
     return "\n\n".join(parts) + "\n"
 
@@ -233,21 +233,11 @@ def _both_sides(turn: EvaluatedTurn) -> tuple[list[Piece], list[Piece]]:
 
 
 def _joined(pieces: Sequence[Piece], mark: Callable[[str], str]) -> str:
-    return "".join(mark(text) if differs else _escape(text) for text, differs in pieces)
-
-
-def _escape(text: str) -> str:
-    """Text for Markdown without any markup."""
-    return "".join(f"\\{char}" if char in "\\`*_<>[]|#~" else " " if char in "\r\n" else char for char in text)
-
-
-def _escape_cell(cell: Any) -> str:
-    """The same for a table, which escapes ``|`` itself."""
-    return _escape(str(cell)).replace("\\|", "|")
+    return "".join(mark(text) if differs else escape_markdown(text) for text, differs in pieces)
 
 
 def _bold(text: str) -> str:
-    return f"**{_escape(text)}**"
+    return f"**{escape_markdown(text)}**"
 
 
 def _html_example(error: str, turn: EvaluatedTurn) -> Markup:

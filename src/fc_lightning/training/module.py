@@ -36,16 +36,7 @@ from fc_lightning.models.preference_loss import Preference
 from fc_lightning.training.accumulation import MicroBatchLoss, describe_suspects, sum_over_ranks, suspect_ids
 from fc_lightning.training.compatibility import adapter_settings, check_adapter, check_base, check_weights
 from fc_lightning.training.lightning_internals import attached_trainer
-from fc_lightning.training.optimization import (
-    OptimizationSettings,
-    check_settings,
-    keep_settings,
-    make_optimizer,
-    make_scheduler,
-    ordered_names,
-    save_settings,
-    saved_order,
-)
+from fc_lightning.training.optimization import OptimizationSettings, check_settings, configure, save_settings
 from fc_lightning.training.precision import base_dtype
 from fc_lightning.utils.malloc import release_freed_memory
 
@@ -288,12 +279,8 @@ class FunctionCallingModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer over the trained weights, and its schedule over the whole run."""
-        trained = self._trained_weights()
-        optimizer = make_optimizer(list(trained.items()), self.optimization)
-        if self.optimization.lr_scheduler is None:
-            keep_settings(optimizer, ordered_names(optimizer, trained), self._saved_order)
         steps = int(self.trainer.estimated_stepping_batches)
-        return {"optimizer": optimizer, "lr_scheduler": make_scheduler(optimizer, self.optimization, steps)}
+        return configure(self._trained_weights(), self.optimization, steps, self._saved_order)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only the trained weights, and record the base and the vocabulary that they belong to."""
@@ -301,8 +288,7 @@ class FunctionCallingModule(LightningModule):
         checkpoint["vocabulary"] = vocabulary_digest(self.tokenizer)
         checkpoint["base"] = {"name": self.base, "revision": self.revision, "weights": self._base_digest}
         checkpoint["adapter"] = adapter_settings(self.model)
-        if self.trainer.optimizers:
-            save_settings(checkpoint, self.optimization, ordered_names(self.trainer.optimizers[0], trained))
+        save_settings(checkpoint, self.optimization, self.trainer.optimizers, trained)
         checkpoint["state_dict"] = {name: saved for name, saved in checkpoint["state_dict"].items() if name in trained}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -318,8 +304,7 @@ class FunctionCallingModule(LightningModule):
         check_adapter(checkpoint, adapter_settings(self.model))
         if (trainer := attached_trainer(self)) is not None and trainer.state.fn == "fit":
             trainer.num_sanity_val_steps = 0  # the base was measured when the run began
-            check_settings(checkpoint, self.optimization)
-            self._saved_order = saved_order(checkpoint, self._trained_weights())
+            self._saved_order = check_settings(checkpoint, self.optimization) or list(self._trained_weights())
 
     @property
     def _is_sharded(self) -> bool:

@@ -17,6 +17,7 @@ from fc_lightning.data.formats.values import read_call
 
 # A broken call is searched for its end a limited number of times, so that hostile text costs linear time.
 _MAX_CLOSING_MARKERS = 16
+_MAX_CALLS = 1000
 
 
 class Delimiter(NamedTuple):
@@ -125,6 +126,9 @@ def _parse_marked(text: str, reasoning: str | None, tools: Tools) -> ParsedText:
     outside: list[str] = []
     position, after_call = 0, False
     while match := _OPEN.search(text, position):
+        if len(calls) + len(errors) >= _MAX_CALLS:
+            errors.append(f"more than {_MAX_CALLS:,} calls")
+            break
         outside.append(text[position : match.start()])
         after_call = after_call or bool((calls or errors) and outside[-1].strip())
         position, found, error = _take_calls(text, match, tools)
