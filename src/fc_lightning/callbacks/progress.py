@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from typing import Any
@@ -18,6 +19,8 @@ _SHOWN = {
     "val/loss": ("val loss", ".3f"),
     "val/exact_match": ("exact match", ".3f"),
 }
+_SHOWN_NARROW = ("loss", "exact match")  # more would wrap the bar of a narrow terminal onto several lines
+_WIDE = 120  # columns
 
 
 class ProgressBar(RichProgressBar):
@@ -50,7 +53,9 @@ class ProgressBar(RichProgressBar):
         """The values next to the bar, read once per logged step, when Lightning synchronizes the device anyway."""
         if trainer.global_step != self._values_step and trainer.global_step % trainer.log_every_n_steps == 0:
             self._read_values(trainer)
-        return dict(self._values)
+        if self.to_file or shutil.get_terminal_size().columns >= _WIDE:
+            return dict(self._values)
+        return {name: value for name, value in self._values.items() if name in _SHOWN_NARROW}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""

@@ -18,6 +18,7 @@ from fc_lightning.chat_template.template import Supervise
 from fc_lightning.chat_template.token_parts import TokenWeights
 from fc_lightning.chat_template.tokens import SpecialToken, load_tokenizer, vocabulary_digest
 from fc_lightning.data.collator import Batch
+from fc_lightning.evaluation.conversations import measure_conversations, rows_of
 from fc_lightning.evaluation.evaluator import (
     IndexedTurn,
     TurnGenerator,
@@ -29,7 +30,7 @@ from fc_lightning.evaluation.evaluator import (
 from fc_lightning.models.attention import choose_attention, generation_mode
 from fc_lightning.models.fsdp import are_finite, shard
 from fc_lightning.models.loading import base_digest, load_base
-from fc_lightning.models.lora import add_adapter, add_token_rows, unwrap_peft
+from fc_lightning.models.lora import add_adapter, add_token_rows
 from fc_lightning.models.loss import HEAD_CHUNK, token_loss_sum
 from fc_lightning.models.merging import merged_for_inference
 from fc_lightning.models.preference_loss import Preference
@@ -75,6 +76,8 @@ class FunctionCallingModule(LightningModule):
         generation: Fields of transformers' ``GenerationConfig``; greedy with 256 new tokens by default. With
             ``do_sample: true`` and ``num_return_sequences: k`` each turn is generated k times and pass@k is logged.
         constrained: Constrain decoding to the grammar and the offered tools (needs xgrammar).
+        free_running: After each evaluation, also let the model play its own turns of each conversation, and log the
+            share that is right to the end (``conversation_match``) and the mean turn of the first mistake.
         learning_rate: Peak learning rate.
         weight_decay: Weight decay of matrices; norms, biases and other vectors have none.
         warmup: Share of the optimizer steps in which the learning rate rises.
@@ -104,6 +107,7 @@ class FunctionCallingModule(LightningModule):
         head_chunk: int = HEAD_CHUNK,
         generation: dict[str, Any] | None = None,
         constrained: bool = False,
+        free_running: bool = False,
         learning_rate: float = 2e-4,
         weight_decay: float = 0.0,
         warmup: float = 0.03,
@@ -156,9 +160,11 @@ class FunctionCallingModule(LightningModule):
         # Evaluation
         self.generation = {**_GENERATION, **(generation or {})}
         self.constrained = constrained
+        self.free_running = free_running
         self.token_loss = MeanMetric()
         self._turn_generator: TurnGenerator | None = None
         self.evaluated_turns: list[IndexedTurn] = []  # of the evaluation under way, on this rank
+        self.prompt_rows: list[dict[str, Any]] = []  # the prompts of these turns
 
     @property
     def tokenizer(self) -> Any:
@@ -248,6 +254,7 @@ class FunctionCallingModule(LightningModule):
         """Loss of held-out documents (loader 0), or generation from prompts (loader 1)."""
         if dataloader_idx:
             self.evaluated_turns += self._generate_turns(batch)
+            self.prompt_rows += rows_of(batch) if self.free_running else []
             return
         count = batch["num_supervised"]
         if count or self._is_sharded:
@@ -332,16 +339,19 @@ class FunctionCallingModule(LightningModule):
             parameter.grad = None  # optimizers ignore parameters without a gradient
 
     def _generate_turns(self, batch: Any) -> list[IndexedTurn]:
-        with generation_mode(self.model):
-            if self._is_sharded:
-                return self.turn_generator.turns(unwrap_peft(self.model), batch, synced_gpus=True)
-            with merged_for_inference(self.model) as causal:
-                return self.turn_generator.turns(causal, batch)
+        with generation_mode(self.model), merged_for_inference(self.model) as causal:
+            return self.turn_generator.turns(causal, batch, synced_gpus=self._is_sharded)
 
     def _finish_evaluation(self, stage: str) -> None:
         turns, self.evaluated_turns = self.evaluated_turns, []
         evaluated = gather_turns(turns)
-        values = measure([turn for _, turn in turns], evaluated, self.device, self.turn_generator.samples)
+        values: dict[str, Any] = measure(
+            [turn for _, turn in turns], evaluated, self.device, self.turn_generator.samples
+        )
+        if self.free_running:
+            rows, self.prompt_rows = self.prompt_rows, []
+            with generation_mode(self.model), merged_for_inference(self.model) as causal:
+                values |= measure_conversations(self.turn_generator, causal, rows, turns, self._is_sharded)
         loss = self.token_loss.compute()
         self.token_loss.reset()
         # Metrics without a value, such as over-calling where every turn has a call, are not logged.
