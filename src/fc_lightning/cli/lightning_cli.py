@@ -201,17 +201,17 @@ class FunctionCallingCLI(LightningCLI):
         """Keep the configuration as given: Lightning would overwrite it with the checkpoint's hyperparameters."""
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse the arguments; Lightning would warn if the process has arguments too, as one that runs tests has."""
+        """Parse and check the arguments. Lightning would warn if the process has arguments too, as one with tests has."""
         check_environment(
             (action.dest for one in subcommand_parsers(self).values() for action in one._actions),
             list(subcommand_parsers(self)),
         )
         self.config = parser.parse_args(args)
+        check_values(self.config[self.config.subcommand])
 
     def before_instantiate_classes(self) -> None:
-        """Check values, and disable the progress bars of transformers in log files, where each update is a line."""
+        """Adapt to the machine and to the settings: callbacks, the Hub, and bars, which in a log file are many lines."""
         config = self.config[self.subcommand]
-        check_values(config)
         drop_impossible_defaults(config.trainer)
         sources = [source.path for split in SOURCES for source in _list(config.get(split))]
         use_cache_if_offline([config.get("model.base"), *sources])
