@@ -30,6 +30,12 @@ CALLBACKS: list[dict[str, Any]] = [
 ]
 
 
+def drop_checkpoints(trainer: Any) -> None:
+    """Remove the default checkpoint callbacks from a configuration with ``enable_checkpointing: false``."""
+    defaults = [callback["class_path"] for callback in CALLBACKS if "Checkpoint" in callback["class_path"]]
+    trainer.callbacks = [callback for callback in trainer.callbacks or [] if callback.class_path not in defaults]
+
+
 def trainer_defaults(config_files: Sequence[str]) -> dict[str, Any]:
     """Defaults of keys under ``trainer``.
 

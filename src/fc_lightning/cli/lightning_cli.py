@@ -22,7 +22,7 @@ from fc_lightning.callbacks.preemption import Preemption
 from fc_lightning.callbacks.resumable import checkpoint_to_resume_from, make_resumable
 from fc_lightning.chat_template.template import ChatTemplateError
 from fc_lightning.cli.checks import check_environment, check_folder, check_values
-from fc_lightning.cli.defaults import trainer_defaults
+from fc_lightning.cli.defaults import drop_checkpoints, trainer_defaults
 from fc_lightning.cli.errors import ConfigurationError, explain_trainer
 from fc_lightning.cli.help import SOURCES
 from fc_lightning.cli.parser import Parser, config_files
@@ -207,6 +207,8 @@ class FunctionCallingCLI(LightningCLI):
         """Check values, and disable the progress bars of transformers in log files, where each update is a line."""
         config = self.config[self.subcommand]
         check_values(config)
+        if config.trainer.enable_checkpointing is False:
+            drop_checkpoints(config.trainer)
         sources = [source.path for split in SOURCES for source in _list(config.get(split))]
         use_cache_if_offline([config.get("model.base"), *sources])
         if not sys.stderr.isatty():

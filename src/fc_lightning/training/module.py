@@ -37,6 +37,7 @@ from fc_lightning.training.compatibility import adapter_settings, check_adapter,
 from fc_lightning.training.lightning_internals import attached_trainer
 from fc_lightning.training.optimization import OptimizationSettings, check_settings, configure, save_settings
 from fc_lightning.training.precision import base_dtype
+from fc_lightning.training.trainer_support import check_trainer
 from fc_lightning.utils.malloc import release_freed_memory
 
 _GENERATION = {"max_new_tokens": 256, "do_sample": False}
@@ -119,12 +120,11 @@ class FunctionCallingModule(LightningModule):
         self.weight_dtype = dtype
         self.quantization = quantization
         self.attn_implementation = attn_implementation
-        self.peft = peft
+        self.peft = PeftConfig.from_peft_type(**peft) if isinstance(peft, dict) else peft  # a dict from a checkpoint
         self.special_tokens = list(SpecialToken) if special_tokens is None else special_tokens
         self.model: Any = None  # an nn.Module once Lightning has called configure_model
         self.chosen = ""  # how the base was loaded, for the summary
         self._base_digest = ""
-
         # Training
         self.supervise = supervise
         self.token_weights = token_weights
@@ -149,7 +149,6 @@ class FunctionCallingModule(LightningModule):
         # step, and `peer_flags` counts after it how many ranks have raised each.
         self.rank_flags: Sequence[float] = ()
         self.peer_flags: Sequence[float] = ()
-
         # Evaluation
         self.generation = {**_GENERATION, **(generation or {})}
         self.constrained = constrained
@@ -173,6 +172,10 @@ class FunctionCallingModule(LightningModule):
         if self._turn_generator is None:
             self._turn_generator = TurnGenerator(self.tokenizer, self.generation, self.constrained)
         return self._turn_generator
+
+    def setup(self, stage: str) -> None:
+        """Refuse trainer settings that do not work here."""
+        check_trainer(self.trainer)
 
     def configure_model(self) -> None:
         """Load the base and add the new-token embeddings and the adapter. Lightning calls it once the device is known.
@@ -262,10 +265,10 @@ class FunctionCallingModule(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the metrics and notify the callbacks."""
         self._finish_evaluation("val")
-        release_freed_memory()  # caches of generation leave gaps in which no activation fits
+        release_freed_memory()  # generation leaves gaps in which no activation fits
 
     def on_test_epoch_end(self) -> None:
-        """Log the metrics and notify the callbacks."""
+        """As after validation."""
         self._finish_evaluation("test")
 
     def on_predict_epoch_end(self) -> None:
@@ -284,15 +287,15 @@ class FunctionCallingModule(LightningModule):
         checkpoint["vocabulary"] = vocabulary_digest(self.tokenizer)
         checkpoint["base"] = {"name": self.base, "revision": self.revision, "weights": self._base_digest}
         checkpoint["adapter"] = adapter_settings(self.model)
+        checkpoint["hyper_parameters"]["peft"] = checkpoint["adapter"] or None  # for `load_from_checkpoint`
         save_settings(checkpoint, self.optimization, self.trainer.optimizers, trained)
         checkpoint["state_dict"] = {name: saved for name, saved in checkpoint["state_dict"].items() if name in trained}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that the checkpoint belongs to this model.
+        """Check that the checkpoint belongs to this model, and that training can resume with these settings.
 
         Raises:
-            BaseModelError: If it does not.
-            CheckpointError: If training cannot resume from it with these settings.
+            BaseModelError, CheckpointError: If not.
         """
         self.configure_model()
         check_weights(checkpoint["state_dict"], self._trained_weights())
