@@ -1,20 +1,26 @@
-"""On one GPU: Gemma 2 2B shapes with random weights, packed rows, against TRL. Nothing is downloaded.
+"""On one GPU: Gemma 2 2B with random weights, packed rows, compared with TRL. Nothing is downloaded.
 
-    pip install -c constraints.txt -e ".[benchmarks]"
-    python benchmarks/gpu.py
+    python benchmarks/gpu.py --output results.json
 
-Rows of 2,048, 4,096 and 8,192 tokens, of conversations whose lengths are drawn as those of real function-calling rows
-are spread (log-normal, median 540 tokens), a tenth, a third or all of their tokens supervised. Three contenders, each
-in a process of its own: this project; TRL with its defaults, unpacked; TRL tuned: packed, without gradient
-checkpointing, with flash attention where that is installed and flex attention otherwise. Utilisation is the operations
-that the training needs (`fc_lightning.models.flops.training_flops`) over those of a large bf16 matrix product measured
-in the same process.
+Needs torch, transformers, peft, lightning, datasets and jsonargparse, and for the comparison trl and liger-kernel; the
+package itself need not be installed. Rows of 2,048 and 8,192 tokens hold conversations whose lengths are distributed
+like those of real function-calling rows (log-normal, median 540 tokens); an eighth or all of their tokens are
+supervised. Each contender runs in a process of its own:
 
-`--tiny` runs it all on a CPU with a small model, to see that it works.
+- fc-lightning: the command line's module and trainer with their defaults on a GPU
+- TRL as it comes: `SFTTrainer` with its defaults; the batch is halved while it runs out of memory
+- TRL tuned: packed rows, no gradient checkpointing, flash attention if installed and flex attention otherwise, and
+  Liger's kernels if installed
+
+All train the same LoRA on the seven projections. Utilisation is the operations that training requires
+(`fc_lightning.models.flops`) over those of a large bf16 matrix product in the same process. Results are written as they
+come. `--tiny` runs everything on a CPU with a small model, to see that it works; `benchmarks/gpu_checks.py` checks on
+the device what the tests check on a CPU.
 """
 
 import argparse
 import json
+import os
 import random
 import subprocess
 import sys
@@ -29,214 +35,240 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config
 
 ROOT = Path(__file__).parents[1]
-PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+sys.path.insert(0, str(ROOT / "src"))
 CONTENDERS = ("fc-lightning", "TRL as it comes", "TRL tuned")
-WARM, STEPS = 3, 10
+WARM, STEPS = 4, 8
 
 
 def lora() -> LoraConfig:
-    return LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules=PROJECTIONS, task_type="CAUSAL_LM")
+    return LoraConfig(r=16, lora_alpha=64, lora_dropout=0.05, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
-def documents(length: int, share: float, vocabulary: int, rows: int) -> list[dict[str, Any]]:
-    """Random conversations that fill about so many rows, none longer than a row."""
+def random_documents(length: int, share: float, vocabulary: int, num_tokens: int) -> list[dict[str, Any]]:
+    """Random conversations with at least this many tokens together, none longer than a row."""
     generator = random.Random(0)
-    made, tokens = [], 0
-    while tokens < rows * length:
+    documents, tokens = [], 0
+    while tokens < num_tokens:
         size = min(length, max(64, round(generator.lognormvariate(6.29, 0.6))))
         ids = [generator.randrange(10, vocabulary) for _ in range(size)]
         start = size - max(1, round(share * size))
-        made.append({"id": str(len(made)), "input_ids": ids, "supervised": [start, size]})
+        documents.append({"id": str(len(documents)), "input_ids": ids, "supervised": [start, size]})
         tokens += size
-    return made
+    return documents
 
 
-def labelled(document: dict[str, Any]) -> dict[str, list[int]]:
-    start, end = document["supervised"]
-    ids = document["input_ids"]
-    return {"input_ids": ids, "labels": [-100] * start + ids[start:end]}
-
-
-EvaluatedRun = tuple[float, int]
-
-
-class Meter:
-    """Seconds and peak memory of the steps after the first few."""
+class StepTimer:
+    """Seconds of the steps after the first few, and the tokens of each step that are reported to it."""
 
     def __init__(self, device: str):
-        self.device, self.steps, self.started, self.seconds = device, 0, 0.0, 0.0
+        self.device = device
+        self.steps = 0
+        self.started = self.seconds = 0.0
 
     def step(self) -> None:
         self.steps += 1
-        if self.steps == WARM:
-            self.synchronize()
-            self.started = time.perf_counter()
-        elif self.steps == WARM + STEPS:
-            self.synchronize()
-            self.seconds = time.perf_counter() - self.started
-
-    def synchronize(self) -> None:
-        if self.device == "cuda":
-            torch.cuda.synchronize()
+        if self.steps in (WARM, WARM + STEPS):
+            if self.device == "cuda":
+                torch.cuda.synchronize()
+            now = time.perf_counter()
+            self.started, self.seconds = now, now - self.started
 
 
-def ours(folder: str, packs: list[list[dict[str, Any]]], length: int, device: str, tiny: bool) -> float:
-    """Seconds of the measured steps."""
+def run_ours(folder: str, packs: list[Any], length: int, device: str) -> tuple[float, int]:
+    """Seconds and tokens of the timed steps."""
     from lightning import Callback, Trainer
 
     from fc_lightning.data.collator import PackingCollator
     from fc_lightning.training.module import FunctionCallingModule
 
-    meter = Meter(device)
+    timer = StepTimer(device)
 
     class Clock(Callback):
         def on_train_batch_end(self, *_: Any) -> None:
-            meter.step()
+            timer.step()
 
-    module = FunctionCallingModule(folder, peft=lora(), special_tokens=[], compile=not tiny)
+    module = FunctionCallingModule(folder, peft=lora())
     trainer = Trainer(
         accelerator="gpu" if device == "cuda" else "cpu", devices=1, precision="bf16-mixed", max_steps=WARM + STEPS,
         gradient_clip_val=1.0, logger=False, enable_checkpointing=False, enable_progress_bar=False, callbacks=[Clock()],
         enable_model_summary=False,
     )  # fmt: skip
+    workers = 2 if device == "cuda" else 0
     collate = PackingCollator(0, pad_to=length)
-    trainer.fit(module, DataLoader(packs, batch_size=1, collate_fn=collate, num_workers=0 if tiny else 2))
-    return meter.seconds
+    loader = DataLoader(packs, batch_size=1, collate_fn=collate, num_workers=workers, pin_memory=device == "cuda")
+    trainer.fit(module, loader)
+    return timer.seconds, sum(len(row["input_ids"]) for pack in packs[WARM : WARM + STEPS] for row in pack)
 
 
-def trl(folder: str, rows: list[dict[str, Any]], length: int, device: str, tuned: bool, tiny: bool) -> EvaluatedRun:
-    """Seconds and tokens of the measured steps."""
+def run_trl(
+    folder: str, documents: list[Any], length: int, device: str, tuned: bool, batch_size: int
+) -> tuple[float, int]:
+    """Seconds and tokens of the timed steps."""
     import datasets
     from transformers import TrainerCallback
-    from transformers.utils import is_flash_attn_2_available
+    from transformers.utils import is_flash_attn_2_available, is_liger_kernel_available
     from trl import SFTConfig, SFTTrainer
 
-    meter = Meter(device)
+    timer = StepTimer(device)
 
     class Clock(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            meter.step()
+            timer.step()
 
-    attention = {}
-    if tuned and not tiny:
-        attention = {"attn_implementation": "flash_attention_2" if is_flash_attn_2_available() else "flex_attention"}
+    attention, settings = {}, {}
+    if tuned:
+        settings = {"gradient_checkpointing": False, "packing": True}
+        if device == "cuda":
+            kernel = "flash_attention_2" if is_flash_attn_2_available() else "flex_attention"
+            attention = {"attn_implementation": kernel}
+            settings["use_liger_kernel"] = is_liger_kernel_available()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, **attention)
-    settings = {"gradient_checkpointing": False, "packing": True} if tuned else {}
+    rows = []
+    for document in documents:
+        start, ids = document["supervised"][0], document["input_ids"]
+        rows.append({"input_ids": ids, "labels": [-100] * start + ids[start:]})
     with tempfile.TemporaryDirectory() as output:
+        config = SFTConfig(
+            output, max_steps=WARM + STEPS, per_device_train_batch_size=batch_size, max_length=length, bf16=True,
+            use_cpu=device == "cpu", save_strategy="no", report_to="none", disable_tqdm=True,
+            train_sampling_strategy="sequential", **settings,
+        )  # fmt: skip
         trainer = SFTTrainer(
-            model,
-            SFTConfig(
-                output,
-                max_steps=WARM + STEPS,
-                per_device_train_batch_size=1,
-                gradient_accumulation_steps=1,
-                max_length=length,
-                bf16=True,
-                use_cpu=device == "cpu",
-                save_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
-                train_sampling_strategy="sequential",
-                **settings,
-            ),
-            train_dataset=datasets.Dataset.from_list([labelled(row) for row in rows]),
+            model, config, train_dataset=datasets.Dataset.from_list(rows), peft_config=lora(), callbacks=[Clock()],
             processing_class=AutoTokenizer.from_pretrained(folder),
-            peft_config=lora(),
-            callbacks=[Clock()],
-        )
+        )  # fmt: skip
         trainer.train()
-    used = [len(row["input_ids"]) for row in list(trainer.train_dataset)[WARM : WARM + STEPS]]
-    return meter.seconds, sum(used)
+    used = trainer.train_dataset.select(range(WARM * batch_size, (WARM + STEPS) * batch_size))
+    return timer.seconds, sum(map(len, used["input_ids"]))
 
 
 def matmul_flops(device: str) -> float:
-    """Operations a second of a large product in bf16."""
+    """Operations per second of a large bf16 product."""
     size = 8192 if device == "cuda" else 512
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
-    meter = Meter(device)
+    timer = StepTimer(device)
     for _ in range(WARM + STEPS):
         a @ b
-        meter.step()
-    return 2 * size**3 * STEPS / meter.seconds
+        timer.step()
+    return 2 * size**3 * STEPS / timer.seconds
 
 
-def contend(args: argparse.Namespace, folder: str) -> list[dict[str, Any]]:
-    """All settings of one contender."""
-    from fc_lightning.data.collator import PackingCollator
+def measure(contender: str, folder: str, length: int, share: float, device: str) -> dict[str, Any]:
+    """Run one contender in one setting."""
     from fc_lightning.data.packing import plan_packs
-    from fc_lightning.models.flops import training_flops
 
-    device = "cpu" if args.tiny else "cuda"
+    vocabulary = Gemma2Config.from_pretrained(folder).vocab_size
+    batch_size = 8 if contender == "TRL as it comes" else 1
+    documents = random_documents(length, share, vocabulary, (WARM + STEPS + 4) * max(length, batch_size * 1000))
+    packs = [[documents[n] for n in pack] for pack in plan_packs([len(d["input_ids"]) for d in documents], length)]
+    while True:
+        if device == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        try:
+            if contender == "fc-lightning":
+                seconds, tokens = run_ours(folder, packs, length, device)
+            else:
+                seconds, tokens = run_trl(folder, documents, length, device, contender == "TRL tuned", batch_size)
+            break
+        except torch.OutOfMemoryError:
+            if batch_size == 1:
+                return {"failed": "out of memory"}
+            batch_size //= 2
+        except Exception as error:  # a contender that fails is a result
+            return {"failed": f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"}
+    peak = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else 0.0
+    return {
+        "batch_size": batch_size,
+        "tokens_per_second": tokens / seconds,
+        "step_seconds": seconds / STEPS,
+        "peak_memory_gb": peak,
+        "flops_per_token": flops_per_token(folder, packs),
+    }
+
+
+def flops_per_token(folder: str, packs: list[Any]) -> float:
+    """Operations that training requires, over the timed packs."""
+    from fc_lightning.data.collator import PackingCollator
+    from fc_lightning.models.flops import TrainingCost
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(Gemma2Config.from_pretrained(folder)).requires_grad_(False)
+    cost = TrainingCost.of_model(model)
+    batches = [PackingCollator(0)([pack]) for pack in packs[WARM : WARM + STEPS]]
+    return sum(map(cost.flops, batches)) / sum(batch["num_tokens"] for batch in batches)
+
+
+def contend(contender: str, folder: str, output: Path, tiny: bool) -> None:
+    """Run one contender in all settings, and append each result to the file."""
+    device = "cpu" if tiny else "cuda"
     peak = matmul_flops(device)
-    shapes = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).requires_grad_(False)
-    vocabulary, results = shapes.config.vocab_size, []
-    for length in (256,) if args.tiny else (2048, 4096, 8192):
-        for share in (0.1, 1.0) if args.tiny else (0.1, 0.3, 1.0):
-            made = documents(length, share, vocabulary, WARM + STEPS + 4)
-            plan = plan_packs([len(row["input_ids"]) for row in made], length)
-            packs = [[made[number] for number in pack] for pack in plan]
-            if device == "cuda":
-                torch.cuda.empty_cache()
-                torch.cuda.reset_peak_memory_stats()
-            result = {"contender": args.contender, "length": length, "supervised": share}
-            try:
-                if args.contender == "fc-lightning":
-                    seconds = ours(folder, packs, length, device, args.tiny)
-                    tokens = sum(len(row["input_ids"]) for pack in packs[WARM : WARM + STEPS] for row in pack)
-                else:
-                    tuned = args.contender == "TRL tuned"
-                    seconds, tokens = trl(folder, made, length, device, tuned, args.tiny)
-            except torch.OutOfMemoryError:
-                results.append({**result, "failed": "out of memory"})
-                continue
-            flops = [training_flops(shapes, PackingCollator(0)([pack])) for pack in packs[WARM : WARM + STEPS]]
-            packed = sum(len(row["input_ids"]) for pack in packs[WARM : WARM + STEPS] for row in pack)
-            memory = torch.cuda.max_memory_allocated() if device == "cuda" else 0
-            results.append(
-                {
-                    **result,
-                    "tokens_per_second": tokens / seconds,
-                    "utilisation": sum(flops) / packed * tokens / seconds / peak,
-                    "peak_memory_gb": memory / 1e9,
-                    "matmul_tflops": peak / 1e12,
-                }
-            )
-            print(results[-1], file=sys.stderr, flush=True)
-    return results
+    for length in (256,) if tiny else (2048, 8192):
+        for share in (0.12, 1.0):
+            started = time.perf_counter()
+            result = {"contender": contender, "length": length, "supervised": share}
+            result |= measure(contender, folder, length, share, device)
+            if "tokens_per_second" in result:
+                result["matmul_tflops"] = peak / 1e12
+                result["utilisation"] = result["tokens_per_second"] * result["flops_per_token"] / peak
+            result["wall_seconds"] = time.perf_counter() - started
+            with output.open("a") as file:
+                file.write(json.dumps(result) + "\n")
+            print(result, file=sys.stderr, flush=True)
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """The results as a Markdown table."""
+    lines = ["| | row | supervised | tokens/s | utilisation | peak memory, GB |", "|---|---:|---:|---:|---:|---:|"]
+    for run in results:
+        head = f"| {run['contender']} | {run['length']:,} | {run['supervised']:.0%} |"
+        if "failed" in run:
+            lines.append(f"{head} {run['failed']} | | |")
+            continue
+        lines.append(
+            f"{head} {run['tokens_per_second']:,.0f} | {run['utilisation']:.1%} | {run['peak_memory_gb']:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def write_random_model(folder: str, config: Gemma2Config, device: str) -> None:
+    """A base with random weights, and the tokenizer of the tests."""
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(ROOT / "tests" / "models" / "tiny_gemma2").save_pretrained(folder)
 
 
 def main() -> None:
     """Make the random model, run the contenders, print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="a small model on the CPU")
-    parser.add_argument("--output", default=str(Path(__file__).parent / "results" / "gpu.json"))
-    parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
-    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "gpu.json")
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
+    parser.add_argument("--folder", help="where the random model is or is written; a temporary folder if missing")
+    parser.add_argument("--contend", choices=CONTENDERS, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.contender:
-        print(json.dumps(contend(args, args.folder)))
+    lines = args.output.with_suffix(".jsonl")
+    if args.contend:
+        contend(args.contend, args.folder, lines, args.tiny)
         return
-    results = []
-    with tempfile.TemporaryDirectory() as folder:
-        tiny = ROOT / "tests" / "models" / "tiny_gemma2"
-        config = Gemma2Config.from_pretrained(tiny) if args.tiny else Gemma2Config()  # whose defaults are the 2B's
-        with torch.device("cpu" if args.tiny else "cuda"):
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-        model.save_pretrained(folder)
-        del model
-        AutoTokenizer.from_pretrained(tiny).save_pretrained(folder)
-        for contender in CONTENDERS:
-            command = [sys.executable, __file__, "--contender", contender, "--folder", folder]
-            done = subprocess.run(command + ["--tiny"] * args.tiny, stdout=subprocess.PIPE, text=True, check=True)
-            results += json.loads(done.stdout.splitlines()[-1])
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.folder or temporary
+        if not (Path(folder) / "config.json").exists():
+            tiny = Gemma2Config.from_pretrained(ROOT / "tests" / "models" / "tiny_gemma2")
+            # The defaults of the class are the shapes of Gemma 2 2B.
+            write_random_model(folder, tiny if args.tiny else Gemma2Config(), "cpu" if args.tiny else "cuda")
+        lines.unlink(missing_ok=True)
+        environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        for contender in args.contenders:
+            command = [sys.executable, __file__, "--contend", contender, "--folder", folder]
+            command += ["--output", str(args.output), *["--tiny"] * args.tiny]
+            subprocess.run(command, check=False, env=environment)
+    results = [json.loads(line) for line in lines.read_text().splitlines()]
     device = "CPU" if args.tiny else torch.cuda.get_device_name()
-    Path(args.output).write_text(json.dumps({"device": device, "torch": torch.__version__, "runs": results}, indent=1))
-    print(f"{device}\n{'contender':18} {'length':>6} {'share':>5} {'tokens/s':>9} {'MFU':>6} {'GB':>6}")
-    for run in results:
-        tail = run.get("failed") or (
-            f"{run['tokens_per_second']:9.0f} {run['utilisation']:6.1%} {run['peak_memory_gb']:6.1f}"
-        )
-        print(f"{run['contender']:18} {run['length']:6} {run['supervised']:5} {tail}")
+    args.output.write_text(json.dumps({"device": device, "torch": torch.__version__, "runs": results}, indent=1) + "\n")
+    lines.unlink()
+    print(f"{device}, torch {torch.__version__}\n\n{table(results)}")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,6 @@ import psutil
 
 from fc_lightning.data import FunctionCallingDataModule
 from fc_lightning.data.prepare import read_conversations
-from fc_lightning.data.row_report import RowReport
 from fc_lightning.data.sources import Source
 
 BATCH = 512
@@ -96,9 +95,7 @@ def tokenizer_alone(base: str, file: str, cache: str) -> dict[str, float]:
         tokens += sum(map(len, encoded))
         chunk.clear()
 
-    for _, _, conversation in read_conversations(
-        data.sources["train"], template, data.preparation("train"), RowReport()
-    ):
+    for _, _, conversation in read_conversations(data.sources["train"], template, data.preparation("train")):
         chunk.append(template.render(template.messages(conversation), conversation).text)
         if len(chunk) == BATCH:
             encode()

@@ -4,9 +4,9 @@
     python benchmarks/quality.py --table
 
 Each variant changes one thing about the recipe and trains for the same number of steps. Every run is evaluated as it
-is, under all perturbations, and by sampling (pass@1 and pass@8 at temperature 0.8). A run that already has a line is not
-repeated, so that an interrupted sweep continues where it stopped. `--table` prints the results as Markdown, each share
-with its standard error; differences are to `plain`, over the runs with the same seed.
+is, under all perturbations, and by sampling (pass@1 and pass@8 at temperature 0.8). A run that already has a line is
+not repeated, so that an interrupted sweep continues where it stopped. `--table` prints the results as Markdown, each
+share with its standard error; differences are to `plain`, over the runs with the same seed.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--runs", default="runs/quality", help="folder of the runs")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--set", nargs="*", default=[], help="further settings for all runs, as --trainer.max_steps=5")
+    parser.add_argument("--set", action="append", default=[], help="a setting of all runs, --set=--KEY=VALUE")
     parser.add_argument("--table", action="store_true", help="print the results and train nothing")
     return parser.parse_args()
 

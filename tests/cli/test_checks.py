@@ -9,6 +9,7 @@ from jsonargparse import Namespace
 from tests.helpers.command_line import parsed, parser
 
 from fc_lightning.cli.checks import check_environment, check_folder, check_generation, check_values
+from fc_lightning.cli.defaults import drop_impossible_defaults
 from fc_lightning.cli.errors import ConfigurationError
 from fc_lightning.cli.lightning_cli import main
 from fc_lightning.cli.parser import join_paths
@@ -118,6 +119,30 @@ def test_a_list_of_a_later_file_replaces(tmp_path):
     assert (callback.init_args.monitor, callback.init_args.mode) == (None, "max")
     config = parsed("fit", "--config", TINY, "--data.train=[{path: other.jsonl}]")
     assert config.data.train[0].limit is None
+
+
+@pytest.mark.parametrize(
+    ("argument", "gone"),
+    [
+        ("--trainer.enable_checkpointing=false", {"ModelCheckpoint", "LastCheckpoint"}),
+        ("--trainer.logger=false", {"LearningRateMonitor"}),
+        ("--trainer.barebones=true", {"ModelCheckpoint", "LastCheckpoint", "LearningRateMonitor"}),
+        ("--trainer.fast_dev_run=true", set()),
+    ],
+)
+def test_default_callbacks_that_contradict_a_setting_are_dropped(argument, gone):
+    trainer = parsed("fit", "--config", TINY, argument).trainer
+    before = [callback.class_path.rpartition(".")[2] for callback in trainer.callbacks]
+    drop_impossible_defaults(trainer)
+    after = [callback.class_path.rpartition(".")[2] for callback in trainer.callbacks]
+    assert after == [name for name in before if name not in gone]
+
+
+def test_a_callback_that_the_user_names_is_not_dropped():
+    callback = "[{class_path: ModelCheckpoint, init_args: {monitor: val/loss}}]"
+    trainer = parsed("fit", "--trainer.enable_checkpointing=false", f"--trainer.callbacks={callback}").trainer
+    drop_impossible_defaults(trainer)
+    assert len(trainer.callbacks) == 1
 
 
 @pytest.mark.parametrize(

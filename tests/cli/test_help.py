@@ -15,10 +15,13 @@ from pathlib import Path
 import pytest
 from tests.helpers.command_line import parser
 
+from fc_lightning.chat_template.token_parts import TokenWeights
 from fc_lightning.cli.help import SUBCOMMANDS, TRAINER, help_for, keys
 from fc_lightning.cli.lightning_cli import FunctionCallingCLI, FunctionCallingTrainer, main
 from fc_lightning.cli.main import main as start
 from fc_lightning.data import Source
+from fc_lightning.data.augmentation import Augmentation
+from fc_lightning.models.preference_loss import Preference
 
 SNAPSHOTS = Path("tests/cli/snapshots")
 PROGRAM = "python main.py"
@@ -99,7 +102,7 @@ def test_the_short_help_has_every_key_of_ours(subcommand):
     actions = parser()._subcommands_action.choices[subcommand]._actions
     known = {action.dest: action for action in actions if not action.dest.endswith(".help")}
     shown = {key.name: key for members in keys(subcommand).values() for key in members}
-    linked = {f"data.{name}" for name in ("base", "revision", "special_tokens", "supervise")}
+    linked = {f"data.{name}" for name in ("base", "revision", "special_tokens", "supervise", "token_weights", "pairs")}
     ours = {name for name in known if name.partition(".")[0] in ("model", "data") and "." in name}
     lightnings = {"help", "config", "print_config", "seed_everything", "optimizer", "lr_scheduler", "model", "data"}
     lightnings |= {"trainer", "weights_only", "verbose", "return_predictions"}
@@ -163,3 +166,14 @@ def test_help_and_a_mistyped_subcommand_take_no_time():
         "import sys; import fc_lightning.cli.main; print({'torch', 'lightning', 'transformers'} & set(sys.modules))"
     )
     assert subprocess.check_output([sys.executable, "-c", script], text=True) == "set()\n"
+
+
+@pytest.mark.parametrize("topic", ["data.augmentation", "model.preference", "model.token_weights"])
+def test_help_of_a_key_with_keys_of_its_own_shows_them(topic):
+    text = help_for(["fit", "--help", topic], PROGRAM)
+    expected = {
+        "data.augmentation": Augmentation,
+        "model.preference": Preference,
+        "model.token_weights": TokenWeights,
+    }[topic]
+    assert all(re.search(rf"^  {field.name}\b", text, re.MULTILINE) for field in fields(expected))

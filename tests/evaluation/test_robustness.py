@@ -36,6 +36,7 @@ def test_perturbed_turns_have_names_of_their_own():
         "abstention/dropped": 0.5,
     }
     assert robustness(TURNS[:4]) == {}
+    assert robustness(TURNS[5:7]) == {"exact_match/masked": 0.0}  # without the plain turns nothing to compare with
 
 
 def test_the_plain_metrics_are_those_without_perturbations():

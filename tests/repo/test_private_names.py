@@ -1,4 +1,4 @@
-"""Private names of Lightning, transformers and PEFT are used in one file per library, which gives their reasons.
+"""Private names of Lightning, transformers, PEFT and jsonargparse are used in one file per library, with reasons.
 
 ``python -m pytest tests/repo/test_private_names.py`` lists uses elsewhere; the libraries have an upper bound.
 """
@@ -14,10 +14,11 @@ INTERNALS = {
     "lightning": SOURCE / "training/lightning_internals.py",
     "transformers": SOURCE / "models/transformers_internals.py",
     "peft": SOURCE / "models/peft_internals.py",
+    "jsonargparse": SOURCE / "cli/jsonargparse_internals.py",
 }
 # Names of the standard library, jsonargparse and torch, where no public name does the same.
 ALLOWED = {"_replace", "_asdict", "_fields", "_exit", "_foreach_mul_", "_foreach_norm"}
-ALLOWED |= {"_actions", "_check_type", "_subcommands_action", "_completions_jsonschema"}
+ALLOWED |= {"_actions", "_subcommands_action"}
 ALLOWED |= {"_fingerprint"}  # of a dataset of `datasets`, which has no public one
 ALLOWED |= {"_is_stateful"}  # of transformers' models, where generation cannot import from `models`
 

@@ -152,7 +152,7 @@ class ChatTemplate:
             add_generation_prompt=generation_prompt,
             **self.variables,
         )
-        return Rendered(texts[0], self._supervised_spans(messages, spans[0]))
+        return Rendered(texts[0], tuple(self._supervised_spans(messages, spans[0])))
 
     def _supervised_spans(
         self, messages: Sequence[dict[str, Any]], spans: list[tuple[int, int]]

@@ -30,12 +30,6 @@ CALLBACKS: list[dict[str, Any]] = [
 ]
 
 
-def drop_checkpoints(trainer: Any) -> None:
-    """Remove the default checkpoint callbacks from a configuration with ``enable_checkpointing: false``."""
-    defaults = [callback["class_path"] for callback in CALLBACKS if "Checkpoint" in callback["class_path"]]
-    trainer.callbacks = [callback for callback in trainer.callbacks or [] if callback.class_path not in defaults]
-
-
 def trainer_defaults(config_files: Sequence[str]) -> dict[str, Any]:
     """Defaults of keys under ``trainer``.
 
@@ -50,3 +44,27 @@ def trainer_defaults(config_files: Sequence[str]) -> dict[str, Any]:
         "logger": {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": RUNS, "name": name}},
         "callbacks": CALLBACKS,
     }
+
+
+def drop_impossible_defaults(trainer: Any) -> None:
+    """Drop those of the default callbacks that contradict other settings of the trainer.
+
+    Lightning rejects a checkpoint callback with ``enable_checkpointing: false`` and a LearningRateMonitor without a
+    logger. For callbacks that the user has named, the error stays.
+
+    Args:
+        trainer: The configuration under ``trainer``, changed in place.
+    """
+    dropped = []
+    if trainer.enable_checkpointing is False or trainer.barebones:
+        dropped += [one for one in CALLBACKS if one["class_path"].endswith("Checkpoint")]
+    if trainer.logger is False or trainer.barebones:
+        dropped += [one for one in CALLBACKS if one["class_path"].endswith("LearningRateMonitor")]
+    if isinstance(trainer.callbacks, list):
+        trainer.callbacks = [one for one in trainer.callbacks if not any(_is(one, default) for default in dropped)]
+
+
+def _is(callback: Any, default: dict[str, Any]) -> bool:
+    if callback.class_path != default["class_path"]:
+        return False
+    return all(callback.init_args.get(name) == value for name, value in default.get("init_args", {}).items())

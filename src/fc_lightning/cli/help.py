@@ -17,6 +17,12 @@ from docstring_parser import google
 
 _SOURCE = Path(__file__).parents[1]
 SOURCES = ("data.train", "data.validation", "data.test")  # keys of lists of sources
+# Keys with keys of their own: the file and the class that document them.
+_GROUPS = {
+    "data.augmentation": ("data/augmentation.py", "Augmentation"),
+    "model.preference": ("models/preference_loss.py", "Preference"),
+    "model.token_weights": ("chat_template/token_parts.py", "TokenWeights"),
+}
 _COLUMN = 26  # where the descriptions begin
 
 # For each subcommand its description, and example arguments.
@@ -127,7 +133,7 @@ def keys(subcommand: str) -> dict[str, list[Key]]:
         options = [Key("ckpt_path", "str | None", "None", _CHECKPOINT[subcommand])]
     elif subcommand in _FUNCTIONS:
         options = _parameters(_FUNCTIONS[subcommand], subcommand, ("trainer", "model", "datamodule"))
-    shared = ("base", "revision", "special_tokens", "supervise")  # given once, under `model`
+    shared = ("base", "revision", "special_tokens", "supervise", "token_weights", "pairs")  # given, under `model`
     return {
         subcommand: options,
         "model": _parameters("training/module.py", "FunctionCallingModule", prefix="model."),
@@ -224,6 +230,8 @@ def _topic(subcommand: str, topic: str, width: int) -> str:
         lines += ["A source is a path, the id of a dataset on the Hub, or a mapping:", *_table_of(fields, width), ""]
         lines += _wrapped(f"--{topic} rows.jsonl", width, "  ") + _wrapped(f"--{topic} a.jsonl b.jsonl", width, "  ")
         lines += [f"  --{topic} '[{{path: rows.jsonl, limit: 100}}]'", ""]
+    if topic in _GROUPS:
+        lines += ["Its keys:", *_table_of(_parameters(*_GROUPS[topic]), width), ""]
     return "\n".join(lines[:-1])
 
 

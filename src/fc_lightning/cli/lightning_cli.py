@@ -22,7 +22,7 @@ from fc_lightning.callbacks.preemption import Preemption
 from fc_lightning.callbacks.resumable import checkpoint_to_resume_from, make_resumable
 from fc_lightning.chat_template.template import ChatTemplateError
 from fc_lightning.cli.checks import check_environment, check_folder, check_values
-from fc_lightning.cli.defaults import drop_checkpoints, trainer_defaults
+from fc_lightning.cli.defaults import drop_impossible_defaults, trainer_defaults
 from fc_lightning.cli.errors import ConfigurationError, explain_trainer
 from fc_lightning.cli.help import SOURCES
 from fc_lightning.cli.parser import Parser, config_files
@@ -41,10 +41,11 @@ from fc_lightning.data import DataError, FunctionCallingDataModule
 from fc_lightning.data.formats import UnknownFormatError
 from fc_lightning.evaluation.report import ReportError
 from fc_lightning.training import distributed as ranks
+from fc_lightning.training.accumulation import NonFiniteError
 from fc_lightning.training.checkpoint_io import CheckpointError
 from fc_lightning.training.lightning_internals import subcommand_parsers
 from fc_lightning.training.loggers import make_robust
-from fc_lightning.training.module import FunctionCallingModule, NonFiniteError
+from fc_lightning.training.module import FunctionCallingModule
 from fc_lightning.training.optimization import SettingsError
 from fc_lightning.training.run_folders import runs_root
 from fc_lightning.utils.atomic_files import DiskError, wrap_os_errors, write_text
@@ -72,6 +73,10 @@ USER_ERRORS = (
 )
 # Settings of the model that the data needs too: given once, under `model`.
 _LINKED = ("base", "revision", "special_tokens", "supervise", "token_weights")
+
+
+def _is_given(value: Any) -> bool:
+    return value is not None
 
 
 class FunctionCallingTrainer(Trainer):
@@ -191,24 +196,24 @@ class FunctionCallingCLI(LightningCLI):
         parser.set_defaults({f"trainer.{name}": value for name, value in defaults.items()})
         for name in _LINKED:
             parser.link_arguments(f"model.{name}", f"data.{name}")
+        parser.link_arguments("model.preference", "data.pairs", compute_fn=_is_given)
 
     def _parse_ckpt_path(self) -> None:
         """Keep the configuration as given: Lightning would overwrite it with the checkpoint's hyperparameters."""
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse the arguments; Lightning would warn if the process has arguments too, as one that runs tests has."""
+        """Parse and check the arguments. Lightning would warn if the process, as one with tests, has arguments too."""
         check_environment(
             (action.dest for one in subcommand_parsers(self).values() for action in one._actions),
             list(subcommand_parsers(self)),
         )
         self.config = parser.parse_args(args)
+        check_values(self.config[self.config.subcommand])
 
     def before_instantiate_classes(self) -> None:
-        """Check values, and disable the progress bars of transformers in log files, where each update is a line."""
+        """Adapt to the machine and the settings: callbacks, the Hub, and bars, which are many lines in a log file."""
         config = self.config[self.subcommand]
-        check_values(config)
-        if config.trainer.enable_checkpointing is False:
-            drop_checkpoints(config.trainer)
+        drop_impossible_defaults(config.trainer)
         sources = [source.path for split in SOURCES for source in _list(config.get(split))]
         use_cache_if_offline([config.get("model.base"), *sources])
         if not sys.stderr.isatty():

@@ -24,7 +24,6 @@ from fc_lightning.conversation.parsing import CallSyntaxError, call_from_value, 
 from fc_lightning.conversation.types import Conversation
 from fc_lightning.data import DataError, FunctionCallingDataModule
 from fc_lightning.data.prepare import read_conversations
-from fc_lightning.data.row_report import RowReport
 from fc_lightning.training.module import FunctionCallingModule
 from fc_lightning.utils.atomic_files import wrap_os_errors, write_text
 from fc_lightning.utils.progress import track
@@ -122,7 +121,7 @@ def think(
     if split not in datamodule.sources or not datamodule.sources[split]:
         raise DataError(f"nothing to read: `data.{split}` has no sources")
     how = replace(datamodule.preparation(split), thoughts="keep", thoughts_share=1.0)
-    rows = read_conversations(datamodule.sources[split], datamodule.template, how, RowReport())
+    rows = read_conversations(datamodule.sources[split], datamodule.template, how)
     conversations = [conversation for _, _, conversation in rows]
     questions = list(ask_for(conversations, teacher))
     file = Path(output)

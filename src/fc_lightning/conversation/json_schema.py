@@ -1,12 +1,20 @@
-"""JSON schemas: of a tool's arguments, and of the answer of a structured-output row."""
+"""JSON schemas: of a tool's arguments, and of the answer of a structured-output row.
+
+Schemas and values come from datasets and models, and a pattern such as ``^(a|aa)+$`` takes exponential time on some
+texts. So patterns are matched by the `regex` module with a time limit: unlike an engine without backtracking, it
+supports all of the syntax of patterns, and transformers requires it anyway.
+"""
 
 from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Iterator
 from typing import Any
 
-from jsonschema import Draft202012Validator
+import regex
+from jsonschema import Draft202012Validator, SchemaError, ValidationError
+from jsonschema.validators import extend
 from referencing import Registry
 
 # Type names of other languages that tools use. None means no restriction.
@@ -17,10 +25,15 @@ _TYPE_ALIASES: dict[str, str | None] = {
 }
 _MAPS_OF_SCHEMAS = ("properties", "$defs", "definitions")  # their keys are names, not keywords
 _VALUES = ("enum", "const", "default", "examples")  # not schemas
+_PATTERN_TIMEOUT = 0.5  # seconds per match; an ordinary pattern takes microseconds
+
+
+class PatternError(ValueError):
+    """A pattern of a schema cannot be matched: it takes too long, or it is invalid."""
 
 
 def fits_schema(value: Any, schema: dict[str, Any]) -> bool | None:
-    """Whether a value is valid under a schema; None if the schema itself is invalid.
+    """Whether a value is valid under a schema; None if the schema is invalid or takes too long to check.
 
     Args:
         value: A JSON value.
@@ -61,9 +74,73 @@ def standard_schema(schema: Any) -> Any:
 def schema_validator(text: str) -> Draft202012Validator:
     """The validator of a schema given as JSON. It never fetches a remote schema.
 
+    Validating raises :class:`PatternError` if a pattern cannot be matched in time.
+
     Raises:
         SchemaError: If the schema is invalid.
     """
     schema = standard_schema(json.loads(text))
     Draft202012Validator.check_schema(schema)
-    return Draft202012Validator(schema, registry=Registry())  # an empty registry resolves nothing remotely
+    if '"unevaluatedProperties"' in text and '"patternProperties"' in text:
+        raise SchemaError("unevaluatedProperties with patternProperties is not supported")  # jsonschema matches them
+    return _TimeLimitedValidator(schema, registry=Registry())  # an empty registry resolves nothing remotely
+
+
+def _search(pattern: str, text: str) -> bool:
+    """Whether a pattern occurs in a text."""
+    if pattern in _SLOW_PATTERNS:
+        raise PatternError(f"the pattern {pattern!r} takes too long")
+    try:
+        return regex.search(pattern, text, timeout=_PATTERN_TIMEOUT) is not None
+    except TimeoutError as error:
+        _SLOW_PATTERNS.add(pattern)  # one time limit per pattern, not one per value
+        raise PatternError(f"the pattern {pattern!r} takes too long") from error
+    except regex.error as error:
+        raise PatternError(f"the pattern {pattern!r} is invalid: {error}") from error
+
+
+_SLOW_PATTERNS: set[str] = set()
+
+
+# The keywords of jsonschema that match patterns, with the signature that it calls them with.
+
+
+def _pattern(validator: Any, pattern: str, instance: Any, schema: dict[str, Any]) -> Iterator[ValidationError]:
+    if isinstance(instance, str) and not _search(pattern, instance):
+        yield ValidationError(f"{instance!r} does not match {pattern!r}")
+
+
+def _pattern_properties(
+    validator: Any, patterns: dict[str, Any], instance: Any, schema: dict[str, Any]
+) -> Iterator[ValidationError]:
+    if isinstance(instance, dict):
+        for pattern, subschema in patterns.items():
+            for name in instance:
+                if _search(pattern, name):
+                    yield from validator.descend(instance[name], subschema, path=name, schema_path=pattern)
+
+
+def _additional_properties(
+    validator: Any, additional: Any, instance: Any, schema: dict[str, Any]
+) -> Iterator[ValidationError]:
+    if not isinstance(instance, dict):
+        return
+    patterns = schema.get("patternProperties", {})
+    known = schema.get("properties", {})
+    for name in instance:
+        if name in known or any(_search(pattern, name) for pattern in patterns):
+            continue
+        if isinstance(additional, dict):
+            yield from validator.descend(instance[name], additional, path=name)
+        elif not additional:
+            yield ValidationError(f"Additional properties are not allowed ({name!r} was unexpected)")
+
+
+_TimeLimitedValidator = extend(
+    Draft202012Validator,
+    {
+        "pattern": _pattern,
+        "patternProperties": _pattern_properties,
+        "additionalProperties": _additional_properties,
+    },
+)

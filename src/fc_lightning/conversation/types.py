@@ -95,6 +95,7 @@ class Conversation:
         notices: Kind and detail of what is unusual in the row but does not keep it from being used, such as keys that
             were not read.
         rejected: A worse turn in place of the last one, to learn a preference from.
+        format: The row format that the conversation was read from.
     """
 
     id: str
@@ -107,6 +108,7 @@ class Conversation:
     response_schema: dict[str, Any] | None = None
     notices: tuple[tuple[str, str], ...] = field(default=(), compare=False)
     rejected: Message | None = None
+    format: str = field(default="", compare=False)
 
 
 def _comparison_key(value: Any) -> Hashable:

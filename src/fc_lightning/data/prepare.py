@@ -41,7 +41,7 @@ _IDS = pa.list_(pa.int32())
 _DOCUMENTS = pa.schema(
     {
         **{"id": pa.string(), "source": pa.int32(), "category": pa.string(), "input_ids": _IDS, "supervised": _IDS},
-        "parts": pa.list_(pa.int8()),
+        **{"parts": pa.list_(pa.int8()), "rejected_ids": _IDS, "rejected_supervised": _IDS},
     }
 )
 _PROMPTS = pa.schema(
@@ -171,14 +171,18 @@ def load_prepared(folder: Path) -> Prepared:
 
 
 def read_conversations(
-    sources: Sequence[Source], template: ChatTemplate, settings: EncodingSettings, report: RowReport
+    sources: Sequence[Source],
+    template: ChatTemplate,
+    settings: EncodingSettings,
+    reports: Sequence[RowReport] | None = None,
 ) -> Iterator[tuple[int, str, Conversation]]:
-    """The usable conversations, each with its source index and place; all others are added to the report."""
+    """The usable conversations, each with its source index and place; all others are in the report of their source."""
+    reports = reports or [RowReport() for _ in sources]
     held_out, _ = _held_out(sources, settings, 1)
     for number, source in enumerate(sources):
         rows = ((number, place, row) for place, row in source.rows())
-        held_out_rows = None if held_out is None else iter(held_out[number])
-        for _, place, conversation in filter_rows(rows, sources, template, settings, report, held_out_rows):
+        flags = None if held_out is None else iter(held_out[number])
+        for _, place, conversation in filter_rows(rows, sources, template, settings, reports[number], flags):
             yield number, place, add_reasoning(conversation, settings.thoughts, settings.thoughts_share)
 
 

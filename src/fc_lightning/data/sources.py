@@ -15,6 +15,7 @@ from typing import Any
 import datasets
 
 from fc_lightning.conversation.types import Conversation
+from fc_lightning.data.bfcl import PREFIX, bfcl_file
 from fc_lightning.data.dataset_folders import FolderFiles, files_of
 from fc_lightning.data.files import (
     MAX_ROW,
@@ -42,7 +43,7 @@ class Source:
     Attributes:
         path: A file of rows (JSON, JSON Lines, CSV, Parquet; ``.gz`` and ``.zst`` too), a folder of such files as
             downloaded from the hub or as LLaMA-Factory describes it, a folder written by ``Dataset.save_to_disk``, or
-            the id of a hub dataset.
+            the id of a hub dataset. ``bfcl:CATEGORY`` or ``bfcl:all`` are questions of the Berkeley leaderboard.
         name: Configuration of a hub dataset, or of a folder's README or ``dataset_info.json``.
         split: Split to read.
         revision: Commit, tag or branch of a hub dataset.
@@ -78,7 +79,7 @@ class Source:
         Raises:
             DataError: If the path does not exist or cannot be read.
         """
-        if self._is_saved():
+        if self.is_saved():
             yield from self._dataset_rows(datasets.load_from_disk(self.path), start, step, block)
         elif self._is_on_hub():
             yield from self._dataset_rows(_from_hub(self, stream), start, step, block)
@@ -118,31 +119,31 @@ class Source:
         digest.update(_reader_source(self.format))
         if self._is_on_hub():
             digest.update(str(_from_hub(self, False)._fingerprint).encode())
-        for file in self._local_files():
+        for file in self.local_files():
             with file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         return digest.hexdigest()
 
     def quick_fingerprint(self) -> str:
         """A fingerprint that does not read the rows: the files' names and sizes."""
-        files = [(file.name, file.stat().st_size) for file in self._local_files()]
+        files = [(file.name, file.stat().st_size) for file in self.local_files()]
         return json.dumps([{**asdict(self), "path": Path(self.path).name}, files], sort_keys=True)
 
     def is_divisible(self) -> bool:
         """Whether a part can be read without parsing everything."""
-        return self._is_saved() or not any(suffix_of(file) == ".json" for file in self._local_files())
+        return self.is_saved() or not any(suffix_of(file) == ".json" for file in self.local_files())
 
     def size(self) -> int:
         """Size in bytes."""
         if self._is_on_hub():
             return int(_from_hub(self, False).data.nbytes)
-        return sum(file.stat().st_size for file in self._local_files())
+        return sum(file.stat().st_size for file in self.local_files())
 
     def limit_note(self) -> str:
         """A line that says how many rows ``limit`` leaves out; empty if it leaves out none."""
         if self.limit is None:
             return ""
-        if self._is_saved():
+        if self.is_saved():
             total = len(self._split_of(datasets.load_from_disk(self.path)))
         elif self._is_on_hub():
             total = len(_from_hub(self, False))
@@ -151,6 +152,8 @@ class Source:
         return f"{self.path}: first {self.limit:,} rows of {total:,} (`limit`)" if total > self.limit else ""
 
     def _files(self) -> FolderFiles:
+        if self.path.startswith(PREFIX):
+            return FolderFiles([bfcl_file(self.path)])
         path = Path(self.path).expanduser()
         if path.is_dir():
             found = files_of(path, self.split, self.name)
@@ -166,9 +169,9 @@ class Source:
             )
         return FolderFiles([path])
 
-    def _local_files(self) -> list[Path]:
+    def local_files(self) -> list[Path]:
         """The files that the rows come from; none for a hub dataset."""
-        if self._is_saved():
+        if self.is_saved():
             return sorted(file for file in Path(self.path).rglob("*") if file.suffix in (".arrow", ".json"))
         return [] if self._is_on_hub() else self._files().files
 
@@ -176,7 +179,8 @@ class Source:
         is_local = self.path.startswith((".", "/", "~")) or self.path.count("/") != 1
         return not (is_local or Path(self.path).exists() or suffix_of(Path(self.path)) in SUFFIXES)
 
-    def _is_saved(self) -> bool:
+    def is_saved(self) -> bool:
+        """Whether it is a folder written by ``Dataset.save_to_disk``."""
         return any((Path(self.path) / name).exists() for name in ("state.json", "dataset_dict.json"))
 
     def _split_of(self, dataset: Any) -> Any:

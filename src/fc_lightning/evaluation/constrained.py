@@ -16,9 +16,9 @@ import numpy as np
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from fc_lightning.conversation.json_schema import standard_schema
 from fc_lightning.conversation.parsing import CALL_CLOSE, CALL_OPEN, THINK_CLOSE, THINK_OPEN, dump_json
 from fc_lightning.conversation.types import Tool
+from fc_lightning.evaluation.grammar_schema import arguments_schema, unenforced_keywords
 from fc_lightning.utils.pretrained import BaseModelError
 
 _TAGS = [CALL_OPEN, CALL_CLOSE, THINK_OPEN, THINK_CLOSE]
@@ -48,6 +48,7 @@ class CallGrammars:
         self.vocabulary = vocabulary
         self.closers = Closers(info.decoded_vocab, end_ids)
         self._compiled: dict[str, Any] = {}
+        self._reported: set[str] = set()  # keywords that a warning has named
 
     def constrain(self, tools: Sequence[Sequence[Tool]], limit: int) -> GrammarConstraint:
         """A constraint for a batch, from the tools offered to each row and the limit of new tokens."""
@@ -62,14 +63,18 @@ class CallGrammars:
         return self._compiled[key]
 
     def _usable_schema(self, tool: Tool) -> dict[str, Any]:
-        """The schema of a tool's arguments; with a warning, any object if xgrammar rejects it."""
-        schema = {"type": "object", **standard_schema(tool.parameters)}
+        """The schema of a tool's arguments; with a warning, any object if it cannot be used."""
         try:
+            schema = arguments_schema(tool.parameters)
             self.xgrammar.Grammar.from_json_schema(json.dumps(schema))
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
-            warnings.warn(f"the arguments of {tool.name} are not constrained, its schema is not usable: {reason}")
+            unenforced = unenforced_keywords(schema) - self._reported
+        except (RuntimeError, TypeError, AttributeError, ValueError) as error:  # foreign schemas fail in many ways
+            warnings.warn(f"the arguments of {tool.name} are not constrained, its schema cannot be used: {error}")
             return {"type": "object"}
+        if unenforced:
+            self._reported |= unenforced
+            names = ", ".join(f"`{keyword}`" for keyword in sorted(unenforced))
+            warnings.warn(f"constrained decoding does not enforce {names} (in the schema of {tool.name}, and others)")
         return schema
 
 

@@ -39,6 +39,10 @@ def robustness(turns: Sequence[EvaluatedTurn]) -> dict[str, float]:
         if name == "drop_tool":
             values[f"abstention/{label}"] = correct
             continue
-        changed = [turn.exact_match != plain[turn.id, turn.turn, turn.sample] for turn in perturbed]
-        values |= {f"exact_match/{label}": correct, f"verdict_changed/{label}": sum(changed) / len(changed)}
+        values[f"exact_match/{label}"] = correct
+        # With `trainer.limit_val_batches` the plain turn may not be among the evaluated ones.
+        pairs = [(turn, plain.get((turn.id, turn.turn, turn.sample))) for turn in perturbed]
+        changed = [turn.exact_match != verdict for turn, verdict in pairs if verdict is not None]
+        if changed:
+            values[f"verdict_changed/{label}"] = sum(changed) / len(changed)
     return values

@@ -8,14 +8,19 @@ as in generation, it follows the attention mask.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 from transformers.utils import is_flash_attn_2_available
+
+from fc_lightning.models.lora import unwrap_peft
+from fc_lightning.models.transformers_internals import attention_implementation, set_attention_implementation
 
 BY_DOCUMENT = "by_document"
 
@@ -58,7 +63,7 @@ def attention_by_document(
     if documents is None:
         length = query.shape[2]
         if attention_mask is None:
-            bias = _causal_bias(length, length, None, query.dtype)  # (length, length)
+            bias = _causal_bias(length, length, None, query.dtype, query.device)  # (length, length)
         else:
             bias = _as_bias(attention_mask, query.dtype)  # (rows, 1, length, keys)
         return _attend(query, key, value, bias, scaling, softcap).transpose(1, 2), None
@@ -68,7 +73,7 @@ def attention_by_document(
             first_key = first if sliding_window is None else max(first, start - sliding_window + 1)
             q = query[row : row + 1, :, start:end]  # (1, heads, block, width)
             k, v = (part[row : row + 1, :, first_key:end] for part in (key, value))  # (1, key heads, keys, width)
-            bias = _causal_bias(end - start, end - first_key, sliding_window, q.dtype)
+            bias = _causal_bias(end - start, end - first_key, sliding_window, q.dtype, q.device)
             out[row : row + 1, :, start:end] = _attend(q, k, v, bias, scaling, softcap)
     return out.transpose(1, 2), None
 
@@ -93,9 +98,9 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: floa
 
 
 @functools.lru_cache(maxsize=32)
-def _causal_bias(length: int, keys: int, window: int | None, dtype: torch.dtype) -> Tensor:
+def _causal_bias(length: int, keys: int, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
     """``(length, keys)``, for queries at the last ``length`` of the keys: 0 where a query attends, else the minimum."""
-    mask = torch.ones(length, keys, dtype=torch.bool).tril(keys - length)
+    mask = torch.ones(length, keys, dtype=torch.bool, device=device).tril(keys - length)
     return _as_bias(mask if window is None else mask.triu(keys - length + 1 - window), dtype)
 
 
@@ -107,13 +112,12 @@ AttentionInterface.register(BY_DOCUMENT, attention_by_document)
 AttentionMaskInterface.register(BY_DOCUMENT, sdpa_mask)
 
 
-def choose_attention(config: PretrainedConfig, device: torch.device, mixed: bool) -> tuple[str, str]:
-    """Choose the attention implementation for a model on a device.
+def choose_attention(device: torch.device, mixed: bool) -> tuple[str, str]:
+    """Choose the attention implementation for a device.
 
     All of them keep packed documents apart.
 
     Args:
-        config: The model's configuration.
         device: Where the model runs.
         mixed: Whether it runs in half precision, which flash kernels require.
 
@@ -124,6 +128,25 @@ def choose_attention(config: PretrainedConfig, device: torch.device, mixed: bool
         return BY_DOCUMENT, "fastest without a GPU"
     if mixed and is_flash_attn_2_available():
         return "flash_attention_2", "flash-attn is installed"
-    if getattr(config, "attn_logit_softcapping", None):
-        return "flex_attention", "the model caps its attention logits"
-    return "sdpa", "the model does not cap its attention logits"
+    return "flex_attention", "computes only the blocks that documents reach"
+
+
+@contextmanager
+def generation_mode(model: nn.Module) -> Iterator[None]:
+    """Generate without disturbing compiled training.
+
+    Each length that generation reaches would count as a recompilation, of which Dynamo allows eight before it gives up
+    on a function for good, flex attention included. So nothing is compiled here, and flex attention is replaced.
+    """
+    config = unwrap_peft(model).config
+    attention = attention_implementation(config)
+    if attention != "flex_attention":
+        with torch.compiler.set_stance("force_eager"):
+            yield
+        return
+    set_attention_implementation(config, BY_DOCUMENT)
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        set_attention_implementation(config, attention)

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fc_lightning.data.collator import Batch
 from fc_lightning.models.attention import BY_DOCUMENT
+from fc_lightning.models.flex_masks import flex_arguments
 from fc_lightning.models.head_loss import frozen_head_loss, split_rows
 from fc_lightning.models.lora import unwrap_peft
 from fc_lightning.models.peft_internals import frozen_head
@@ -72,6 +73,8 @@ def _attention_arguments(causal: Any, batch: Batch) -> dict[str, Any]:
     attention = attention_implementation(causal.config)
     if attention == BY_DOCUMENT:
         return {"documents": batch["documents"]}
+    if attention == "flex_attention":
+        return flex_arguments(causal.config, batch)
     return _flash_arguments(batch) if "flash" in attention else {}
 
 

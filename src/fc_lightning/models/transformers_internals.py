@@ -11,3 +11,11 @@ def attention_implementation(config: PretrainedConfig) -> str:
     transformers takes it as the public argument ``attn_implementation`` and has no public name to read it back.
     """
     return str(config._attn_implementation)
+
+
+def set_attention_implementation(config: PretrainedConfig, name: str) -> None:
+    """Let a loaded model use another attention implementation for its next forward passes.
+
+    The public ``set_attn_implementation`` checks kernels and rewrites the configurations of submodules, each time.
+    """
+    config._attn_implementation = name

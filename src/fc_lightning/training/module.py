@@ -18,21 +18,22 @@ from fc_lightning.chat_template.template import Supervise
 from fc_lightning.chat_template.token_parts import TokenWeights
 from fc_lightning.chat_template.tokens import SpecialToken, load_tokenizer, vocabulary_digest
 from fc_lightning.data.collator import Batch
+from fc_lightning.evaluation.conversations import measure_conversations, rows_of
 from fc_lightning.evaluation.evaluator import (
     IndexedTurn,
     TurnGenerator,
-    gather_objects,
     gather_turns,
     measure,
     notify_callbacks,
 )
-from fc_lightning.models.attention import choose_attention
+from fc_lightning.models.attention import choose_attention, generation_mode
 from fc_lightning.models.fsdp import are_finite, shard
-from fc_lightning.models.loading import base_digest, load_base, load_config
-from fc_lightning.models.lora import add_adapter, add_token_rows, unwrap_peft
+from fc_lightning.models.loading import base_digest, load_base
+from fc_lightning.models.lora import add_adapter, add_token_rows
 from fc_lightning.models.loss import HEAD_CHUNK, token_loss_sum
 from fc_lightning.models.merging import merged_for_inference
-from fc_lightning.training.accumulation import MicroBatchLoss, describe_suspects, sum_over_ranks, suspect_ids
+from fc_lightning.models.preference_loss import Preference
+from fc_lightning.training.accumulation import MicroBatchLoss, NonFiniteError, describe_non_finite, sum_over_ranks
 from fc_lightning.training.compatibility import adapter_settings, check_adapter, check_base, check_weights
 from fc_lightning.training.lightning_internals import attached_trainer
 from fc_lightning.training.optimization import OptimizationSettings, check_settings, configure, save_settings
@@ -41,10 +42,6 @@ from fc_lightning.training.trainer_support import check_trainer
 from fc_lightning.utils.malloc import release_freed_memory
 
 _GENERATION = {"max_new_tokens": 256, "do_sample": False}
-
-
-class NonFiniteError(ValueError):
-    """A loss or a gradient is NaN or infinite. The message names the rows; no weight has changed."""
 
 
 class FunctionCallingModule(LightningModule):
@@ -66,14 +63,17 @@ class FunctionCallingModule(LightningModule):
         peft: The adapter, any ``peft.PeftConfig`` by ``class_path``; null trains every weight.
         special_tokens: Tags that become one token each; an empty list keeps them plain text.
         supervise: Which tokens are trained on: the model's turns (``assistant``) or all of them (``all``).
+        preference: Adds a preference loss for rows with a rejected turn (columns ``chosen`` and ``rejected``).
         token_weights: Weights of the supervised tokens in the training loss, by what they are; 1 each by default.
-        compile: Compile each decoder layer with ``torch.compile``.
+        compile: Compile each decoder layer with ``torch.compile``; ``auto`` does so on a GPU.
         gradient_checkpointing: Save memory by recomputing each layer in the backward pass.
         head_chunk: Rows of logits in memory at a time. With more supervised tokens, chunks are recomputed in the
             backward pass. 512 rows of a vocabulary of 262,144 are half a gigabyte in fp32.
         generation: Fields of transformers' ``GenerationConfig``; greedy with 256 new tokens by default. With
             ``do_sample: true`` and ``num_return_sequences: k`` each turn is generated k times and pass@k is logged.
         constrained: Constrain decoding to the grammar and the offered tools (needs xgrammar).
+        free_running: After each evaluation, also let the model play its own turns of each conversation, and log the
+            share that is right to the end (``conversation_match``) and the mean turn of the first mistake.
         learning_rate: Peak learning rate.
         weight_decay: Weight decay of matrices; norms, biases and other vectors have none.
         warmup: Share of the optimizer steps in which the learning rate rises.
@@ -96,12 +96,14 @@ class FunctionCallingModule(LightningModule):
         peft: PeftConfig | None = None,
         special_tokens: list[str] | None = None,
         supervise: Supervise = "assistant",
+        preference: Preference | None = None,
         token_weights: TokenWeights | None = None,
-        compile: bool = False,
+        compile: bool | Literal["auto"] = "auto",
         gradient_checkpointing: bool = False,
         head_chunk: int = HEAD_CHUNK,
         generation: dict[str, Any] | None = None,
         constrained: bool = False,
+        free_running: bool = False,
         learning_rate: float = 2e-4,
         weight_decay: float = 0.0,
         warmup: float = 0.03,
@@ -112,8 +114,7 @@ class FunctionCallingModule(LightningModule):
         non_finite: Literal["stop", "skip"] = "stop",
     ):
         super().__init__()
-        self.save_hyperparameters(ignore=["peft", "token_weights"])
-
+        self.save_hyperparameters(ignore=["peft", "preference", "token_weights"])
         # The model
         self.base = base
         self.revision = revision
@@ -127,6 +128,7 @@ class FunctionCallingModule(LightningModule):
         self._base_digest = ""
         # Training
         self.supervise = supervise
+        self.preference = preference
         self.token_weights = token_weights
         self.compile_layers = compile
         self.gradient_checkpointing = gradient_checkpointing
@@ -144,7 +146,6 @@ class FunctionCallingModule(LightningModule):
         self.skipped_steps = 0
         self.strict_loading = False  # checkpoints hold trained weights only; on_load_checkpoint checks them
         self._window: list[MicroBatchLoss] = []  # the micro-batches of the current optimizer step
-
         # Flags for callbacks that must act on all ranks at once: this rank raises `rank_flags` before an optimizer
         # step, and `peer_flags` counts after it how many ranks have raised each.
         self.rank_flags: Sequence[float] = ()
@@ -152,9 +153,11 @@ class FunctionCallingModule(LightningModule):
         # Evaluation
         self.generation = {**_GENERATION, **(generation or {})}
         self.constrained = constrained
+        self.free_running = free_running
         self.token_loss = MeanMetric()
         self._turn_generator: TurnGenerator | None = None
         self.evaluated_turns: list[IndexedTurn] = []  # of the evaluation under way, on this rank
+        self.prompt_rows: list[dict[str, Any]] = []  # the prompts of these turns
 
     @property
     def tokenizer(self) -> Any:
@@ -191,8 +194,7 @@ class FunctionCallingModule(LightningModule):
         dtype = base_dtype(precision, self.weight_dtype, self.peft is not None, bool(self.quantization))
         attention, reason = self.attn_implementation, "as configured"
         if attention == "auto":
-            config = load_config(self.base, self.revision)
-            attention, reason = choose_attention(config, device, "mixed" in precision)
+            attention, reason = choose_attention(device, "mixed" in precision)
 
         # 1) The base, with rows for the new tokens
         model = load_base(self.base, self.revision, getattr(torch, dtype), attention, self.quantization, device)
@@ -207,7 +209,7 @@ class FunctionCallingModule(LightningModule):
         self.model.train()  # transformers loads models in evaluation mode
 
         # 3) Compilation and sharding
-        if self.compile_layers:
+        if device.type == "cuda" if self.compile_layers == "auto" else self.compile_layers:
             for layer in model.get_decoder().layers:
                 layer.compile()
         if self._is_sharded:
@@ -216,7 +218,7 @@ class FunctionCallingModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The summed loss of a micro-batch; the gradients are divided once, for the whole optimizer step."""
-        loss = token_loss_sum(self.model, batch, self.head_chunk)
+        loss = token_loss_sum(self.model, batch, self.head_chunk, self.preference)
         self._window.append(MicroBatchLoss.of(loss, batch))
         return loss
 
@@ -249,6 +251,7 @@ class FunctionCallingModule(LightningModule):
         """Loss of held-out documents (loader 0), or generation from prompts (loader 1)."""
         if dataloader_idx:
             self.evaluated_turns += self._generate_turns(batch)
+            self.prompt_rows += rows_of(batch) if self.free_running else []
             return
         count = batch["num_supervised"]
         if count or self._is_sharded:
@@ -314,14 +317,8 @@ class FunctionCallingModule(LightningModule):
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def _skip_step(self, window: Sequence[MicroBatchLoss], what: str) -> None:
-        """Stop before, or skip, this optimizer step, on all ranks.
-
-        Args:
-            window: This rank's micro-batches of the step.
-            what: ``loss`` or ``gradient``, whichever is not finite.
-        """
-        problem = f"optimizer step {self.trainer.global_step + 1}: the {what} is not finite, in the rows of "
-        problem += describe_suspects(gather_objects(suspect_ids(window, what == "gradient")))
+        """Stop before, or skip, this optimizer step, on all ranks."""
+        problem = describe_non_finite(window, what, self.trainer.global_step + 1)
         if self.non_finite == "stop":
             raise NonFiniteError(
                 f"{problem}. The weights are as they were before it. Look at these rows, lower `model.learning_rate`, "
@@ -333,15 +330,19 @@ class FunctionCallingModule(LightningModule):
             parameter.grad = None  # optimizers ignore parameters without a gradient
 
     def _generate_turns(self, batch: Any) -> list[IndexedTurn]:
-        if self._is_sharded:
-            return self.turn_generator.turns(unwrap_peft(self.model), batch, synced_gpus=True)
-        with merged_for_inference(self.model) as causal:
-            return self.turn_generator.turns(causal, batch)
+        with generation_mode(self.model), merged_for_inference(self.model) as causal:
+            return self.turn_generator.turns(causal, batch, synced_gpus=self._is_sharded)
 
     def _finish_evaluation(self, stage: str) -> None:
         turns, self.evaluated_turns = self.evaluated_turns, []
         evaluated = gather_turns(turns)
-        values = measure([turn for _, turn in turns], evaluated, self.device, self.turn_generator.samples)
+        values: dict[str, Any] = measure(
+            [turn for _, turn in turns], evaluated, self.device, self.turn_generator.samples
+        )
+        if self.free_running:
+            rows, self.prompt_rows = self.prompt_rows, []
+            with generation_mode(self.model), merged_for_inference(self.model) as causal:
+                values |= measure_conversations(self.turn_generator, causal, rows, turns, self._is_sharded)
         loss = self.token_loss.compute()
         self.token_loss.reset()
         # Metrics without a value, such as over-calling where every turn has a call, are not logged.

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
 from datasets import Dataset
 from lightning import Trainer
 
-from fc_lightning.commands.audit.findings import Finding, find
+from fc_lightning.commands.audit.findings import INFORMATIVE, Finding, find, sort_findings
 from fc_lightning.commands.audit.show import print_audit, write_page
+from fc_lightning.commands.audit.sources import SourceSummary, readable_sources, without_calls
 from fc_lightning.commands.audit.statistics import Statistics, measure
-from fc_lightning.data import FunctionCallingDataModule
+from fc_lightning.conversation.types import Conversation
+from fc_lightning.data import DataError, FunctionCallingDataModule
 from fc_lightning.data.augmented_epochs import open_documents
 from fc_lightning.data.prepare import read_conversations
 from fc_lightning.data.row_report import RowReport
+from fc_lightning.data.sources import Source
 from fc_lightning.training.module import FunctionCallingModule
 from fc_lightning.utils.atomic_files import write_text
 
@@ -51,18 +55,18 @@ def audit(
         AuditError: If ``strict``, and the share of rows with a kind of finding exceeds its limit in a split.
     """
     data, folder = datamodule, Path(output) if output else _default_folder(trainer)
+    unreadable = _leave_out_unreadable(data)
     data.setup(None)
     splits = [name for name in data.prepared if name != "test" or data.sources["test"] != data.sources["validation"]]
-    read = {
-        split: [
-            (place, conversation)
-            for _, place, conversation in read_conversations(
-                data.sources[split], data.template, data.preparation(split), RowReport()
-            )
-        ]
-        for split in splits
-    }
+    read: dict[str, list[tuple[str, Conversation]]] = {}
+    summaries: list[SourceSummary] = []
+    for split in splits:
+        conversations, summarized = _read(data, split)
+        read[split] = conversations
+        summaries += summarized
     findings = find(read, {split: data.prepared[split].report for split in splits})
+    findings = sort_findings([*unreadable, *without_calls(summaries), *findings], splits)
+    _count_findings(summaries, findings)
     capacity = data.max_length if data.packing else None
     statistics = {split: measure([one for _, one in read[split]], data.prepared[split], capacity) for split in splits}
     if "train" in splits:
@@ -71,6 +75,7 @@ def audit(
                 statistics[split].compare(statistics["train"])
     too_many = exceeded(findings, statistics, data.audit_limits)
     content = {
+        "sources": [one.to_dict() for one in summaries],
         "splits": {split: one.to_dict() for split, one in statistics.items()},
         "findings": [finding._asdict() for finding in findings],
         "exceeded": too_many,
@@ -79,8 +84,8 @@ def audit(
     shown = {split: data.prepared[split].documents.select(range(_most(data, split, examples))) for split in splits}
     if data.augmentation is not None and "train" in shown:
         shown["train, augmented"] = _augmented(data, examples)
-    write_page(folder / "audit.html", statistics, findings, shown, data.template.tokenizer)
-    print_audit(statistics, findings, shown, data.template.tokenizer)
+    write_page(folder / "audit.html", summaries, statistics, findings, shown, data.template.tokenizer)
+    print_audit(summaries, statistics, findings, shown, data.template.tokenizer)
     print(f"{folder / 'audit.html'}\n{folder / 'audit.json'}")
     if strict and too_many:
         raise AuditError("the audit exceeded its limits (`data.audit_limits`): " + "; ".join(too_many))
@@ -92,6 +97,42 @@ def _default_folder(trainer: Trainer) -> Path:
     return Path(runs) / "audit"
 
 
+def _leave_out_unreadable(data: FunctionCallingDataModule) -> list[Finding]:
+    """Remove files that cannot be read from the sources; returns a finding for each."""
+    findings: list[Finding] = []
+    done: dict[int, list[Source]] = {}  # splits may share a list of sources
+    for split, sources in data.sources.items():
+        if id(sources) not in done:
+            done[id(sources)], found = readable_sources(split, sources)
+            if found and not done[id(sources)]:
+                raise DataError(f"{found[0].place}: {found[0].detail}")
+            findings += found
+        data.sources[split] = done[id(sources)]
+    return findings
+
+
+def _read(data: FunctionCallingDataModule, split: str) -> tuple[list[tuple[str, Conversation]], list[SourceSummary]]:
+    """The usable conversations of a split with their places, and a summary of each source."""
+    sources = data.sources[split]
+    reports = [RowReport() for _ in sources]
+    summaries = [SourceSummary(split, source.path, source.format) for source in sources]
+    conversations = []
+    for number, place, conversation in read_conversations(sources, data.template, data.preparation(split), reports):
+        summaries[number].add(conversation)
+        conversations.append((place, conversation))
+    for summary, report in zip(summaries, reports, strict=True):
+        summary.rows, summary.skipped = report.rows, len(report.skipped)
+    return conversations, summaries
+
+
+def _count_findings(summaries: Sequence[SourceSummary], findings: Sequence[Finding]) -> None:
+    """Count the findings of each source, the one with the longest path that a finding's place begins with."""
+    for finding in findings:
+        candidates = [one for one in summaries if one.split == finding.split and finding.place.startswith(one.path)]
+        if candidates:
+            max(candidates, key=lambda one: len(one.path)).findings += 1
+
+
 def exceeded(findings: list[Finding], statistics: dict[str, Statistics], limits: dict[str, float] | None) -> list[str]:
     """Exceeded limits, one line each. A limit is a share of the split's rows, 0 by default."""
     rows: dict[tuple[str, str], set[str]] = {}
@@ -99,7 +140,7 @@ def exceeded(findings: list[Finding], statistics: dict[str, Statistics], limits:
         rows.setdefault((finding.split, finding.kind), set()).add(finding.place)
     lines = []
     for (split, kind), places in rows.items():
-        limit = (limits or {}).get(kind, 0.0)
+        limit = (limits or {}).get(kind, 1.0 if kind in INFORMATIVE else 0.0)
         if len(places) > limit * statistics[split].rows:
             lines.append(f"{split}: {kind} in {len(places):,} of {statistics[split].rows:,} rows, limit {limit:g}")
     return lines

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jsonschema.exceptions import SchemaError, ValidationError
 from referencing.exceptions import Unresolvable
 
-from fc_lightning.conversation.json_schema import schema_validator
+from fc_lightning.conversation.json_schema import PatternError, schema_validator
 from fc_lightning.conversation.parsing import dump_json
 from fc_lightning.conversation.types import Conversation, ToolCall
 from fc_lightning.conversation.value_matching import SearchableText, leaves, words
@@ -17,19 +18,31 @@ from fc_lightning.data.splitting import near_duplicates, question
 
 # The kinds of findings with their meaning, in the order in which they are shown.
 KINDS = {
+    "unreadable_source": "files that cannot be read at all",
+    "no_calls": "sources in which no row has a tool or a call: are they read as they are meant?",
+    "possible_call": "texts that look like a call and are read as an answer",
+    "result_without_call": "tool results that belong to no call",
+    "unanswered_call": "calls whose result is missing",
     "skipped": "rows that cannot be used",
-    "flawed": "rows used verbatim although some of their calls cannot be parsed",
+    "flawed": "rows used verbatim although some of their calls cannot be read",
     "too_long": "rows longer than data.max_length",
     "cut": "rows cut after a turn",
-    "unknown_tool": "calls to a tool that is not offered",
+    "unknown_tool": "calls to a tool that is not available",
     "missing_argument": "calls without a required argument",
     "bad_schema": "tools whose parameters are not a valid JSON schema",
-    "invalid_argument": "arguments that violate their JSON schema",
-    "ungrounded_value": "values without any word that appears before the call or in its tool's schema",
-    "duplicate": "rows equal to an earlier one",
-    "near_duplicate": "rows with nearly the same question as an earlier one and the same calls",
-    "overlap": "rows of an evaluation split that are also in training, exactly or nearly",
+    "invalid_argument": "arguments that fail their JSON schema",
+    "ungrounded_value": "values of which no word appears before the call or in its tool's schema",
+    "duplicate": "rows that say the same as an earlier one",
+    "near_duplicate": "rows with nearly the question of an earlier one, and the same calls",
+    "overlap": "rows of an evaluation split that are, or nearly are, in training",
+    "turn_weight": "turns with a weight between 0 and 1, or above 1",
+    "unread_key": "keys of rows or turns that no reader uses",
+    "reordered_results": "tool results that were put in the order of their calls",
+    "chosen_side": "preference pairs of which only the chosen side is used",
+    "no_answer": "rows without an answer, which get a sentence that calls nothing",
 }
+# Kinds that a strict audit accepts unless `data.audit_limits` has a limit for them.
+INFORMATIVE = frozenset(("turn_weight", "unread_key", "reordered_results", "chosen_side", "no_answer"))
 _MAX_SHOWN = 120  # characters of a value in a message
 
 
@@ -66,13 +79,31 @@ def find(splits: Mapping[str, IndexedTurn], reports: Mapping[str, RowReport] | N
         if reports and split in reports:
             for kind in ("skipped", "flawed", "too_long", "cut"):
                 findings += [Finding(kind, split, *case) for case in getattr(reports[split], kind)]
+        findings += _unread_keys(split, read)
         for place, conversation in read:
-            for kind, detail in [*_wrong_tools(conversation), *_wrong_calls(conversation)]:
+            noticed = [notice for notice in conversation.notices if notice[0] != "unread_key"]
+            for kind, detail in [*noticed, *_wrong_tools(conversation), *_wrong_calls(conversation)]:
                 findings.append(Finding(kind, split, place, conversation.id, detail))
     findings += _repeated(splits)
+    return sort_findings(findings, list(splits))
+
+
+def sort_findings(findings: Sequence[Finding], splits: Sequence[str]) -> list[Finding]:
+    """Order findings by split and kind."""
     order = list(KINDS)
-    names = list(splits)
-    return sorted(findings, key=lambda one: (names.index(one.split), order.index(one.kind)))
+    return sorted(findings, key=lambda one: (splits.index(one.split), order.index(one.kind)))
+
+
+def _unread_keys(split: str, read: IndexedTurn) -> Iterator[Finding]:
+    """One finding for each key that no reader uses, at its first row."""
+    first: dict[str, tuple[str, str]] = {}
+    counts: Counter[str] = Counter()
+    for place, conversation in read:
+        for key in {detail for kind, detail in conversation.notices if kind == "unread_key"}:
+            first.setdefault(key, (place, conversation.id))
+            counts[key] += 1
+    for key, count in counts.most_common():
+        yield Finding("unread_key", split, *first[key], f"{key} in {count:,} rows")
 
 
 def _wrong_tools(conversation: Conversation) -> Iterator[tuple[str, str]]:
@@ -103,6 +134,9 @@ def _schema_errors(call: ToolCall, schema: dict[str, Any]) -> Iterator[tuple[str
         errors = list(schema_validator(dump_json(schema)).iter_errors(call.arguments))
     except SchemaError:
         return  # reported with the tool
+    except PatternError as error:
+        yield "bad_schema", f"{call.name}: {error}"[:_MAX_SHOWN]
+        return
     except (RecursionError, Unresolvable) as error:
         yield "bad_schema", f"{call.name}: an unresolvable reference ({type(error).__name__})"
         return

@@ -16,10 +16,13 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from fc_lightning.commands.audit.findings import KINDS, Finding
+from fc_lightning.commands.audit.sources import SourceSummary
 from fc_lightning.commands.audit.statistics import Statistics
 from fc_lightning.utils import html as pages
 from fc_lightning.utils.atomic_files import write_text
+from fc_lightning.utils.escaping import printable_text
 
+_SOURCE_COLUMNS = ("split", "source", "format", "confidence", "rows", "used", "calls", "findings")
 _MAX_TOOLS = 25
 _MAX_FINDINGS = 5  # per kind and split in the terminal
 _MAX_ROWS = 2000  # in the table of the page; the JSON file has all
@@ -58,6 +61,7 @@ def segments(document: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) ->
 
 
 def print_audit(
+    summaries: Sequence[SourceSummary],
     statistics: Mapping[str, Statistics],
     findings: Sequence[Finding],
     shown: Mapping[str, Any],
@@ -70,33 +74,53 @@ def print_audit(
     for name in dict.fromkeys(name for column in columns for name in column):
         table.add_row(name, *(column.get(name, "–") for column in columns))
     console.print(table)
+    console.print(_source_table(summaries))
     counts = Counter((finding.split, finding.kind) for finding in findings)
     for (split, kind), count in counts.items():
         console.print(f"{split}: {count:,} {kind} ({KINDS[kind]})", markup=False)
         cases = (one for one in findings if (one.split, one.kind) == (split, kind))
         for one in islice(cases, _MAX_FINDINGS):
-            console.print(f"    {one.place} ({one.id}): {one.detail}", markup=False, soft_wrap=True)
+            line = f"    {one.place} ({one.id}): {one.detail}" if one.id else f"    {one.place}: {one.detail}"
+            console.print(printable_text(line, one_line=True), markup=False, soft_wrap=True)
         if count > _MAX_FINDINGS:
             console.print("    …")
     console.print("no findings" if not findings else f"{len(findings):,} findings")
     for split, documents in shown.items():
         for document in documents:
-            console.rule(f"{split}: {document['id']}")
+            console.rule(Text(printable_text(f"{split}: {document['id']}", one_line=True)))
             text = Text()
             for part, supervised in segments(document, tokenizer):
-                text.append(part, style="green" if supervised else "dim")
+                text.append(printable_text(part), style="green" if supervised else "dim")
             console.print(text)
+
+
+def _source_table(summaries: Sequence[SourceSummary]) -> Table:
+    table = Table(*_SOURCE_COLUMNS, title="sources")
+    for row in _source_rows(summaries):
+        table.add_row(*(printable_text(cell, one_line=True) for cell in row))
+    return table
+
+
+def _source_rows(summaries: Sequence[SourceSummary]) -> list[list[str]]:
+    return [
+        [
+            *(one.split, one.path, one.format, one.confidence),
+            *(f"{count:,}" for count in (one.rows, one.rows - one.skipped, one.calls, one.findings)),
+        ]
+        for one in summaries
+    ]
 
 
 def write_page(
     file: Path,
+    summaries: Sequence[SourceSummary],
     statistics: Mapping[str, Statistics],
     findings: Sequence[Finding],
     shown: Mapping[str, Any],
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     """Write the page."""
-    sections: dict[str, list[str | Markup]] = {}
+    sections: dict[str, list[str | Markup]] = {"Sources": [pages.table(_SOURCE_COLUMNS, _source_rows(summaries))]}
     for split, one in statistics.items():
         calls = {"no call": one.calls["none"], "one call": one.calls["one"], "multiple calls": one.calls["several"]}
         tools = dict(islice(one.tools.items(), _MAX_TOOLS))
@@ -108,7 +132,7 @@ def write_page(
             pages.bars(tools, f"Calls by tool{more}") if tools else "No calls.",
         ]
     sections["Findings"] = _findings(findings)
-    sections["Conversations"] = ["As the model sees them. Training targets are highlighted."]
+    sections["Conversations"] = ["As the model sees them; supervised text is highlighted."]
     for split, documents in shown.items():
         for document in documents:
             marked = (

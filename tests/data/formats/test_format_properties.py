@@ -1,0 +1,317 @@
+"""Generated conversations: written in each format that can express them and read back, they are the same."""
+
+import json
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fc_lightning.conversation.types import Conversation, Message, Tool, ToolCall
+from fc_lightning.data.formats import RowError, read_row
+
+names = st.sampled_from(["ferry", "tide_height", "sea.state", "book-berth"])
+words = st.sampled_from(
+    ["Skye", "9:40", "a, b", 'say "yes"', "it's", "Köln 🙂", "x\ny", "{1}", "(2)", "[3]", "<b>", "null", "a=1"]
+)
+texts = st.lists(words, min_size=1, max_size=4).map(" ".join)
+leaves = st.integers(-1000, 1000) | st.floats(-5, 5).map(lambda x: round(x, 3)) | st.booleans() | words
+arguments = st.dictionaries(
+    st.sampled_from(["port", "day", "limit", "tags"]),
+    leaves | st.lists(leaves, max_size=3) | st.dictionaries(st.sampled_from(["a", "b"]), leaves, max_size=2),
+    max_size=3,
+)
+calls = st.lists(st.builds(ToolCall, names, arguments), min_size=1, max_size=3)
+TOOLS = tuple(
+    Tool(name, f"The {name}", {"type": "object", "properties": {key: {} for key in ("port", "day", "limit", "tags")}})
+    for name in ("ferry", "tide_height", "sea.state", "book-berth")
+)
+
+
+@st.composite
+def conversations(draw, reasoning=True, system=True, text_with_calls=True):
+    """A conversation of one or two exchanges, with or without calls."""
+    messages = [Message("system", draw(texts))] if system and draw(st.booleans()) else []
+    for _ in range(draw(st.integers(1, 2))):
+        messages.append(Message("user", draw(texts)))
+        if draw(st.booleans()):
+            made = tuple(draw(calls))
+            said = draw(texts) if text_with_calls and draw(st.booleans()) else ""
+            thought = draw(texts) if reasoning and draw(st.booleans()) else None
+            messages.append(Message("assistant", said, thought, made))
+            messages += [Message("tool", draw(texts)) for _ in made]
+        thought = draw(texts) if reasoning and draw(st.booleans()) else None
+        messages.append(Message("assistant", draw(texts), thought))
+    return Conversation("row", tuple(messages), TOOLS)
+
+
+def openai_tools():
+    return [tool.to_openai() for tool in TOOLS]
+
+
+def bare_tools():
+    return [tool.to_openai()["function"] for tool in TOOLS]
+
+
+def think(message):
+    return f"<think>\n{message.reasoning}\n</think>\n" if message.reasoning else ""
+
+
+def write_openai(conversation):
+    out, ids = [], iter(range(100))
+    for message in conversation.messages:
+        turn = {"role": message.role, "content": message.content or None}
+        if message.reasoning:
+            turn["reasoning_content"] = message.reasoning
+        if message.tool_calls:
+            waiting = [f"c{next(ids)}" for _ in message.tool_calls]
+            turn["tool_calls"] = [
+                {"id": id, "type": "function", "function": {"name": call.name, "arguments": json.dumps(call.arguments)}}
+                for id, call in zip(waiting, message.tool_calls, strict=True)
+            ]
+        elif message.role == "tool":
+            turn["tool_call_id"] = waiting.pop(0)
+        out.append(turn)
+    return {"messages": out, "tools": openai_tools()}
+
+
+def write_openai_as_text(conversation):
+    return {key: json.dumps(value) for key, value in write_openai(conversation).items()}
+
+
+def write_openai_reversed_results(conversation):
+    row = write_openai(conversation)
+    turns, index = row["messages"], 0
+    while index < len(turns):
+        end = index
+        while end < len(turns) and turns[end]["role"] == "tool":
+            end += 1
+        turns[index:end] = turns[index:end][::-1]
+        index = max(end, index + 1)
+    return row
+
+
+def write_langchain(conversation):
+    row = write_openai(conversation)
+    types = {"user": "human", "assistant": "ai"}
+    for turn in row["messages"]:
+        turn["type"] = types.get(turn["role"], turn.pop("role"))
+        turn.pop("role", None)
+        turn["content"] = turn["content"] or ""
+        if "tool_calls" in turn:
+            turn["tool_calls"] = [
+                {"name": one["function"]["name"], "args": json.loads(one["function"]["arguments"]), "id": one["id"]}
+                for one in turn["tool_calls"]
+            ]
+    return row
+
+
+def write_responses(conversation):
+    items = []
+    for turn in write_openai(conversation)["messages"]:
+        if turn.get("reasoning_content"):
+            items.append(
+                {"type": "reasoning", "summary": [{"type": "summary_text", "text": turn["reasoning_content"]}]}
+            )
+        if turn["role"] == "tool":
+            items.append({"type": "function_call_output", "call_id": turn["tool_call_id"], "output": turn["content"]})
+        elif turn["content"]:
+            items.append({"role": turn["role"], "content": [{"type": "input_text", "text": turn["content"]}]})
+        items += [
+            {"type": "function_call", "call_id": one["id"], **one["function"]} for one in turn.get("tool_calls", [])
+        ]
+    return {"input": items, "tools": [{"type": "function", **tool} for tool in bare_tools()]}
+
+
+def write_anthropic(conversation):
+    turns, system = [], None
+    for turn in write_openai(conversation)["messages"]:
+        if turn["role"] == "system":
+            system = turn["content"]
+        elif turn["role"] == "tool":
+            block = {"type": "tool_result", "tool_use_id": turn["tool_call_id"], "content": turn["content"]}
+            if turns[-1]["role"] == "user":
+                turns[-1]["content"].append(block)
+            else:
+                turns.append({"role": "user", "content": [block]})
+        else:
+            blocks = (
+                [{"type": "thinking", "thinking": turn["reasoning_content"]}] if "reasoning_content" in turn else []
+            )
+            blocks += [{"type": "text", "text": turn["content"]}] if turn["content"] else []
+            for one in turn.get("tool_calls", []):
+                given = json.loads(one["function"]["arguments"])
+                blocks.append({"type": "tool_use", "id": one["id"], "name": one["function"]["name"], "input": given})
+            turns.append({"role": turn["role"], "content": blocks})
+    tools = [{"name": t.name, "description": t.description, "input_schema": t.parameters} for t in TOOLS]
+    return {"messages": turns, "tools": tools, "system": system or "Be brief."}
+
+
+def write_gemini(conversation):
+    turns, system, names = [], None, []
+    for message in conversation.messages:
+        if message.role == "system":
+            system = {"parts": [{"text": message.content}]}
+        elif message.role == "tool":
+            part = {"functionResponse": {"name": names.pop(0), "response": {"text": message.content}}}
+            turns.append({"role": "user", "parts": [part]})
+        else:
+            parts = [{"text": message.reasoning, "thought": True}] if message.reasoning else []
+            parts += [{"text": message.content}] if message.content else []
+            parts += [{"functionCall": {"name": c.name, "args": c.arguments}} for c in message.tool_calls]
+            names = [call.name for call in message.tool_calls]
+            turns.append({"role": "model" if message.role == "assistant" else "user", "parts": parts})
+    row = {"contents": turns, "tools": [{"functionDeclarations": bare_tools()}]}
+    return row | ({"systemInstruction": system} if system else {})
+
+
+def write_turns(conversation, calls, role="assistant", result="tool", keys=("from", "value")):
+    """Turns of text; ``calls`` writes the calls of one."""
+    turns = []
+    for message in conversation.messages:
+        text = message.content
+        if message.tool_calls:
+            text = think(message) + (f"{message.content}\n" if message.content else "") + calls(message.tool_calls)
+        elif message.role == "assistant":
+            text = think(message) + message.content
+        roles = {"assistant": role, "tool": result, "user": "user", "system": "system"}
+        turns.append(dict(zip(keys, (roles[message.role], text), strict=True)))
+    return turns
+
+
+def tagged(calls):
+    return "\n".join(f"<tool_call>\n{json.dumps(call.to_dict())}\n</tool_call>" for call in calls)
+
+
+def python_text(calls):
+    written = [f"{c.name}({', '.join(f'{key}={value!r}' for key, value in c.arguments.items())})" for c in calls]
+    return f"[{', '.join(written)}]"
+
+
+def write_hermes(conversation):
+    return {"conversations": write_turns(conversation, tagged, "gpt"), "tools": json.dumps(openai_tools())}
+
+
+def write_hermes_messages(conversation):
+    return {
+        "messages": write_turns(conversation, tagged, keys=("role", "content")),
+        "tools": json.dumps(openai_tools()),
+    }
+
+
+def write_mistral(conversation):
+    def calls(made):
+        return f"[TOOL_CALLS] {json.dumps([call.to_dict() for call in made])}"
+
+    return {"messages": write_turns(conversation, calls, keys=("role", "content")), "tools": openai_tools()}
+
+
+def write_toolace(conversation):
+    return {
+        "conversations": write_turns(conversation, python_text),
+        "system": f"These are the functions:\n{json.dumps(bare_tools())}",
+    }
+
+
+def write_sharegpt(conversation):
+    turns = []
+    for message in conversation.messages:
+        if message.role == "assistant":
+            if message.content or message.reasoning:
+                turns.append({"from": "gpt", "value": think(message) + message.content})
+            turns += [{"from": "function_call", "value": json.dumps(c.to_dict())} for c in message.tool_calls]
+        elif message.role != "system":
+            role = {"user": "human", "tool": "observation"}[message.role]
+            turns.append({"from": role, "value": message.content})
+    system = next((message.content for message in conversation.messages if message.role == "system"), "")
+    return {"conversations": turns, "tools": json.dumps(bare_tools()), "system": system}
+
+
+def write_swift(conversation):
+    roles = {"human": "user", "gpt": "assistant", "observation": "tool_response", "function_call": "tool_call"}
+    row = write_sharegpt(conversation)
+    turns = [{"role": roles[turn["from"]], "content": turn["value"]} for turn in row.pop("conversations")]
+    return {**row, "messages": turns}
+
+
+ALL = conversations()
+WRITERS = {
+    "openai": (write_openai, ALL),
+    "openai as text": (write_openai_as_text, ALL),
+    "openai, results reversed": (write_openai_reversed_results, ALL),
+    "langchain": (write_langchain, ALL),
+    "anthropic": (write_anthropic, ALL),
+    "gemini": (write_gemini, ALL),
+    "hermes": (write_hermes, ALL),
+    "hermes in messages": (write_hermes_messages, ALL),
+    "mistral": (write_mistral, ALL),
+    "toolace": (write_toolace, conversations(system=False, text_with_calls=False)),
+    "sharegpt": (write_sharegpt, ALL),
+    "swift": (write_swift, ALL),
+    "responses": (write_responses, ALL.filter(lambda one: any(message.tool_calls for message in one.messages))),
+}
+
+
+def expected(name, conversation):
+    messages = list(conversation.messages)
+    if name == "gemini":
+        messages = [
+            Message("tool", json.dumps({"text": m.content}, ensure_ascii=False)) if m.role == "tool" else m
+            for m in messages
+        ]
+    if name == "anthropic" and messages[0].role != "system":
+        messages.insert(0, Message("system", "Be brief."))
+    return tuple(messages)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_a_conversation_that_is_written_and_read_is_the_same(name, data):
+    write, strategy = WRITERS[name]
+    conversation = data.draw(strategy)
+    row = write(conversation)
+    read = read_row(json.loads(json.dumps(row)), default_id="row")
+    wanted = expected(name, conversation)
+    assert read.defects == ()
+    assert read.messages == wanted
+    assert read.tools == TOOLS
+
+
+def mutations(row, draw):
+    """A row in which one value, somewhere, is cut, replaced or removed."""
+    text = json.dumps(row)
+    kind = draw(st.sampled_from(["cut", "null", "number", "drop"]))
+    paths = list(walk(row))
+    path = draw(st.sampled_from(paths))
+    mutated = json.loads(text)
+    holder = mutated
+    for key in path[:-1]:
+        holder = holder[key]
+    if kind == "drop":
+        del holder[path[-1]]
+    elif kind == "cut" and isinstance(holder[path[-1]], str):
+        holder[path[-1]] = holder[path[-1]][: len(holder[path[-1]]) // 2]
+    else:
+        holder[path[-1]] = None if kind == "null" else 7
+    return mutated
+
+
+def walk(value, path=()):
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield (*path, key)
+        yield from walk(item, (*path, key))
+
+
+@pytest.mark.parametrize("name", ["openai", "anthropic", "gemini", "hermes", "sharegpt", "langchain"])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_a_mutated_row_is_refused_or_read_without_an_exception(name, data):
+    write, strategy = WRITERS[name]
+    row = mutations(json.loads(json.dumps(write(data.draw(strategy)))), data.draw)
+    try:
+        conversation = read_row(row)
+    except RowError:
+        return
+    for message in conversation.messages if not conversation.defects else ():
+        assert message.role != "assistant" or message.content or message.tool_calls
