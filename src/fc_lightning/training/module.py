@@ -115,7 +115,6 @@ class FunctionCallingModule(LightningModule):
     ):
         super().__init__()
         self.save_hyperparameters(ignore=["peft", "preference", "token_weights"])
-        # The model
         self.base = base
         self.revision = revision
         self.weight_dtype = dtype
