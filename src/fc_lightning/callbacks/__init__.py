@@ -1,6 +1,7 @@
 """Callbacks, one file each. Those that want the evaluated calls define ``on_tool_calls_evaluated``."""
 
 from fc_lightning.callbacks.adapter import SaveAdapter
+from fc_lightning.callbacks.ema import EMA
 from fc_lightning.callbacks.failures import Failures
 from fc_lightning.callbacks.last_checkpoint import LastCheckpoint
 from fc_lightning.callbacks.loggers import ExtraLogger, TensorBoard
@@ -14,6 +15,7 @@ from fc_lightning.callbacks.summary import RunSummary
 from fc_lightning.callbacks.throughput import Throughput
 
 __all__ = [
+    "EMA",
     "EvaluationReport",
     "ExtraLogger",
     "Failures",

@@ -41,10 +41,11 @@ from fc_lightning.data import DataError, FunctionCallingDataModule
 from fc_lightning.data.formats import UnknownFormatError
 from fc_lightning.evaluation.report import ReportError
 from fc_lightning.training import distributed as ranks
+from fc_lightning.training.accumulation import NonFiniteError
 from fc_lightning.training.checkpoint_io import CheckpointError
 from fc_lightning.training.lightning_internals import subcommand_parsers
 from fc_lightning.training.loggers import make_robust
-from fc_lightning.training.module import FunctionCallingModule, NonFiniteError
+from fc_lightning.training.module import FunctionCallingModule
 from fc_lightning.training.optimization import SettingsError
 from fc_lightning.training.run_folders import runs_root
 from fc_lightning.utils.atomic_files import DiskError, wrap_os_errors, write_text

@@ -12,6 +12,11 @@ import torch.distributed
 from torch import Tensor
 
 from fc_lightning.data.collator import Batch
+from fc_lightning.evaluation.evaluator import gather_objects
+
+
+class NonFiniteError(ValueError):
+    """A loss or a gradient is NaN or infinite. The message names the rows; no weight has changed."""
 
 
 class MicroBatchLoss(NamedTuple):
@@ -92,21 +97,18 @@ def sum_over_ranks(
     )
 
 
-def suspect_ids(window: Sequence[MicroBatchLoss], gradient: bool) -> list[list[list[str]]]:
-    """Ids of the documents of a step that may be the cause of a value that is not finite.
+def describe_non_finite(window: Sequence[MicroBatchLoss], what: str, step: int) -> str:
+    """Which rows may be the cause of a value that is not finite. A collective.
 
     Args:
-        window: This rank's micro-batches.
-        gradient: Whether the losses are finite, and only a gradient is not. Ranks have already added up their
-            gradients, so any of the rows may be the cause.
+        window: This rank's micro-batches of the optimizer step.
+        what: ``loss``; or ``gradient``, of which any row may be the cause, because ranks have added theirs up.
+        step: Number of the step.
     """
-    return [micro.ids for micro in window if gradient or not micro.loss.isfinite()]
-
-
-def describe_suspects(ids: Sequence[list[list[list[str]]]]) -> str:
-    """The ids of :func:`suspect_ids` of all ranks, in words."""
-    return "; ".join(
+    suspects = [micro.ids for micro in window if what == "gradient" or not micro.loss.isfinite()]
+    rows = "; ".join(
         f"rank {rank}: {', '.join(document for batch in batches for pack in batch for document in pack)}"
-        for rank, batches in enumerate(ids)
+        for rank, batches in enumerate(gather_objects(suspects))
         if batches
     )
+    return f"optimizer step {step}: the {what} is not finite, in the rows of {rows}"

@@ -12,9 +12,9 @@ from torch import Tensor
 from fc_lightning.utils.pretrained import BaseModelError
 
 # Where the base is, and how the adapter is used.
-_NOT_COMPARED = {"base_model_name_or_path", "revision", "inference_mode", "task_type", "peft_version", "auto_mapping"}
+_NOT_SAVED = {"base_model_name_or_path", "revision", "inference_mode", "task_type", "peft_version", "auto_mapping"}
 # Which modules are adapted can be said in several ways; the names of the weights show it.
-_NOT_COMPARED |= {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"}
+_NOT_COMPARED = {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"}
 
 
 def check_weights(saved: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
@@ -73,7 +73,7 @@ def adapter_settings(model: Any) -> dict[str, Any]:
     return {
         name: json.loads(json.dumps(sorted(value) if isinstance(value, set) else value, default=str))
         for name, value in settings.items()
-        if name not in _NOT_COMPARED
+        if name not in _NOT_SAVED
     }
 
 
@@ -84,7 +84,7 @@ def check_adapter(checkpoint: Mapping[str, Any], settings: Mapping[str, Any]) ->
         BaseModelError: If a setting has changed.
     """
     saved = checkpoint.get("adapter", settings)
-    for name in sorted(saved.keys() & settings.keys()):  # another version of PEFT has other fields
+    for name in sorted((saved.keys() & settings.keys()) - _NOT_COMPARED):  # another version of PEFT has other fields
         if saved[name] != settings[name]:
             raise BaseModelError(
                 f"the checkpoint does not fit `model.peft`: `{name}` was {saved[name]}, and is {settings[name]} now"

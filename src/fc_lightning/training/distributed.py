@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from fc_lightning.training.lightning_internals import SubprocessLauncher, replace_launcher
 from fc_lightning.utils.errors import first_line
@@ -164,7 +165,7 @@ def exit_on_error(user_errors: tuple[type[BaseException], ...]) -> Iterator[None
         yield
     except Exception as error:
         if _ranks is None:
-            if not isinstance(error, user_errors):
+            if not isinstance(error, user_errors) and not is_raised_by_lightning(error):
                 raise
             print(printable_text(redact(format_error(error))), file=sys.stderr)
             sys.exit(1)
@@ -180,7 +181,16 @@ def format_error(error: BaseException) -> str:
     """An error in one line if the user can fix it, or with its traceback."""
     if isinstance(error, _user_errors):
         return f"error: {error}"
+    if is_raised_by_lightning(error):
+        return f"error: trainer: {first_line(error)}"
     return "".join(traceback.format_exception(error)).rstrip()
+
+
+def is_raised_by_lightning(error: BaseException) -> bool:
+    """Whether Lightning's own code has refused a setting: it has one-line messages that say what to do."""
+    frames = traceback.extract_tb(error.__traceback__)
+    kinds = (ValueError, RuntimeError, MisconfigurationException)
+    return type(error) in kinds and bool(frames) and "/lightning/pytorch/" in frames[-1].filename
 
 
 def _join_parent() -> None:

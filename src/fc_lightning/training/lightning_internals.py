@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -33,6 +33,11 @@ def attached_trainer(module: LightningModule) -> Trainer | None:
 def cluster_environment(trainer: Trainer) -> Any:
     """The cluster environment, which the public API shows for some strategies only."""
     return trainer._accelerator_connector.cluster_environment
+
+
+def keep_samplers(trainer: Trainer) -> None:
+    """Set ``use_distributed_sampler: false`` after the trainer was made: the data module shards the data itself."""
+    trainer._accelerator_connector.use_distributed_sampler = False
 
 
 # Loggers
@@ -162,6 +167,11 @@ def replace_launcher(trainer: Trainer, launcher_class: type[SubprocessLauncher])
     if type(launcher) is _SubprocessScriptLauncher:
         replacement = launcher_class(launcher.cluster_environment, launcher.num_processes, launcher.num_nodes)
         trainer.strategy._launcher = replacement
+
+
+def starts_processes_from_memory(trainer: Trainer) -> bool:
+    """Whether a strategy forks or spawns its processes, which only the class of its launcher shows."""
+    return isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
 
 
 class SignalRecorder(_SignalConnector):

@@ -22,7 +22,6 @@ from fc_lightning.evaluation.conversations import measure_conversations, rows_of
 from fc_lightning.evaluation.evaluator import (
     IndexedTurn,
     TurnGenerator,
-    gather_objects,
     gather_turns,
     measure,
     notify_callbacks,
@@ -34,18 +33,15 @@ from fc_lightning.models.lora import add_adapter, add_token_rows
 from fc_lightning.models.loss import HEAD_CHUNK, token_loss_sum
 from fc_lightning.models.merging import merged_for_inference
 from fc_lightning.models.preference_loss import Preference
-from fc_lightning.training.accumulation import MicroBatchLoss, describe_suspects, sum_over_ranks, suspect_ids
+from fc_lightning.training.accumulation import MicroBatchLoss, NonFiniteError, describe_non_finite, sum_over_ranks
 from fc_lightning.training.compatibility import adapter_settings, check_adapter, check_base, check_weights
 from fc_lightning.training.lightning_internals import attached_trainer
 from fc_lightning.training.optimization import OptimizationSettings, check_settings, configure, save_settings
 from fc_lightning.training.precision import base_dtype
+from fc_lightning.training.trainer_support import check_trainer
 from fc_lightning.utils.malloc import release_freed_memory
 
 _GENERATION = {"max_new_tokens": 256, "do_sample": False}
-
-
-class NonFiniteError(ValueError):
-    """A loss or a gradient is NaN or infinite. The message names the rows; no weight has changed."""
 
 
 class FunctionCallingModule(LightningModule):
@@ -119,18 +115,16 @@ class FunctionCallingModule(LightningModule):
     ):
         super().__init__()
         self.save_hyperparameters(ignore=["peft", "preference", "token_weights"])
-        # The model
         self.base = base
         self.revision = revision
         self.weight_dtype = dtype
         self.quantization = quantization
         self.attn_implementation = attn_implementation
-        self.peft = peft
+        self.peft = PeftConfig.from_peft_type(**peft) if isinstance(peft, dict) else peft  # a dict from a checkpoint
         self.special_tokens = list(SpecialToken) if special_tokens is None else special_tokens
         self.model: Any = None  # an nn.Module once Lightning has called configure_model
         self.chosen = ""  # how the base was loaded, for the summary
         self._base_digest = ""
-
         # Training
         self.supervise = supervise
         self.preference = preference
@@ -151,12 +145,10 @@ class FunctionCallingModule(LightningModule):
         self.skipped_steps = 0
         self.strict_loading = False  # checkpoints hold trained weights only; on_load_checkpoint checks them
         self._window: list[MicroBatchLoss] = []  # the micro-batches of the current optimizer step
-
         # Flags for callbacks that must act on all ranks at once: this rank raises `rank_flags` before an optimizer
         # step, and `peer_flags` counts after it how many ranks have raised each.
         self.rank_flags: Sequence[float] = ()
         self.peer_flags: Sequence[float] = ()
-
         # Evaluation
         self.generation = {**_GENERATION, **(generation or {})}
         self.constrained = constrained
@@ -182,6 +174,10 @@ class FunctionCallingModule(LightningModule):
         if self._turn_generator is None:
             self._turn_generator = TurnGenerator(self.tokenizer, self.generation, self.constrained)
         return self._turn_generator
+
+    def setup(self, stage: str) -> None:
+        """Refuse trainer settings that do not work here."""
+        check_trainer(self.trainer)
 
     def configure_model(self) -> None:
         """Load the base and add the new-token embeddings and the adapter. Lightning calls it once the device is known.
@@ -271,10 +267,10 @@ class FunctionCallingModule(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the metrics and notify the callbacks."""
         self._finish_evaluation("val")
-        release_freed_memory()  # caches of generation leave gaps in which no activation fits
+        release_freed_memory()  # generation leaves gaps in which no activation fits
 
     def on_test_epoch_end(self) -> None:
-        """Log the metrics and notify the callbacks."""
+        """As after validation."""
         self._finish_evaluation("test")
 
     def on_predict_epoch_end(self) -> None:
@@ -293,15 +289,15 @@ class FunctionCallingModule(LightningModule):
         checkpoint["vocabulary"] = vocabulary_digest(self.tokenizer)
         checkpoint["base"] = {"name": self.base, "revision": self.revision, "weights": self._base_digest}
         checkpoint["adapter"] = adapter_settings(self.model)
+        checkpoint["hyper_parameters"]["peft"] = checkpoint["adapter"] or None  # for `load_from_checkpoint`
         save_settings(checkpoint, self.optimization, self.trainer.optimizers, trained)
         checkpoint["state_dict"] = {name: saved for name, saved in checkpoint["state_dict"].items() if name in trained}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that the checkpoint belongs to this model.
+        """Check that the checkpoint belongs to this model, and that training can resume with these settings.
 
         Raises:
-            BaseModelError: If it does not.
-            CheckpointError: If training cannot resume from it with these settings.
+            BaseModelError, CheckpointError: If not.
         """
         self.configure_model()
         check_weights(checkpoint["state_dict"], self._trained_weights())
@@ -320,14 +316,8 @@ class FunctionCallingModule(LightningModule):
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def _skip_step(self, window: Sequence[MicroBatchLoss], what: str) -> None:
-        """Stop before, or skip, this optimizer step, on all ranks.
-
-        Args:
-            window: This rank's micro-batches of the step.
-            what: ``loss`` or ``gradient``, whichever is not finite.
-        """
-        problem = f"optimizer step {self.trainer.global_step + 1}: the {what} is not finite, in the rows of "
-        problem += describe_suspects(gather_objects(suspect_ids(window, what == "gradient")))
+        """Stop before, or skip, this optimizer step, on all ranks."""
+        problem = describe_non_finite(window, what, self.trainer.global_step + 1)
         if self.non_finite == "stop":
             raise NonFiniteError(
                 f"{problem}. The weights are as they were before it. Look at these rows, lower `model.learning_rate`, "

@@ -190,7 +190,8 @@ def configure(
     """
     optimizer = make_optimizer(list(trained.items()), settings)
     if settings.lr_scheduler is None:
-        keep_settings(optimizer, ordered_names(optimizer, trained), saved_names)
+        names = ordered_names(optimizer, trained)
+        keep_settings(optimizer, names, saved_names or names)
     return {"optimizer": optimizer, "lr_scheduler": make_scheduler(optimizer, settings, num_steps)}
 
 

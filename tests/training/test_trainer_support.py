@@ -1,0 +1,153 @@
+"""Settings and callbacks of Lightning: each does what it should, or is refused in one line before training."""
+
+import csv
+import json
+
+import pytest
+import torch
+from lightning import Trainer
+from lightning.pytorch import callbacks as lightning_callbacks
+
+from fc_lightning.training.optimization import SettingsError
+from fc_lightning.training.trainer_support import CALLBACKS, REFUSED_CALLBACKS, SETTINGS, check_trainer
+
+SMALL = (
+    "--data.train=[{path: data/quickstart/train.jsonl, limit: 6}]",
+    "--data.validation=[{path: data/quickstart/validation.jsonl, limit: 1}]",
+    "--model.generation.max_new_tokens=2",
+    "--data.packing=false",
+)
+ARGUMENTS = {
+    "StochasticWeightAveraging": {"swa_lrs": 0.1},
+    "GradientAccumulationScheduler": {"scheduling": {0: 2}},
+    "ModelPruning": {"pruning_fn": "l1_unstructured"},
+}
+STEPS = 3  # of a run with the settings above and nothing else
+
+
+def callback(name: str, **arguments) -> str:
+    path = name if "." in name else f"lightning.pytorch.callbacks.{name}"
+    return f"--trainer.callbacks+={json.dumps({'class_path': path, 'init_args': arguments})}"
+
+
+@pytest.mark.parametrize("name", REFUSED_CALLBACKS)
+def test_refused_callbacks(name):
+    trainer = Trainer(
+        accelerator="cpu", callbacks=[getattr(lightning_callbacks, name)(**ARGUMENTS.get(name, {}))], logger=False
+    )
+    with pytest.raises(SettingsError) as caught:
+        check_trainer(trainer)
+    assert str(caught.value) == f"trainer.callbacks: {name} does not work here: {REFUSED_CALLBACKS[name]}"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"overfit_batches": 2}, "trainer.overfit_batches does not work here"),
+        ({"strategy": "ddp_spawn", "devices": 2}, "trainer.strategy: processes are started with the command"),
+        ({"strategy": "ddp_notebook", "devices": 2}, "trainer.strategy: processes are started with the command"),
+    ],
+)
+def test_refused_settings(settings, said):
+    with pytest.raises(SettingsError, match=said):
+        check_trainer(Trainer(accelerator="cpu", logger=False, **settings))
+
+
+def test_what_is_refused_is_one_line_of_the_command_line(run, capsys):
+    with pytest.raises(SystemExit):
+        run("fit", *SMALL, callback("EMAWeightAveraging"))
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: trainer.callbacks: EMAWeightAveraging does not")
+    with pytest.raises(SystemExit):
+        run("fit", *SMALL, "--trainer.val_check_interval=80")
+    assert "`val_check_interval` (80) must be less than" in capsys.readouterr().err.splitlines()[-1]
+    with pytest.raises(SystemExit):
+        run("fit", *SMALL, callback("EarlyStopping", monitor="val/no_such"))
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: trainer: Early stopping conditioned on metric `val/no_such` which is not available")
+
+
+def last_step(folder) -> int:
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+
+
+def num_validations(folder) -> int:
+    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    return sum(bool(row.get("val/loss")) for row in rows)
+
+
+def reached(steps: int, validations: int = 1):
+    def check(folder):
+        assert last_step(folder) == steps
+        assert num_validations(folder) == validations
+
+    return check
+
+
+def nothing_saved(folder):
+    assert not list(folder.rglob("*.ckpt"))
+
+
+WORKS = {
+    "fast_dev_run": (["--trainer.fast_dev_run=true"], nothing_saved),
+    "limit_train_batches, limit_val_batches": (
+        ["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1"],
+        reached(1),
+    ),
+    "limit_train_batches as a share": (["--trainer.limit_train_batches=0.7"], reached(2)),
+    "val_check_interval": (["--trainer.val_check_interval=2"], reached(STEPS, 3)),
+    "val_check_interval as a share": (["--trainer.val_check_interval=0.5"], reached(STEPS, 2)),
+    "val_check_interval over epochs": (
+        ["--trainer.val_check_interval=8", "--trainer.check_val_every_n_epoch=null", "--trainer.max_epochs=3"],
+        reached(3 * STEPS, 2),
+    ),
+    "max_time": (["--trainer.max_time=00:00:00:00"], nothing_saved),
+    "profiler": (["--trainer.profiler=simple"], reached(STEPS)),
+    "detect_anomaly": (["--trainer.detect_anomaly=true"], reached(STEPS)),
+    "deterministic": (["--trainer.deterministic=true"], reached(STEPS)),
+    "enable_checkpointing: false": (["--trainer.enable_checkpointing=false"], nothing_saved),
+    "sync_batchnorm": (["--trainer.sync_batchnorm=true"], reached(STEPS)),
+    "reload_dataloaders_every_n_epochs": (
+        ["--trainer.reload_dataloaders_every_n_epochs=1", "--trainer.max_epochs=2"],
+        reached(2 * STEPS, 2),
+    ),
+    "plugins": (
+        ["--trainer.plugins=[{class_path: lightning.pytorch.plugins.io.AsyncCheckpointIO}]"],
+        reached(STEPS),
+    ),
+    "EarlyStopping": (
+        [callback("EarlyStopping", monitor="val/loss", patience=0, min_delta=99), "--trainer.max_epochs=9"],
+        reached(2 * STEPS, 2),
+    ),
+    "ModelCheckpoint": (
+        [
+            callback("ModelCheckpoint", monitor="val/loss", filename="by-loss"),
+            callback("ModelCheckpoint", monitor="train/loss", filename="by-train-loss"),
+        ],
+        reached(STEPS),
+    ),
+    "Timer": ([callback("Timer", duration="00:01:00:00", interval="step")], reached(STEPS)),
+    "RichProgressBar": (
+        [
+            "--trainer.callbacks=[{class_path: fc_lightning.callbacks.LastCheckpoint}]",
+            callback("RichProgressBar"),
+        ],
+        reached(STEPS),
+    ),
+    "RichModelSummary": ([callback("RichModelSummary")], reached(STEPS)),
+    "DeviceStatsMonitor": ([callback("DeviceStatsMonitor", cpu_stats=True)], reached(STEPS)),
+    "OnExceptionCheckpoint": ([callback("OnExceptionCheckpoint", dirpath="runs-of-nobody")], reached(STEPS)),
+    "LearningRateMonitor": ([], reached(STEPS)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WORKS)
+def test_what_works(run, name):
+    arguments, check = WORKS[name]
+    check(run("fit", *SMALL, *arguments))
+
+
+def test_every_claim_has_a_test():
+    names = {supported.name for supported in (*SETTINGS, *CALLBACKS)}
+    elsewhere = {"logger: false", "num_nodes"}
+    assert names - elsewhere <= set(WORKS)
