@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3ForCausalLM, Gemma3TextConfig
+from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3ForCausalLM, Gemma3TextConfig, GenerationConfig
 
 from fc_lightning.evaluation.generation import generate, shared_length
 from fc_lightning.models.attention import BY_DOCUMENT
@@ -70,6 +70,29 @@ def test_no_token_is_read_twice_and_no_row_goes_on_after_its_end(model):
     spent = sum(rows for rows, _ in shapes[first:])
     assert needed <= spent < len(PROMPTS) * len(shapes[first:])
     assert [rows for rows, _ in shapes[first:]] == sorted((rows for rows, _ in shapes[first:]), reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("defaults", "settings", "is_ours"),
+    [
+        ({}, {}, True),
+        # As saved with a base that is converted from a GGUF file, and with google/gemma-2-2b-it and gemma-3.
+        ({"_from_model_config": True, "output_attentions": False, "output_hidden_states": False}, {}, True),
+        ({"cache_implementation": "hybrid", "top_k": 64, "top_p": 0.95, "do_sample": True}, {"do_sample": False}, True),
+        ({"do_sample": True}, {}, False),
+        ({"repetition_penalty": 1.05}, {"do_sample": False}, False),
+        ({}, {"no_repeat_ngram_size": 3}, False),
+    ],
+    ids=str,
+)
+def test_what_is_decoded_by_the_greedy_loop(monkeypatch, defaults, settings, is_ours):
+    model = Gemma3ForCausalLM(CONFIGS["Gemma 3, sliding and full"]).eval()
+    model.generation_config = GenerationConfig.from_dict(defaults)
+    calls = []
+    original = type(model).generate
+    monkeypatch.setattr(type(model), "generate", lambda *args, **kwargs: calls.append(1) or original(*args, **kwargs))
+    generate(model, PROMPTS[:2], {"max_new_tokens": 3, **settings}, ENDS, PAD)
+    assert (not calls) == is_ours
 
 
 def test_several_continuations_of_each_prompt(model):
