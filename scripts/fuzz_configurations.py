@@ -69,7 +69,7 @@ CHOICES: dict[str, list[Any]] = {
     ],
     "model.special_tokens": [[], ["<tool_call>", "</tool_call>"]],
     "model.supervise": ["all"],
-    "model.attn_implementation": ["eager", "sdpa"],
+    "model.attn_implementation": ["eager"],
     "model.dtype": ["float32", "bfloat16"],
     "model.gradient_checkpointing": [True],
     "model.head_chunk": [1, 7],
@@ -85,7 +85,7 @@ CHOICES: dict[str, list[Any]] = {
     "model.schedule": ["linear", "constant_with_warmup"],
     "model.non_finite": ["skip"],
     "trainer.accumulate_grad_batches": [1, 3],
-    "trainer.precision": ["32-true", "bf16-mixed", "bf16-true"],
+    "trainer.precision": ["32-true", "bf16-mixed"],
     "trainer.gradient_clip_val": [0.5],
     "trainer.val_check_interval": [1, 0.5],
     "trainer.num_sanity_val_steps": [1, -1],
@@ -113,7 +113,7 @@ CHOICES: dict[str, list[Any]] = {
 
 
 def combination(seed: int) -> dict[str, Any]:
-    """The configuration of a seed: about a third of the keys are set."""
+    """The configuration of a seed: about a fifth of the keys is set."""
     random_ = random.Random(seed)
     config: dict[str, Any] = {
         "data": {
@@ -124,7 +124,7 @@ def combination(seed: int) -> dict[str, Any]:
         "trainer": {"max_steps": 2},
     }
     for key, values in CHOICES.items():
-        if random_.random() < 0.3:
+        if random_.random() < 0.2:
             group, name = key.split(".")
             config[group][name] = random_.choice(values)
     if random_.random() < 0.1:

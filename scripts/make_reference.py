@@ -21,6 +21,7 @@ from fc_lightning.cli.defaults import CALLBACKS
 from fc_lightning.cli.lightning_cli import FunctionCallingCLI, FunctionCallingTrainer
 from fc_lightning.data import FunctionCallingDataModule, Source
 from fc_lightning.data.augmentation import Augmentation
+from fc_lightning.models.preference_loss import Preference
 from fc_lightning.training.module import FunctionCallingModule
 
 OUTPUT = Path(__file__).parents[1] / "docs" / "reference.md"
@@ -32,7 +33,7 @@ Every key can be set in a YAML file (`--config FILE`; a later file overrides an 
 (`--model.learning_rate 1e-4`), or as an environment variable (`FC_FIT__MODEL__LEARNING_RATE=1e-4`, lowest precedence).
 `python main.py fit --print_config` prints the complete configuration.
 """
-SHARED = ("base", "revision", "special_tokens", "supervise", "token_weights")
+SHARED = ("base", "revision", "special_tokens", "supervise", "token_weights", "pairs")
 LIGHTNINGS = {
     "fit": "Trains, validates with generation, and writes a run folder.",
     "validate": "Measures a checkpoint, or the untouched base, on `data.validation`.",
@@ -150,11 +151,13 @@ def reference() -> str:
         HEAD,
         "## model\n",
         *table(FunctionCallingModule.__init__, FunctionCallingModule.__doc__),
+        "### model.preference\n",
+        *table(Preference, Preference.__doc__),
         "### model.token_weights\n",
         *table(TokenWeights, TokenWeights.__doc__),
         "## data\n",
-        "`base`, `revision`, `special_tokens`, `supervise` and `token_weights` follow those of `model` and are not "
-        "given here.\n",
+        "`base`, `revision`, `special_tokens`, `supervise` and `token_weights` follow those of `model`, and `pairs` "
+        "follows `model.preference`; they are not given here.\n",
         *table(FunctionCallingDataModule.__init__, FunctionCallingDataModule.__doc__, SHARED),
         "### A source\n",
         "`data.train`, `data.validation` and `data.test` are lists of these:\n",

@@ -21,6 +21,7 @@ from fc_lightning.cli.lightning_cli import FunctionCallingCLI, FunctionCallingTr
 from fc_lightning.cli.main import main as start
 from fc_lightning.data import Source
 from fc_lightning.data.augmentation import Augmentation
+from fc_lightning.models.preference_loss import Preference
 
 SNAPSHOTS = Path("tests/cli/snapshots")
 PROGRAM = "python main.py"
@@ -101,7 +102,7 @@ def test_the_short_help_has_every_key_of_ours(subcommand):
     actions = parser()._subcommands_action.choices[subcommand]._actions
     known = {action.dest: action for action in actions if not action.dest.endswith(".help")}
     shown = {key.name: key for members in keys(subcommand).values() for key in members}
-    linked = {f"data.{name}" for name in ("base", "revision", "special_tokens", "supervise", "token_weights")}
+    linked = {f"data.{name}" for name in ("base", "revision", "special_tokens", "supervise", "token_weights", "pairs")}
     ours = {name for name in known if name.partition(".")[0] in ("model", "data") and "." in name}
     lightnings = {"help", "config", "print_config", "seed_everything", "optimizer", "lr_scheduler", "model", "data"}
     lightnings |= {"trainer", "weights_only", "verbose", "return_predictions"}
@@ -167,8 +168,12 @@ def test_help_and_a_mistyped_subcommand_take_no_time():
     assert subprocess.check_output([sys.executable, "-c", script], text=True) == "set()\n"
 
 
-@pytest.mark.parametrize("topic", ["data.augmentation", "model.token_weights"])
+@pytest.mark.parametrize("topic", ["data.augmentation", "model.preference", "model.token_weights"])
 def test_help_of_a_key_with_keys_of_its_own_shows_them(topic):
     text = help_for(["fit", "--help", topic], PROGRAM)
-    expected = {"data.augmentation": Augmentation, "model.token_weights": TokenWeights}[topic]
+    expected = {
+        "data.augmentation": Augmentation,
+        "model.preference": Preference,
+        "model.token_weights": TokenWeights,
+    }[topic]
     assert all(re.search(rf"^  {field.name}\b", text, re.MULTILINE) for field in fields(expected))

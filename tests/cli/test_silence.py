@@ -30,7 +30,6 @@ ALLOWED = {
         r"(model|train|validation|per epoch|training|memory|run|before|best|last|adapter|report|next) *: .*",
         r"trainable params: .*",
         r"\d\d:\d\d:\d\d  step .*",
-        r"`Trainer.fit` stopped: `max_epochs=1` reached\.",
         r"2 optimizer steps in .*",
         r"question: .*",
         r"  (before|after|expected): .*",
@@ -46,7 +45,8 @@ ALLOWED = {
 }
 NOISE = re.compile(
     r"loftq|[GT]PU available|litlogger|litmodels|[Ss]eed set|AMP|train_dataloader|dirpath has changed"
-    r"|gemm_4bit|sync_dist|broadcast_buffers|[Dd]eprecat|Warning|distributed_backend|GLOBAL_RANK|Restor|Loaded model"
+    r"|gemm_4bit|sync_dist|broadcast_buffers|[Dd]eprecat|Warning|distributed_backend|GLOBAL_RANK"
+    r"|Restor|Loaded model|weights_only"
 )
 
 

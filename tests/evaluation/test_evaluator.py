@@ -133,3 +133,12 @@ def test_constrained_generation_goes_through_legs(run):
     folder = run("validate", "--model.constrained=true", "--model.generation={do_sample: true, max_new_tokens: 40}")
     lines = [json.loads(line) for line in (folder / "predictions.jsonl").open()]
     assert all(line["parsed"] and line["grammar"] and line["finished"] for line in lines)
+
+
+@pytest.mark.parametrize("free_running", [True, False])
+def test_whole_conversations_are_measured_beside_turns(run, free_running):
+    """The tiny model is right nowhere: each conversation ends with its first turn."""
+    folder = run("validate", f"--model.free_running={free_running}")
+    names = (folder / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert ("val/conversation_match" in names) == ("val/first_mistake" in names) == free_running
+    assert "val/exact_match" in names

@@ -224,7 +224,7 @@ def test_a_turn_keeps_what_it_was_made_of():
         "conversation.parsing",
         "conversation.json_schema",
         "data.packing",
-        *(f"evaluation.{name}" for name in ("turns", "metrics", "alternatives")),
+        *(f"evaluation.{name}" for name in ("turns", "metrics", "alternatives", "significance", "kv_cache")),
     ],
 )
 def test_examples_in_docstrings(name):

@@ -11,10 +11,8 @@ from fc_lightning.training.optimization import (
     OptimizationSettings,
     SettingsError,
     check_settings,
-    keep_settings,
+    configure,
     make_optimizer,
-    make_scheduler,
-    ordered_names,
     save_settings,
 )
 
@@ -48,13 +46,10 @@ class Run:
         self.module, self.chosen = model(), chosen
 
     def prepare(self, saved: dict | None = None) -> None:
-        self.optimizer = make_optimizer(list(trained(self.module).items()), self.chosen)
-        names = ordered_names(self.optimizer, trained(self.module))
-        if self.chosen.lr_scheduler is None:
-            keep_settings(self.optimizer, names, saved["optimization"]["parameters"] if saved else names)
-        self.scheduler = make_scheduler(self.optimizer, self.chosen, STEPS)["scheduler"]
+        names = check_settings(saved or {}, self.chosen) or list(trained(self.module))
+        configured = configure(trained(self.module), self.chosen, STEPS, names)
+        self.optimizer, self.scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
         if saved:
-            check_settings(saved, self.chosen)
             self.module.load_state_dict(saved["weights"])
             self.optimizer.load_state_dict(saved["optimizer"])
             self.scheduler.load_state_dict(saved["scheduler"])
@@ -72,7 +67,7 @@ class Run:
     def save(self) -> dict:
         checkpoint = {"weights": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
         checkpoint["scheduler"] = self.scheduler.state_dict()
-        save_settings(checkpoint, self.chosen, ordered_names(self.optimizer, trained(self.module)))
+        save_settings(checkpoint, self.chosen, [self.optimizer], trained(self.module))
         return copy.deepcopy(checkpoint)
 
 
@@ -150,7 +145,7 @@ def test_a_change_applies_from_the_next_step_on(change):
 )
 def test_what_may_not_change(before, after, said):
     checkpoint = {}
-    save_settings(checkpoint, before, [])
+    save_settings(checkpoint, before, [], {})
     with pytest.raises(CheckpointError) as caught:
         check_settings(checkpoint, after)
     assert said in str(caught.value)
@@ -195,11 +190,11 @@ def test_groups():
     ],
 )
 def test_wrong_settings_are_one_line(chosen, said):
-    def configure(wrong):
+    def use(wrong):
         wrong.check()
-        make_scheduler(make_optimizer(list(trained(model()).items()), wrong), wrong, STEPS)
+        configure(trained(model()), wrong, STEPS)
 
     with pytest.raises(SettingsError) as caught:
-        configure(settings(**chosen))
+        use(settings(**chosen))
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 import sys
 import time
+from itertools import islice
 from typing import Any
 
 from lightning import LightningModule, Trainer
@@ -18,6 +21,8 @@ _SHOWN = {
     "val/loss": ("val loss", ".3f"),
     "val/exact_match": ("exact match", ".3f"),
 }
+_SHOWN_NARROW = ("loss", "exact match")  # more would wrap the bar of a narrow terminal onto several lines
+_WIDE = 120  # columns
 
 
 class ProgressBar(RichProgressBar):
@@ -50,7 +55,9 @@ class ProgressBar(RichProgressBar):
         """The values next to the bar, read once per logged step, when Lightning synchronizes the device anyway."""
         if trainer.global_step != self._values_step and trainer.global_step % trainer.log_every_n_steps == 0:
             self._read_values(trainer)
-        return dict(self._values)
+        if self.to_file or shutil.get_terminal_size().columns >= _WIDE:
+            return dict(self._values)
+        return {name: value for name, value in self._values.items() if name in _SHOWN_NARROW}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
@@ -80,7 +87,7 @@ class ProgressBar(RichProgressBar):
         limits = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
         task = self.val_sanity_progress_bar_id if trainer.sanity_checking else self.val_progress_bar_id
         title = "untouched base" if trainer.sanity_checking else "validation"
-        loader = trainer.val_dataloaders[dataloader_idx]
+        loader = _loader(trainer.val_dataloaders, dataloader_idx)
         self._count(title, pl_module, batch, batch_idx, loader, limits[dataloader_idx], task)
 
     def on_test_batch_end(
@@ -94,7 +101,7 @@ class ProgressBar(RichProgressBar):
     ) -> None:
         """Advance the bar, or print a line if it is time for one."""
         super().on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
-        loader, limit = trainer.test_dataloaders[dataloader_idx], trainer.num_test_batches[dataloader_idx]
+        loader, limit = _loader(trainer.test_dataloaders, dataloader_idx), trainer.num_test_batches[dataloader_idx]
         self._count("test", pl_module, batch, batch_idx, loader, limit, self.test_progress_bar_id)
 
     def on_predict_batch_end(
@@ -108,9 +115,12 @@ class ProgressBar(RichProgressBar):
     ) -> None:
         """Advance the bar, or print a line if it is time for one."""
         super().on_predict_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
-        limit = trainer.num_predict_batches[dataloader_idx]
+        loader, limit = (
+            _loader(trainer.predict_dataloaders, dataloader_idx),
+            trainer.num_predict_batches[dataloader_idx],
+        )
         task = self.predict_progress_bar_id
-        self._count("prediction", pl_module, batch, batch_idx, trainer.predict_dataloaders, limit, task)
+        self._count("prediction", pl_module, batch, batch_idx, loader, limit, task)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the results of the validation."""
@@ -142,8 +152,8 @@ class ProgressBar(RichProgressBar):
         """Count a batch of an evaluation: turns where the model generates, otherwise batches."""
         is_prompts = isinstance(batch, dict) and "order" in batch
         if batch_idx == 0 or self._evaluation is None:
-            sizes = list(map(len, loader.sampler)) if is_prompts else []
-            total = sum(sizes[: int(limit)]) if is_prompts else int(limit)
+            batches = None if math.isinf(limit) else int(limit)
+            total = sum(map(len, islice(loader.sampler, batches))) if is_prompts else batches
             self._evaluation = Counter(title, total, "turns" if is_prompts else "batches")
         self._evaluation.advance(len(batch["order"]) if is_prompts else 1, _exact_match(module) if is_prompts else "")
         if self._prints_lines:
@@ -168,6 +178,11 @@ class ProgressBar(RichProgressBar):
         clock = time.strftime("%H:%M:%S", time.gmtime(self._last_line - self._started))
         values = "  ".join(f"{name} {value}" for name, value in self.get_metrics(trainer, pl_module).items())
         print(f"{clock}  step {done:,}{share}  epoch {trainer.current_epoch}  {values}".rstrip(), flush=True)
+
+
+def _loader(loaders: Any, index: int) -> Any:
+    """Users may give one loader instead of a list."""
+    return loaders[index] if isinstance(loaders, list | tuple) else loaders
 
 
 def _exact_match(module: Any) -> str:

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from fc_lightning.evaluation.error_types import compare_calls, error_type
 from fc_lightning.evaluation.metrics import EvaluatedTurn
+from fc_lightning.utils.escaping import printable_text
 from fc_lightning.utils.html import markdown_table
 
 _HEADER = ("id", "turn", "what", "expected", "predicted")
@@ -61,7 +62,8 @@ class SampleTable(Callback):
 def _row(turn: EvaluatedTurn) -> list[Any]:
     sides = (turn.expected, turn.predicted), (turn.predicted, turn.expected)
     calls = [
-        Text.assemble(*((text, "red" if differs else "") for text, differs in compare_calls(*side))) for side in sides
+        Text.assemble(*((printable_text(text), "red" if differs else "") for text, differs in compare_calls(*side)))
+        for side in sides
     ]
     return [turn.id, str(turn.turn), error_type(turn) or "correct", *calls]
 
@@ -70,5 +72,5 @@ def _table(turns: Sequence[EvaluatedTurn], title: str) -> Table:
     table = Table(*_HEADER, title=title, show_lines=True)
     for turn in turns:
         row = _row(turn)
-        table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
+        table.add_row(*(cell if isinstance(cell, Text) else Text(printable_text(cell)) for cell in row))
     return table

@@ -28,6 +28,7 @@ from fc_lightning.models.flops import parameter_counts
 from fc_lightning.models.memory import estimate_training_bytes, memory_in_use
 from fc_lightning.models.transformers_internals import attention_implementation
 from fc_lightning.training.run_folders import monitoring_checkpoint
+from fc_lightning.utils.escaping import printable_text
 
 
 class RunSummary(Callback):
@@ -99,7 +100,8 @@ class RunSummary(Callback):
         before = self.before or (read_predictions(earlier) if earlier.is_file() else [])
         if self.after:
             console.print(_results_table({"before": before, "after": self.after}))
-            console.print("\n".join([*_example(before, self.after), ""]), highlight=False, soft_wrap=True, markup=False)
+            example = map(printable_text, _example(before, self.after))
+            console.print("\n".join([*example, ""]), highlight=False, soft_wrap=True, markup=False)
         lines = [*_best_and_last(trainer), f"run:     {run}"]
         lines += [f"adapter: {run / 'adapter'}"] if (run / "adapter").is_dir() else []
         lines += _report(trainer, run)

@@ -20,6 +20,7 @@ SOURCES = ("data.train", "data.validation", "data.test")  # keys of lists of sou
 # Keys with keys of their own: the file and the class that document them.
 _GROUPS = {
     "data.augmentation": ("data/augmentation.py", "Augmentation"),
+    "model.preference": ("models/preference_loss.py", "Preference"),
     "model.token_weights": ("chat_template/token_parts.py", "TokenWeights"),
 }
 _COLUMN = 26  # where the descriptions begin
@@ -132,7 +133,7 @@ def keys(subcommand: str) -> dict[str, list[Key]]:
         options = [Key("ckpt_path", "str | None", "None", _CHECKPOINT[subcommand])]
     elif subcommand in _FUNCTIONS:
         options = _parameters(_FUNCTIONS[subcommand], subcommand, ("trainer", "model", "datamodule"))
-    shared = ("base", "revision", "special_tokens", "supervise", "token_weights")  # given once, under `model`
+    shared = ("base", "revision", "special_tokens", "supervise", "token_weights", "pairs")  # given, under `model`
     return {
         subcommand: options,
         "model": _parameters("training/module.py", "FunctionCallingModule", prefix="model."),

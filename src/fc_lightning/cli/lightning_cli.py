@@ -74,6 +74,10 @@ USER_ERRORS = (
 _LINKED = ("base", "revision", "special_tokens", "supervise", "token_weights")
 
 
+def _is_given(value: Any) -> bool:
+    return value is not None
+
+
 class FunctionCallingTrainer(Trainer):
     """Lightning's Trainer with one more method per subcommand."""
 
@@ -191,22 +195,23 @@ class FunctionCallingCLI(LightningCLI):
         parser.set_defaults({f"trainer.{name}": value for name, value in defaults.items()})
         for name in _LINKED:
             parser.link_arguments(f"model.{name}", f"data.{name}")
+        parser.link_arguments("model.preference", "data.pairs", compute_fn=_is_given)
 
     def _parse_ckpt_path(self) -> None:
         """Keep the configuration as given: Lightning would overwrite it with the checkpoint's hyperparameters."""
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse the arguments; Lightning would warn if the process has arguments too, as one that runs tests has."""
+        """Parse and check the arguments. Lightning would warn if the process, as one with tests, has arguments too."""
         check_environment(
             (action.dest for one in subcommand_parsers(self).values() for action in one._actions),
             list(subcommand_parsers(self)),
         )
         self.config = parser.parse_args(args)
+        check_values(self.config[self.config.subcommand])
 
     def before_instantiate_classes(self) -> None:
-        """Check values, and disable the progress bars of transformers in log files, where each update is a line."""
+        """Adapt to the machine and the settings: callbacks, the Hub, and bars, which are many lines in a log file."""
         config = self.config[self.subcommand]
-        check_values(config)
         drop_impossible_defaults(config.trainer)
         sources = [source.path for split in SOURCES for source in _list(config.get(split))]
         use_cache_if_offline([config.get("model.base"), *sources])

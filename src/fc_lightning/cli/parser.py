@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse._typehints import ActionTypeHint
 from lightning.pytorch.cli import LightningArgumentParser
 
 from fc_lightning.cli.errors import explain
 from fc_lightning.cli.help import SOURCES
+from fc_lightning.cli.jsonargparse_internals import prepare_values
+from fc_lightning.utils.escaping import printable_text
 
 
 class Parser(LightningArgumentParser):
@@ -41,7 +42,7 @@ class Parser(LightningArgumentParser):
         chosen = next((choices[one] for one in arguments if one in choices), None)
         parser = getattr(ex, "subcommand_parser", None) or chosen or self
         known = [action.dest for action in parser._actions if action.dest not in ("help", "config")]
-        print(f"error: {explain(message, known, config_files(arguments))}", file=sys.stderr)
+        print(printable_text(f"error: {explain(message, known, config_files(arguments))}"), file=sys.stderr)
         sys.exit(2)
 
 
@@ -93,24 +94,4 @@ def as_sources(value: Any) -> Any:
     return value
 
 
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list) or (isinstance(value, str) and value.lstrip().startswith("["))
-
-
-class _TypeHint(ActionTypeHint):
-    """What is parsed for a key, before jsonargparse looks at it.
-
-    jsonargparse merges a list into an earlier one of the same length, item by item: `limit: 32` of the first source
-    would remain where a later file names other sources. It has no setting for that, and no hook before its types.
-    """
-
-    def _check_type(self, value: Any, append: bool = False, cfg: Any = None, mode: Any = None) -> Any:
-        if self.dest in SOURCES:
-            value = as_sources(value)
-        if _is_list(value) and not append:
-            cfg = None  # the earlier value
-        return _original_check(self, value, append=append, cfg=cfg, mode=mode)
-
-
-_original_check = ActionTypeHint._check_type
-ActionTypeHint._check_type = _TypeHint._check_type
+prepare_values(lambda key, value: as_sources(value) if key in SOURCES else value)

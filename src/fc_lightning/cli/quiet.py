@@ -25,9 +25,11 @@ _LOGGERS = {
     "lightning.pytorch.utilities.rank_zero": (
         r"(GPU|TPU|HPU) available|litlogger|litmodels|Loading `train_dataloader` to estimate|Automatic Mixed Precision"
         r"|distributed_backend=|All distributed processes registered|Restor(ing|ed) .*states|Loaded model weights"
+        r"|`Trainer.fit` stopped: `max_(epochs|steps)="  # the summary says it; a bar would be redrawn over it
     ),
     "lightning.fabric.utilities.rank_zero": r"distributed_backend=|All distributed processes registered",
     "lightning.pytorch.accelerators.cuda": "LOCAL_RANK",
+    "lightning.pytorch.trainer.connectors.checkpoint_connector": "`weights_only` was not set",
 }
 
 

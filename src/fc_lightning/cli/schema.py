@@ -12,11 +12,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# The only way to limit the subclasses that jsonargparse lists; it would list every imported module and metric.
-from jsonargparse import _completions_jsonschema as completions
-
 import fc_lightning.callbacks
 import fc_lightning.training.loggers  # noqa: F401 - so that its classes are known
+from fc_lightning.cli.jsonargparse_internals import listed_subclasses
 from fc_lightning.cli.lightning_cli import make_parser
 
 _LISTED = {"Callback", "Logger", "Strategy", "PeftConfig"}  # base classes whose subclasses are all listed
@@ -52,13 +50,12 @@ def write_schema(file: Path) -> None:
 
 def make_schema() -> dict[str, Any]:
     """The JSON schema of a configuration for ``fit``."""
-    every = completions.get_all_subclass_paths
     arguments, sys.argv = sys.argv, sys.argv[:1]  # jsonargparse reads them when it writes the schema
-    completions.get_all_subclass_paths = lambda one: sorted(every(one)) if one.__name__ in _LISTED else []
     try:
-        schema = json.loads(make_parser("fit").get_completion_script("jsonschema"))
+        with listed_subclasses(_LISTED):
+            schema = json.loads(make_parser("fit").get_completion_script("jsonschema"))
     finally:
-        completions.get_all_subclass_paths, sys.argv = every, arguments
+        sys.argv = arguments
     schema["description"] = "A configuration of fc-lightning, or an overlay on one."
     keys = schema["properties"]
     keys |= dict.fromkeys(("optimizer", "lr_scheduler"), _ARGUMENTS)

@@ -15,6 +15,7 @@ from fc_lightning.data.prepare import read_conversations
 from fc_lightning.data.prompts import read_tools
 from fc_lightning.models.merging import merged_for_inference
 from fc_lightning.training.module import FunctionCallingModule
+from fc_lightning.utils.escaping import printable_text
 
 
 def chat(
@@ -68,11 +69,11 @@ def as_message(text: str) -> Message:
 def print_message(console: Console, answer: Message) -> None:
     """Print a message of the model: reasoning, text and calls."""
     if answer.reasoning is not None:
-        console.print(_printable(answer.reasoning), style="dim", markup=False)
+        console.print(printable_text(answer.reasoning), style="dim", markup=False)
     if answer.content:
-        console.print(_printable(answer.content), markup=False)
+        console.print(printable_text(answer.content), markup=False)
     for call in answer.tool_calls:
-        console.print(_printable(f"{call.name}({dump_json(call.arguments)})"), style="bold", markup=False)
+        console.print(printable_text(f"{call.name}({dump_json(call.arguments)})"), style="bold", markup=False)
 
 
 def _tools_of_training(data: FunctionCallingDataModule, console: Console) -> tuple[Tool, ...]:
@@ -85,13 +86,8 @@ def _tools_of_training(data: FunctionCallingDataModule, console: Console) -> tup
     names = ", ".join(tool.name for tool in first.tools)
     console.print(f"tools: {names} (of the training data; `--tools FILE` offers others)", markup=False)
     question = next((message.content for message in first.messages if message.role == "user"), "")
-    console.print(f"try:   {_printable(question)}", markup=False)
+    console.print(f"try:   {printable_text(question)}", markup=False)
     return first.tools
-
-
-def _printable(text: str) -> str:
-    """Without control characters, which could change the state of the terminal."""
-    return "".join(character for character in text if character.isprintable() or character in "\n\t")
 
 
 def _ask(who: str) -> str:

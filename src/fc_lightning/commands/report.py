@@ -7,7 +7,7 @@ from pathlib import Path
 from lightning import Trainer
 
 from fc_lightning.data import FunctionCallingDataModule
-from fc_lightning.evaluation.report import read_run, write_report
+from fc_lightning.evaluation.report import read_runs, write_report
 from fc_lightning.training.module import FunctionCallingModule
 
 
@@ -18,7 +18,7 @@ def report(
     runs: list[str],
     output: str = "report",
 ) -> None:
-    """Compare runs side by side: ``OUTPUT.html`` and ``OUTPUT.md``.
+    """Compare runs side by side, and say which differences are larger than chance: ``OUTPUT.html`` and ``OUTPUT.md``.
 
     Args:
         trainer: Not used.
@@ -28,5 +28,5 @@ def report(
         output: Path of the two files, without a suffix.
     """
     command = f"python main.py report --config CONFIG --runs '[{', '.join(runs)}]' --output {output}"
-    write_report([column for run in runs for column in read_run(Path(run))], Path(output), command=command)
+    write_report(read_runs([Path(run) for run in runs]), Path(output), command=command)
     print(f"{output}.html\n{output}.md")

@@ -22,6 +22,9 @@ class Document(TypedDict):
     input_ids: list[int]
     supervised: list[int]
     parts: NotRequired[list[int]]
+    rejected_ids: NotRequired[list[int]]  # the same conversation with its rejected turn, or empty
+    rejected_supervised: NotRequired[list[int]]  # that turn
+    is_rejected: NotRequired[bool]
 
 
 class Batch(TypedDict):
@@ -47,6 +50,8 @@ class Batch(TypedDict):
     ids: list[list[str]]
     weights: NotRequired[torch.Tensor]  # (num_supervised,), of the tokens in the loss
     total_weight: NotRequired[float]  # their sum
+    pair_side: NotRequired[torch.Tensor]  # (num_supervised,), see `models.preference_loss.Preference`
+    num_pairs: NotRequired[int]
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,8 @@ class PackingCollator:
 
         Without packs the batch is one padded row without labels, for a rank that has run out of data.
         """
-        packs = packs or [[]]
+        ids = [[document["id"] for document in pack] for pack in packs or [[]]]
+        packs = [[side for document in pack for side in _sides(document)] for pack in packs or [[]]]
         lengths = [sum(len(document["input_ids"]) for document in pack) for pack in packs]
         shape = (len(packs), max(self.pad_to, *lengths, 1))
         input_ids = torch.full(shape, self.pad_token_id)
@@ -93,13 +99,45 @@ class PackingCollator:
             documents=documents,
             num_supervised=len(supervised_index),
             num_tokens=sum(lengths),
-            ids=[[document["id"] for document in pack] for pack in packs],
+            ids=ids,
         )
-        if self.weights is not None:
-            parts = [part for pack in packs for document in pack for part in _labelled_parts(document)]
-            batch["weights"] = torch.tensor(self.weights)[torch.tensor(parts, dtype=torch.long)]
-            batch["total_weight"] = float(batch["weights"].sum(dtype=torch.float64))
+        return self._weighted(batch, [document for pack in packs for document in pack])
+
+    def _weighted(self, batch: Batch, documents: Sequence[Document]) -> Batch:
+        """The batch with weights of its tokens, if they have any, and with its pairs."""
+        num_pairs = sum(document.get("is_rejected", False) for document in documents)
+        if self.weights is None and not num_pairs:
+            return batch
+        weights, sides, pair = [], [], 0
+        for document in documents:
+            if document.get("is_rejected"):  # it follows its chosen counterpart
+                weights += [0.0] * _num_labels(document["supervised"])
+                sides += [2 * pair + 1] * _num_labels(document["supervised"])
+                pair += 1
+                continue
+            count = _num_labels(document["supervised"])
+            parts = [0] * count if self.weights is None else _labelled_parts(document)
+            weights += [1.0] * count if self.weights is None else [self.weights[part] for part in parts]
+            compared = _num_labels(document["supervised"][-2:]) if document.get("rejected_ids") else 0
+            sides += [-1] * (count - compared) + [2 * pair] * compared
+        batch["weights"] = torch.tensor(weights, dtype=torch.float32)
+        batch["total_weight"] = float(batch["weights"].sum(dtype=torch.float64))
+        if num_pairs:
+            batch["pair_side"], batch["num_pairs"] = torch.tensor(sides), num_pairs
         return batch
+
+
+def _sides(document: Document) -> list[Document]:
+    """The document, and its rejected counterpart if there is one."""
+    if not document.get("rejected_ids"):
+        return [document]
+    ids, supervised = document["rejected_ids"], document["rejected_supervised"]
+    return [document, Document(id=document["id"], input_ids=ids, supervised=supervised, is_rejected=True)]
+
+
+def _num_labels(supervised: Sequence[int]) -> int:
+    """Tokens with a label in flat ranges: nothing predicts the first token of a document."""
+    return sum(last - max(first, 1) for first, last in zip(supervised[::2], supervised[1::2], strict=True))
 
 
 def _labelled_parts(document: Document) -> list[int]:

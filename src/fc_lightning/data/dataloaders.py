@@ -120,9 +120,12 @@ def _identity(batch: Any) -> Any:
 
 
 def token_counts(dataset: Dataset) -> list[int]:
-    """Number of tokens of each document, without reading the tokens."""
-    column = dataset.data.column("input_ids")
-    return [length.as_py() for chunk in column.chunks for length in chunk.value_lengths()]
+    """Number of tokens of each document, with its rejected turn's counterpart, without reading the tokens."""
+    counts = []
+    for name in ("input_ids", "rejected_ids"):
+        chunks = dataset.data.column(name).chunks
+        counts.append([length.as_py() or 0 for chunk in chunks for length in chunk.value_lengths()])
+    return [sum(both) for both in zip(*counts, strict=True)]
 
 
 def supervised_counts(dataset: Dataset) -> list[int]:

@@ -65,11 +65,14 @@ class FunctionCallingDataModule(ResumableDataModule):
         perturbations: Perturbations under which ``validate`` and ``test`` evaluate each held-out turn as well.
             Canonical rendering only.
         token_weights: Weights of supervised tokens in the training loss. Follows ``model.token_weights``.
+        pairs: Whether rejected turns are trained on too. Follows ``model.preference``.
         max_unreadable: Largest share of unreadable rows per split; a run with more does not start.
         audit_limits: Findings that a strict audit accepts: for a kind of finding (``duplicate``,
             ``ungrounded_value``, …) the share of a split's rows that may have it; 0 by default.
         cache_dir: Folder of prepared data; by default ``$FC_LIGHTNING_CACHE`` or ``~/.cache/fc-lightning``.
     """
+
+    prompt_conversations: list[Conversation] | None = None  # to predict instead of the test split
 
     def __init__(
         self,
@@ -99,6 +102,7 @@ class FunctionCallingDataModule(ResumableDataModule):
         augmentation: Augmentation | None = None,
         perturbations: list[Perturbation] | None = None,
         token_weights: TokenWeights | None = None,
+        pairs: bool = False,
         max_unreadable: float = 0.05,
         audit_limits: dict[str, float] | None = None,
         cache_dir: str | None = None,
@@ -121,7 +125,6 @@ class FunctionCallingDataModule(ResumableDataModule):
             "validation": validation_sources,
             "test": test or validation_sources,
         }
-        self.prompt_conversations: list[Conversation] | None = None  # to predict instead of the test split
         # Tokenizer and rendering
         self.revision = revision
         self.special_tokens = list(SpecialToken) if special_tokens is None else special_tokens
@@ -135,6 +138,7 @@ class FunctionCallingDataModule(ResumableDataModule):
         self.augmentation = augmentation
         self.perturbations = tuple(perturbations or ())
         self.token_weights = token_weights
+        self.pairs = pairs
         # Lengths and batches
         self.max_length = max_length
         self.too_long = too_long
@@ -204,6 +208,7 @@ class FunctionCallingDataModule(ResumableDataModule):
             prompts=split != "train",
             perturbations=() if split == "train" else self.perturbations,
             token_parts=split == "train" and self.token_weights is not None,
+            pairs=split == "train" and self.pairs,
         )
 
     def prepare_epoch(self, epoch: int) -> Path:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from fc_lightning.chat_template.template import ChatTemplate, ChatTemplateError, Encoded, Rendered, Supervise
 from fc_lightning.chat_template.token_parts import supervised_parts
 from fc_lightning.conversation.parsing import dump_json, parse_turn
-from fc_lightning.conversation.types import Conversation, ToolCall
+from fc_lightning.conversation.types import Conversation, Message, ToolCall
 from fc_lightning.data.augmentation import Augmentation, Perturbation, augment, perturb
 from fc_lightning.data.collator import Document
 from fc_lightning.data.files import DataError
@@ -41,6 +41,7 @@ class EncodingSettings:
         epoch: The epoch that rows are varied for.
         perturbations: Names of perturbations; each perturbed conversation is encoded as prompts too.
         token_parts: Whether documents say what each of their supervised tokens is.
+        pairs: Whether documents carry the rejected turns of their rows.
     """
 
     supervise: Supervise = "assistant"
@@ -56,6 +57,7 @@ class EncodingSettings:
     epoch: int = 0
     perturbations: tuple[Perturbation, ...] = ()
     token_parts: bool = False
+    pairs: bool = False
 
     def __post_init__(self) -> None:
         for name, share in (("thoughts_share", self.thoughts_share), ("validation", self.held_out)):
@@ -99,6 +101,9 @@ def encode_documents(
             (report.too_long if fitting is None else report.cut).append((place, conversation.id, reason))
         if fitting is not None:
             row = _document(conversation.id, *fitting, template, settings)
+            if settings.pairs and conversation.rejected is not None and fitting == (text, encoded):
+                too_long = _add_rejected(row, conversation, conversation.rejected, template, settings)
+                report.cut += [(place, conversation.id, too_long)] if too_long else []
             report.documents += 1
             report.tokens += len(row["input_ids"])
             report.supervised += sum(last - first for first, last in fitting[1].supervised_spans)
@@ -130,7 +135,8 @@ def augment_documents(
         if augmented is not conversation:
             varied.append((source, place, augmented))
     encoded = encode_documents(varied, template, replace(settings, too_long="drop"), RowReport())
-    by_place = {document["place"]: document for document in encoded}
+    pairs = {place for _, place, conversation in varied if settings.pairs and conversation.rejected is not None}
+    by_place = {one["place"]: one for one in encoded if one["place"] not in pairs or one.get("rejected_ids")}
     return [by_place.get(document["place"], document) for document in documents]
 
 
@@ -142,6 +148,19 @@ def _document(
         ends = template.tokenizer.convert_ids_to_tokens(template.end_ids(template.tokenizer))
         row["parts"] = supervised_parts(rendered, encoded, ends)
     return row
+
+
+def _add_rejected(
+    row: Document, conversation: Conversation, rejected: Message, template: ChatTemplate, settings: EncodingSettings
+) -> str:
+    """Add the conversation with its rejected turn to its document; returns why, if it is too long."""
+    other = replace(conversation, messages=(*conversation.messages[:-1], rejected))
+    other = add_reasoning(other, settings.thoughts, settings.thoughts_share)
+    encoded = template.encode([template.render(template.messages(other), other)], settings.supervise)[0]
+    if (length := len(row["input_ids"]) + len(encoded.input_ids)) > settings.max_length:
+        return f"{length:,} tokens with its rejected turn, which is left out"
+    row["rejected_ids"], row["rejected_supervised"] = encoded.input_ids, [*encoded.supervised_spans[-1]]
+    return ""
 
 
 def _cut(

@@ -41,7 +41,7 @@ _IDS = pa.list_(pa.int32())
 _DOCUMENTS = pa.schema(
     {
         **{"id": pa.string(), "source": pa.int32(), "category": pa.string(), "input_ids": _IDS, "supervised": _IDS},
-        "parts": pa.list_(pa.int8()),
+        **{"parts": pa.list_(pa.int8()), "rejected_ids": _IDS, "rejected_supervised": _IDS},
     }
 )
 _PROMPTS = pa.schema(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fc_lightning.data.files import DataError
+from fc_lightning.utils.escaping import printable_text
 
 _MAX_NOTICES = 10  # in the printed report
 
@@ -68,7 +69,7 @@ class RowReport:
             DataError: If a larger share than ``max_unreadable`` of the rows was skipped.
         """
         if len(self.skipped) > max_unreadable * self.rows:
-            cases = "".join(f"\n  {place} ({id}): {reason}" for place, id, reason in self.skipped[:5])
+            cases = "".join(f"\n  {_line(case)}" for case in self.skipped[:5])
             raise DataError(
                 f"`data.{name}`: {len(self.skipped):,} of {self.rows:,} rows cannot be read, more than "
                 f"{max_unreadable:.1%} (`data.max_unreadable`); `audit` lists all of them; first errors:{cases}"
@@ -84,7 +85,13 @@ class RowReport:
         for what in ("skipped", "flawed", "too_long", "cut"):
             cases = getattr(self, what)
             out += [f"  {len(cases):,} {what.replace('_', ' ')}"] if cases else []
-            out += [f"    {place} ({id}): {reason}" for place, id, reason in cases[:examples]]
+            out += [f"    {_line(case)}" for case in cases[:examples]]
             out += ["    …"] if len(cases) > examples else []
         out += [f"  {count:,} rows: {notice}" for notice, count in self.notices.most_common(_MAX_NOTICES)]
         return out + [f"  {remark}" for remark in self.remarks]
+
+
+def _line(case: tuple[str, str, str]) -> str:
+    """A row's place, id and problem on one line."""
+    place, id, reason = case
+    return printable_text(f"{place} ({id}): {reason}", one_line=True)

@@ -222,7 +222,8 @@ class StreamingPacks(IterableDataset):
         self._count(report, position)
         documents[:] = augment_documents(documents, chunk, self.template, replace(self.settings, epoch=epoch))
         if self.packing:
-            plan = plan_packs([len(document["input_ids"]) for document in documents], self.settings.max_length)
+            lengths = [len(document["input_ids"]) + len(document.get("rejected_ids") or ()) for document in documents]
+            plan = plan_packs(lengths, self.settings.max_length)
             packs = [[documents[index] for index in pack] for pack in plan]
         else:
             packs = [[document] for document in documents]

@@ -6,7 +6,8 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ from markupsafe import Markup
 
 from fc_lightning.conversation.parsing import call_from_value, parse_turn
 from fc_lightning.evaluation.error_types import Piece, compare_calls, error_type
+from fc_lightning.evaluation.leaderboard import leaderboard
 from fc_lightning.evaluation.metrics import EvaluatedTurn, groups_of, tool_call_metrics
 from fc_lightning.evaluation.robustness import robustness
+from fc_lightning.evaluation.significance import LEVEL, compare_turns, holm_adjusted, standard_error
 from fc_lightning.utils import html as pages
 from fc_lightning.utils.atomic_files import write_text
+from fc_lightning.utils.escaping import escape_markdown
 
 _GROUPED_METRICS = ("exact_match", "name_match", "argument_f1")
 _CURVES = ("train/loss", "val/loss", "val/exact_match", "val/name_match")
@@ -26,6 +30,12 @@ _ROBUSTNESS = (
     "parameters renamed, the called tool dropped. A verdict is changed if only one of the two turns is correct."
 )
 _NO_METRICS = {"epoch", "step"}  # columns of metrics.csv
+
+_LEADERBOARD = "Berkeley Function Calling Leaderboard"
+_DIFFERENCES = (
+    "Paired by turn. p is that of McNemar's exact test on the turns that only one of the two has right, adjusted for "
+    f"the number of pairs after Holm; below {LEVEL} a difference is larger than chance. Standard errors follow ±."
+)
 
 TableRows = tuple[list[str], list[list[Any]]]  # header and rows
 
@@ -65,6 +75,24 @@ def read_run(folder: Path) -> list[EvaluatedRun]:
     perturbed = folder / "predictions_perturbed.jsonl"
     turns = read_predictions(perturbed) if perturbed.is_file() else []
     return [*base, EvaluatedRun(folder.name, read_predictions(file), read_curves(folder / "metrics.csv"), turns)]
+
+
+def read_runs(folders: Sequence[Path]) -> list[EvaluatedRun]:
+    """Read the evaluations of several runs; a base that several of them evaluated with the same result is one column.
+
+    Raises:
+        ReportError: If a folder has no predictions.
+    """
+    columns: list[EvaluatedRun] = []
+    for folder in folders:
+        for column in read_run(folder):
+            if column.turns not in [other.turns for other in columns if other.name.endswith("before training")]:
+                columns.append(column)
+    names = Counter(column.name for column in columns)
+    return [
+        replace(column, name=f"{column.name} ({number})") if names[column.name] > 1 else column
+        for number, column in enumerate(columns, 1)
+    ]
 
 
 def read_predictions(file: Path) -> list[EvaluatedTurn]:
@@ -107,12 +135,14 @@ def html_report(columns: Sequence[EvaluatedRun], title: str, command: str = "") 
             pages.figures({"turns": f"{len(last.turns):,}", **figures}),
             pages.table(*_metric_table(columns)),
         ],
+        **({_LEADERBOARD: [pages.table(*table)]} if (table := _leaderboard_table(columns))[1] else {}),
         "Groups": [
             "By the expected calls (none, one, parallel: one tool more than once, several: different tools), by the "
             "number of the model's turn in the conversation, and by the category of the row.",
             pages.table(*_group_table(columns)),
         ],
         **({"Robustness": [_ROBUSTNESS, pages.table(*_robustness_table(columns))]} if _is_perturbed(columns) else {}),
+        **({"Differences": [_DIFFERENCES, pages.table(*_difference_table(columns))]} if len(columns) > 1 else {}),
         "Error types": [pages.table(*_error_table(columns))],
         _failure_heading(last): [
             "Differences are highlighted.",
@@ -135,18 +165,19 @@ def html_report(columns: Sequence[EvaluatedRun], title: str, command: str = "") 
 def markdown_report(columns: Sequence[EvaluatedRun], title: str, command: str = "") -> str:
     """The summary: the same tables, and fewer examples."""
     last = columns[-1]
-    parts = [f"# {title}", *([f"```bash\n{command}\n```"] if command else [])]
-    tables = [("Metrics", _metric_table), ("Groups", _group_table), ("Error types", _error_table)]
-    if _is_perturbed(columns):
-        tables.insert(2, ("Robustness", _robustness_table))
-    for heading, table in tables:
+    parts = [f"# {escape_markdown(title)}", *([f"```bash\n{command}\n```"] if command else [])]
+    tables = {"Metrics": _metric_table, _LEADERBOARD: _leaderboard_table, "Groups": _group_table}
+    tables["Differences"] = _difference_table
+    tables |= {"Robustness": _robustness_table} if _is_perturbed(columns) else {}
+    for heading, table in {**tables, "Error types": _error_table}.items():
         header, rows = table(columns)
-        cells = [[_escape_cell(cell) for cell in row] for row in rows]
-        parts += [f"## {heading}", pages.markdown_table([_escape_cell(cell) for cell in header], cells)]
-    parts += [f"## {_escape(_failure_heading(last))}", "Differences are in bold."]
+        if rows:
+            parts += [f"## {heading}", *([_DIFFERENCES] if heading == "Differences" else [])]
+            parts.append(pages.markdown_table(header, rows))
+    parts += [f"## {escape_markdown(_failure_heading(last))}", "Differences are in bold."]
     for error, turn in _examples(last.turns, 2):
         expected, predicted = (_joined(pieces, _bold) for pieces in _both_sides(turn))
-        where = f"{error}, {_escape(turn.id)}, turn {turn.turn}"
+        where = f"{error}, {escape_markdown(turn.id)}, turn {turn.turn}"
         parts.append(f"- {where}  \n  expected: {expected}  \n  predicted: {predicted}")
     return "\n\n".join(parts) + "\n"
 
@@ -166,13 +197,24 @@ def _values(turns: Sequence[EvaluatedTurn], groups: Sequence[str]) -> dict[str, 
     return {name: value.reshape(-1).tolist() for name, value in metrics.compute().items()}
 
 
-def _format(value: float) -> str:
-    return "–" if value != value else f"{value:.3f}"
+def _format(value: float, error: float | None = None) -> str:
+    if value != value:
+        return "–"
+    return f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"
 
 
 def _metric_table(columns: Sequence[EvaluatedRun]) -> TableRows:
     values = [_values(column.turns, []) for column in columns]
-    rows = [[name.replace("_", " "), *(_format(column[name][0]) for column in values)] for name in values[0]]
+    rows = [
+        [
+            name.replace("_", " "),
+            *(
+                _format(value[name][0], standard_error(column.turns, name))
+                for value, column in zip(values, columns, strict=True)
+            ),
+        ]
+        for name in values[0]
+    ]
     return ["metric", *(column.name for column in columns)], [row for row in rows if set(row[1:]) != {"–"}]
 
 
@@ -186,6 +228,15 @@ def _group_table(columns: Sequence[EvaluatedRun]) -> TableRows:
         for place, group in enumerate(groups, 1)
     ]
     return ["group", "turns", *header], rows
+
+
+def _leaderboard_table(columns: Sequence[EvaluatedRun]) -> TableRows:
+    scores = [leaderboard(column.turns) for column in columns]
+    rows = [
+        [name, scores[-1][name][0], *(_format(score[name][1]) if name in score else "–" for score in scores)]
+        for name in scores[-1]
+    ]
+    return ["category", "questions", *(column.name for column in columns)], rows
 
 
 def _is_perturbed(columns: Sequence[EvaluatedRun]) -> bool:
@@ -205,6 +256,30 @@ def _robustness_table(columns: Sequence[EvaluatedRun]) -> TableRows:
     names = dict.fromkeys(name for one in values for name in one)
     rows = [[name, *(one.get(name, "–") for one in values)] for name in names]
     return ["metric", *(column.name for column in columns)], rows
+
+
+def _difference_table(columns: Sequence[EvaluatedRun]) -> TableRows:
+    """Every pair of evaluations that have turns in common."""
+    pairs = [
+        (f"{second.name} – {first.name}", comparison)
+        for first, second in combinations(columns, 2)
+        if (comparison := compare_turns(first.turns, second.turns)) is not None
+    ]
+    p_values = holm_adjusted([comparison.p_value for _, comparison in pairs])
+    rows = [
+        [
+            name,
+            comparison.num_turns,
+            f"{comparison.difference:+.3f} ± {comparison.standard_error:.3f}",
+            comparison.only_second,
+            comparison.only_first,
+            f"{p_value:.3f}" if p_value >= 0.001 else "< 0.001",
+            "yes" if p_value < LEVEL else "no",
+        ]
+        for (name, comparison), p_value in zip(pairs, p_values, strict=True)
+    ]
+    header = ["exact match", "turns", "difference", "only the first is right", "only the second is right", "p"]
+    return [*header, "larger than chance"], rows
 
 
 def _error_table(columns: Sequence[EvaluatedRun]) -> TableRows:
@@ -233,21 +308,11 @@ def _both_sides(turn: EvaluatedTurn) -> tuple[list[Piece], list[Piece]]:
 
 
 def _joined(pieces: Sequence[Piece], mark: Callable[[str], str]) -> str:
-    return "".join(mark(text) if differs else _escape(text) for text, differs in pieces)
-
-
-def _escape(text: str) -> str:
-    """Text for Markdown without any markup."""
-    return "".join(f"\\{char}" if char in "\\`*_<>[]|#~" else " " if char in "\r\n" else char for char in text)
-
-
-def _escape_cell(cell: Any) -> str:
-    """The same for a table, which escapes ``|`` itself."""
-    return _escape(str(cell)).replace("\\|", "|")
+    return "".join(mark(text) if differs else escape_markdown(text) for text, differs in pieces)
 
 
 def _bold(text: str) -> str:
-    return f"**{_escape(text)}**"
+    return f"**{escape_markdown(text)}**"
 
 
 def _html_example(error: str, turn: EvaluatedTurn) -> Markup:

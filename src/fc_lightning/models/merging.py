@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from fc_lightning.models.lora import unwrap_peft
 
@@ -22,11 +23,11 @@ def merged_for_inference(model: nn.Module) -> Iterator[Any]:
     What is evaluated is then what an export writes: base and adapter are added in fp32 and rounded once to the base's
     precision. In half precision autocast is off, as it is for a server. Afterwards the weights are the same to the bit.
 
-    Left as they are: layers that are not plain LoRA on a linear layer, such as quantized ones and DoRA; rows of new
-    tokens, which cost nothing; and every layer if memory is short of a second copy.
+    Left as they are: layers that are not plain LoRA on a linear layer, such as quantized ones and DoRA; sharded ones;
+    rows of new tokens, which cost nothing; and every layer if memory is short of a second copy.
 
     Args:
-        model: A PeftModel, or a causal language model, which is returned unchanged. It must not be sharded.
+        model: A PeftModel, or a causal language model, which is returned unchanged.
     """
     causal = unwrap_peft(model)
     layers = [module for module in causal.modules() if _is_mergeable(module)] if isinstance(model, PeftModel) else []
@@ -59,6 +60,8 @@ def _merged_weight(layer: Any) -> torch.Tensor:
 
 def _is_mergeable(module: Any) -> bool:
     if type(module) is not LoraLinear or type(module.base_layer) is not nn.Linear or module.lora_variant:
+        return False
+    if isinstance(module.base_layer.weight, DTensor):  # sharded
         return False
     return len(module.active_adapters) == 1 and not module.merged and not module.disable_adapters
 

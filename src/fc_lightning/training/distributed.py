@@ -28,6 +28,7 @@ from lightning import Trainer
 
 from fc_lightning.training.lightning_internals import SubprocessLauncher, replace_launcher
 from fc_lightning.utils.errors import first_line
+from fc_lightning.utils.escaping import printable_text
 from fc_lightning.utils.secrets import redact
 
 # Environment of the processes that `Launcher` starts: the folder for their errors, and the process that started them.
@@ -165,7 +166,7 @@ def exit_on_error(user_errors: tuple[type[BaseException], ...]) -> Iterator[None
         if _ranks is None:
             if not isinstance(error, user_errors):
                 raise
-            print(redact(format_error(error)), file=sys.stderr)
+            print(printable_text(redact(format_error(error))), file=sys.stderr)
             sys.exit(1)
         _ranks.record(error)
         sys.exit(_ranks.end() if _ranks.rank == 0 else 1)

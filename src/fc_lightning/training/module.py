@@ -18,6 +18,7 @@ from fc_lightning.chat_template.template import Supervise
 from fc_lightning.chat_template.token_parts import TokenWeights
 from fc_lightning.chat_template.tokens import SpecialToken, load_tokenizer, vocabulary_digest
 from fc_lightning.data.collator import Batch
+from fc_lightning.evaluation.conversations import measure_conversations, rows_of
 from fc_lightning.evaluation.evaluator import (
     IndexedTurn,
     TurnGenerator,
@@ -29,22 +30,14 @@ from fc_lightning.evaluation.evaluator import (
 from fc_lightning.models.attention import choose_attention, generation_mode
 from fc_lightning.models.fsdp import are_finite, shard
 from fc_lightning.models.loading import base_digest, load_base
-from fc_lightning.models.lora import add_adapter, add_token_rows, unwrap_peft
+from fc_lightning.models.lora import add_adapter, add_token_rows
 from fc_lightning.models.loss import HEAD_CHUNK, token_loss_sum
 from fc_lightning.models.merging import merged_for_inference
+from fc_lightning.models.preference_loss import Preference
 from fc_lightning.training.accumulation import MicroBatchLoss, describe_suspects, sum_over_ranks, suspect_ids
 from fc_lightning.training.compatibility import adapter_settings, check_adapter, check_base, check_weights
 from fc_lightning.training.lightning_internals import attached_trainer
-from fc_lightning.training.optimization import (
-    OptimizationSettings,
-    check_settings,
-    keep_settings,
-    make_optimizer,
-    make_scheduler,
-    ordered_names,
-    save_settings,
-    saved_order,
-)
+from fc_lightning.training.optimization import OptimizationSettings, check_settings, configure, save_settings
 from fc_lightning.training.precision import base_dtype
 from fc_lightning.utils.malloc import release_freed_memory
 
@@ -74,6 +67,7 @@ class FunctionCallingModule(LightningModule):
         peft: The adapter, any ``peft.PeftConfig`` by ``class_path``; null trains every weight.
         special_tokens: Tags that become one token each; an empty list keeps them plain text.
         supervise: Which tokens are trained on: the model's turns (``assistant``) or all of them (``all``).
+        preference: Adds a preference loss for rows with a rejected turn (columns ``chosen`` and ``rejected``).
         token_weights: Weights of the supervised tokens in the training loss, by what they are; 1 each by default.
         compile: Compile each decoder layer with ``torch.compile``; ``auto`` does so on a GPU.
         gradient_checkpointing: Save memory by recomputing each layer in the backward pass.
@@ -82,6 +76,8 @@ class FunctionCallingModule(LightningModule):
         generation: Fields of transformers' ``GenerationConfig``; greedy with 256 new tokens by default. With
             ``do_sample: true`` and ``num_return_sequences: k`` each turn is generated k times and pass@k is logged.
         constrained: Constrain decoding to the grammar and the offered tools (needs xgrammar).
+        free_running: After each evaluation, also let the model play its own turns of each conversation, and log the
+            share that is right to the end (``conversation_match``) and the mean turn of the first mistake.
         learning_rate: Peak learning rate.
         weight_decay: Weight decay of matrices; norms, biases and other vectors have none.
         warmup: Share of the optimizer steps in which the learning rate rises.
@@ -104,12 +100,14 @@ class FunctionCallingModule(LightningModule):
         peft: PeftConfig | None = None,
         special_tokens: list[str] | None = None,
         supervise: Supervise = "assistant",
+        preference: Preference | None = None,
         token_weights: TokenWeights | None = None,
         compile: bool | Literal["auto"] = "auto",
         gradient_checkpointing: bool = False,
         head_chunk: int = HEAD_CHUNK,
         generation: dict[str, Any] | None = None,
         constrained: bool = False,
+        free_running: bool = False,
         learning_rate: float = 2e-4,
         weight_decay: float = 0.0,
         warmup: float = 0.03,
@@ -120,8 +118,7 @@ class FunctionCallingModule(LightningModule):
         non_finite: Literal["stop", "skip"] = "stop",
     ):
         super().__init__()
-        self.save_hyperparameters(ignore=["peft", "token_weights"])
-
+        self.save_hyperparameters(ignore=["peft", "preference", "token_weights"])
         # The model
         self.base = base
         self.revision = revision
@@ -136,6 +133,7 @@ class FunctionCallingModule(LightningModule):
 
         # Training
         self.supervise = supervise
+        self.preference = preference
         self.token_weights = token_weights
         self.compile_layers = compile
         self.gradient_checkpointing = gradient_checkpointing
@@ -162,9 +160,11 @@ class FunctionCallingModule(LightningModule):
         # Evaluation
         self.generation = {**_GENERATION, **(generation or {})}
         self.constrained = constrained
+        self.free_running = free_running
         self.token_loss = MeanMetric()
         self._turn_generator: TurnGenerator | None = None
         self.evaluated_turns: list[IndexedTurn] = []  # of the evaluation under way, on this rank
+        self.prompt_rows: list[dict[str, Any]] = []  # the prompts of these turns
 
     @property
     def tokenizer(self) -> Any:
@@ -212,8 +212,7 @@ class FunctionCallingModule(LightningModule):
         self.model.train()  # transformers loads models in evaluation mode
 
         # 3) Compilation and sharding
-        on_gpu = device.type == "cuda"
-        if on_gpu if self.compile_layers == "auto" else self.compile_layers:
+        if device.type == "cuda" if self.compile_layers == "auto" else self.compile_layers:
             for layer in model.get_decoder().layers:
                 layer.compile()
         if self._is_sharded:
@@ -222,7 +221,7 @@ class FunctionCallingModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The summed loss of a micro-batch; the gradients are divided once, for the whole optimizer step."""
-        loss = token_loss_sum(self.model, batch, self.head_chunk)
+        loss = token_loss_sum(self.model, batch, self.head_chunk, self.preference)
         self._window.append(MicroBatchLoss.of(loss, batch))
         return loss
 
@@ -255,6 +254,7 @@ class FunctionCallingModule(LightningModule):
         """Loss of held-out documents (loader 0), or generation from prompts (loader 1)."""
         if dataloader_idx:
             self.evaluated_turns += self._generate_turns(batch)
+            self.prompt_rows += rows_of(batch) if self.free_running else []
             return
         count = batch["num_supervised"]
         if count or self._is_sharded:
@@ -284,12 +284,8 @@ class FunctionCallingModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer over the trained weights, and its schedule over the whole run."""
-        trained = self._trained_weights()
-        optimizer = make_optimizer(list(trained.items()), self.optimization)
-        if self.optimization.lr_scheduler is None:
-            keep_settings(optimizer, ordered_names(optimizer, trained), self._saved_order)
         steps = int(self.trainer.estimated_stepping_batches)
-        return {"optimizer": optimizer, "lr_scheduler": make_scheduler(optimizer, self.optimization, steps)}
+        return configure(self._trained_weights(), self.optimization, steps, self._saved_order)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only the trained weights, and record the base and the vocabulary that they belong to."""
@@ -297,8 +293,7 @@ class FunctionCallingModule(LightningModule):
         checkpoint["vocabulary"] = vocabulary_digest(self.tokenizer)
         checkpoint["base"] = {"name": self.base, "revision": self.revision, "weights": self._base_digest}
         checkpoint["adapter"] = adapter_settings(self.model)
-        if self.trainer.optimizers:
-            save_settings(checkpoint, self.optimization, ordered_names(self.trainer.optimizers[0], trained))
+        save_settings(checkpoint, self.optimization, self.trainer.optimizers, trained)
         checkpoint["state_dict"] = {name: saved for name, saved in checkpoint["state_dict"].items() if name in trained}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -314,8 +309,7 @@ class FunctionCallingModule(LightningModule):
         check_adapter(checkpoint, adapter_settings(self.model))
         if (trainer := attached_trainer(self)) is not None and trainer.state.fn == "fit":
             trainer.num_sanity_val_steps = 0  # the base was measured when the run began
-            check_settings(checkpoint, self.optimization)
-            self._saved_order = saved_order(checkpoint, self._trained_weights())
+            self._saved_order = check_settings(checkpoint, self.optimization) or list(self._trained_weights())
 
     @property
     def _is_sharded(self) -> bool:
@@ -345,16 +339,19 @@ class FunctionCallingModule(LightningModule):
             parameter.grad = None  # optimizers ignore parameters without a gradient
 
     def _generate_turns(self, batch: Any) -> list[IndexedTurn]:
-        with generation_mode(self.model):
-            if self._is_sharded:
-                return self.turn_generator.turns(unwrap_peft(self.model), batch, synced_gpus=True)
-            with merged_for_inference(self.model) as causal:
-                return self.turn_generator.turns(causal, batch)
+        with generation_mode(self.model), merged_for_inference(self.model) as causal:
+            return self.turn_generator.turns(causal, batch, synced_gpus=self._is_sharded)
 
     def _finish_evaluation(self, stage: str) -> None:
         turns, self.evaluated_turns = self.evaluated_turns, []
         evaluated = gather_turns(turns)
-        values = measure([turn for _, turn in turns], evaluated, self.device, self.turn_generator.samples)
+        values: dict[str, Any] = measure(
+            [turn for _, turn in turns], evaluated, self.device, self.turn_generator.samples
+        )
+        if self.free_running:
+            rows, self.prompt_rows = self.prompt_rows, []
+            with generation_mode(self.model), merged_for_inference(self.model) as causal:
+                values |= measure_conversations(self.turn_generator, causal, rows, turns, self._is_sharded)
         loss = self.token_loss.compute()
         self.token_loss.reset()
         # Metrics without a value, such as over-calling where every turn has a call, are not logged.

@@ -174,23 +174,53 @@ def make_scheduler(optimizer: Optimizer, settings: OptimizationSettings, num_ste
         raise SettingsError(f"`model.lr_scheduler`: {scheduler_class.__name__}: {first_line(error)}") from error
 
 
-def save_settings(checkpoint: dict[str, Any], settings: OptimizationSettings, names: Sequence[str]) -> None:
+def configure(
+    trained: Mapping[str, Tensor], settings: OptimizationSettings, num_steps: int, saved_names: Sequence[str] = ()
+) -> dict[str, Any]:
+    """What ``configure_optimizers`` returns.
+
+    Args:
+        trained: The trained parameters by name.
+        settings: See :class:`OptimizationSettings`.
+        num_steps: Optimizer steps of the whole run.
+        saved_names: If the run is resumed, see :func:`check_settings`.
+
+    Raises:
+        SettingsError: See :func:`make_optimizer` and :func:`make_scheduler`.
+    """
+    optimizer = make_optimizer(list(trained.items()), settings)
+    if settings.lr_scheduler is None:
+        keep_settings(optimizer, ordered_names(optimizer, trained), saved_names)
+    return {"optimizer": optimizer, "lr_scheduler": make_scheduler(optimizer, settings, num_steps)}
+
+
+def save_settings(
+    checkpoint: dict[str, Any],
+    settings: OptimizationSettings,
+    optimizers: Sequence[Optimizer],
+    trained: Mapping[str, Tensor],
+) -> None:
     """Record the settings in a checkpoint, and the order in which the optimizer's state has the parameters."""
-    checkpoint[_KEY] = {"settings": asdict(settings), "parameters": list(names)}
+    names = [name for optimizer in optimizers for name in ordered_names(optimizer, trained)]
+    checkpoint[_KEY] = {"settings": asdict(settings), "parameters": names}
 
 
-def check_settings(checkpoint: Mapping[str, Any], settings: OptimizationSettings) -> None:
+def check_settings(checkpoint: Mapping[str, Any], settings: OptimizationSettings) -> list[str]:
     """Check that a run can resume with these settings.
 
     Learning rate, weight decay, warm-up, schedule and LoRA+ ratio may change, and are applied. Optimizer and
     ``lr_scheduler`` may not, and with an ``lr_scheduler`` nothing may, because its state depends on all of them.
+
+    Returns:
+        The names of the parameters in the order of the optimizer's state, empty in a checkpoint of an earlier version:
+        there it is the order of the model.
 
     Raises:
         CheckpointError: If something has changed that cannot.
     """
     saved = checkpoint.get(_KEY, {}).get("settings")
     if saved is None:  # a checkpoint of an earlier version
-        return
+        return []
     current = asdict(settings)
     changed = [name for name, value in current.items() if saved.get(name) != value]
     fixed = current.keys() if settings.lr_scheduler is not None else {"optimizer", "lr_scheduler"}
@@ -202,17 +232,13 @@ def check_settings(checkpoint: Mapping[str, Any], settings: OptimizationSettings
         )
     for name in changed:
         rank_zero_info(f"resuming with another `model.{name}`: {saved.get(name)} then, {current[name]} now")
+    return checkpoint[_KEY]["parameters"]
 
 
 def ordered_names(optimizer: Optimizer, named: Mapping[str, Tensor]) -> list[str]:
     """The names of an optimizer's parameters, in the order of its state."""
     names = {id(parameter): name for name, parameter in named.items()}
     return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def saved_order(checkpoint: Mapping[str, Any], names: Iterable[str]) -> list[str]:
-    """The same of a checkpoint; in one of an earlier version, it is the order of the model."""
-    return checkpoint.get(_KEY, {}).get("parameters") or list(names)
 
 
 def keep_settings(optimizer: Optimizer, names: Sequence[str], saved_names: Sequence[str]) -> None:

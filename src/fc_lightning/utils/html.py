@@ -14,6 +14,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from fc_lightning.utils.escaping import escape_markdown
+
 _ENVIRONMENT = Environment(
     loader=PackageLoader("fc_lightning.utils", "."),
     autoescape=True,
@@ -65,10 +67,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Markup:
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A table for a Markdown file; None is an empty cell."""
-    lines = [header, ["---"] * len(header), *rows]
-    cells = (("" if cell is None else str(cell).replace("|", "\\|") for cell in line) for line in lines)
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+    """A table for a Markdown file. Its cells are texts without markup; None is an empty cell."""
+    head, *body = [["" if cell is None else escape_markdown(str(cell)) for cell in line] for line in (header, *rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *body))
 
 
 def bars(values: Mapping[str, float], title: str, maximum: float | None = None) -> Markup:

@@ -27,7 +27,7 @@ _USER_IN_URL = re.compile(r"(?<=://)[^/@\s]+@")
 _SECRET_IN_QUERY = re.compile(r"(?i)([?&](?:token|access_token|api_?key|key|sig|signature|password)=)[^&\s]+")
 _NAME = r"(?:api[_-]?key|access[_-]?key|token|secret|password|passwd|credentials?)"
 # KEY=VALUE and KEY: VALUE, and a flag whose value is the next argument, if the key ends in one of these words.
-_ASSIGNMENT = re.compile(rf"((?:^|[^a-z0-9])(?:[\w.-]*[._-])?{_NAME}[\"']?\s*[=:]\s*)([^\s,}}]+)", re.I)
+_ASSIGNMENT = re.compile(rf"((?<![a-z0-9]){_NAME}[\"']?\s*[=:]\s*)([^\s,}}]+)", re.I)
 _FLAG = re.compile(rf"^-{{1,2}}(?:[\w.-]*[._-])?{_NAME}$", re.I)
 _REDACTED = "***"
 _MIN_SECRET_LENGTH = 8  # characters; a shorter value is likely to occur in other text by coincidence

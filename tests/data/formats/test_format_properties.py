@@ -119,8 +119,6 @@ def write_responses(conversation):
         items += [
             {"type": "function_call", "call_id": one["id"], **one["function"]} for one in turn.get("tool_calls", [])
         ]
-    if not any("role" not in item for item in items):
-        items.append({"type": "function_call", "call_id": "x", "name": "ferry", "arguments": "{}"})
     return {"input": items, "tools": [{"type": "function", **tool} for tool in bare_tools()]}
 
 
@@ -249,7 +247,7 @@ WRITERS = {
     "toolace": (write_toolace, conversations(system=False, text_with_calls=False)),
     "sharegpt": (write_sharegpt, ALL),
     "swift": (write_swift, ALL),
-    "responses": (write_responses, ALL),
+    "responses": (write_responses, ALL.filter(lambda one: any(message.tool_calls for message in one.messages))),
 }
 
 
@@ -266,7 +264,7 @@ def expected(name, conversation):
 
 
 @pytest.mark.parametrize("name", WRITERS)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_a_conversation_that_is_written_and_read_is_the_same(name, data):
     write, strategy = WRITERS[name]
@@ -274,10 +272,6 @@ def test_a_conversation_that_is_written_and_read_is_the_same(name, data):
     row = write(conversation)
     read = read_row(json.loads(json.dumps(row)), default_id="row")
     wanted = expected(name, conversation)
-    if name == "responses" and len(read.messages) != len(wanted):  # without a call, one was added at the end
-        wanted = (*wanted, *read.messages[len(wanted) :])
-        assert read.messages[-1].tool_calls == (ToolCall("ferry", {}),)
-        return
     assert read.defects == ()
     assert read.messages == wanted
     assert read.tools == TOOLS
@@ -310,7 +304,7 @@ def walk(value, path=()):
 
 
 @pytest.mark.parametrize("name", ["openai", "anthropic", "gemini", "hermes", "sharegpt", "langchain"])
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_a_mutated_row_is_refused_or_read_without_an_exception(name, data):
     write, strategy = WRITERS[name]

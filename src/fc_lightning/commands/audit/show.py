@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,9 +20,9 @@ from fc_lightning.commands.audit.sources import SourceSummary
 from fc_lightning.commands.audit.statistics import Statistics
 from fc_lightning.utils import html as pages
 from fc_lightning.utils.atomic_files import write_text
+from fc_lightning.utils.escaping import printable_text
 
 _SOURCE_COLUMNS = ("split", "source", "format", "confidence", "rows", "used", "calls", "findings")
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _MAX_TOOLS = 25
 _MAX_FINDINGS = 5  # per kind and split in the terminal
 _MAX_ROWS = 2000  # in the table of the page; the JSON file has all
@@ -82,23 +81,23 @@ def print_audit(
         cases = (one for one in findings if (one.split, one.kind) == (split, kind))
         for one in islice(cases, _MAX_FINDINGS):
             line = f"    {one.place} ({one.id}): {one.detail}" if one.id else f"    {one.place}: {one.detail}"
-            console.print(_printable(line), markup=False, soft_wrap=True)
+            console.print(printable_text(line, one_line=True), markup=False, soft_wrap=True)
         if count > _MAX_FINDINGS:
             console.print("    …")
     console.print("no findings" if not findings else f"{len(findings):,} findings")
     for split, documents in shown.items():
         for document in documents:
-            console.rule(f"{split}: {document['id']}")
+            console.rule(Text(printable_text(f"{split}: {document['id']}", one_line=True)))
             text = Text()
             for part, supervised in segments(document, tokenizer):
-                text.append(part, style="green" if supervised else "dim")
+                text.append(printable_text(part), style="green" if supervised else "dim")
             console.print(text)
 
 
 def _source_table(summaries: Sequence[SourceSummary]) -> Table:
     table = Table(*_SOURCE_COLUMNS, title="sources")
     for row in _source_rows(summaries):
-        table.add_row(*(_printable(cell) for cell in row))
+        table.add_row(*(printable_text(cell, one_line=True) for cell in row))
     return table
 
 
@@ -110,11 +109,6 @@ def _source_rows(summaries: Sequence[SourceSummary]) -> list[list[str]]:
         ]
         for one in summaries
     ]
-
-
-def _printable(text: str) -> str:
-    """The text without control characters, which a terminal would obey."""
-    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def write_page(

@@ -137,7 +137,7 @@ def _recipe(
         value = getattr(module.peft, name, None)
         if value is not None:
             yield name, ", ".join(sorted(value)) if isinstance(value, set | list) else value
-    yield "tags as tokens", " ".join(f"`{token}`" for token in module.special_tokens) or "none"
+    yield "tags as tokens", " ".join(module.special_tokens) or "none"
     yield "supervised", module.supervise
     yield "learning rate", f"{module.learning_rate:g}, {module.schedule}, warm-up {module.warmup:g} of the steps"
     yield "weight decay", f"{module.weight_decay:g}"

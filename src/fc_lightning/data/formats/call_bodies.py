@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from fc_lightning.conversation.parsing import CallSyntaxError, parse_literal, to_json_value
@@ -15,23 +15,18 @@ from fc_lightning.conversation.types import ToolCall
 from fc_lightning.data.formats.python_calls import NAME, Tools, parse_python
 from fc_lightning.data.formats.values import as_list, read_call
 
-_NAMED_JSON = re.compile(rf"\s*(?P<name>{NAME}?)\s*(?:\[ARGS\]|\n|(?=\{{))\s*(?P<arguments>\{{.*\}})\s*", re.DOTALL)
-_FUNCTION_XML = re.compile(r"\s*<function=(?P<name>[^>]{1,128})>(?P<body>.*?)</function>", re.DOTALL)
-_PARAMETER_XML = re.compile(r"<parameter=(?P<name>[^>]{1,128})>(?P<value>.*?)</parameter>", re.DOTALL)
-_INVOKE_XML = re.compile(r'\s*<invoke name="(?P<name>[^"]{1,128})">(?P<body>.*?)</invoke>', re.DOTALL)
-_INVOKE_PARAMETER = re.compile(
-    r'<parameter name="(?P<name>[^"]{1,128})"[^>]{0,99}>(?P<value>.*?)</parameter>', re.DOTALL
-)
-_GLM_ARGUMENT = re.compile(r"\s*<arg_key>(?P<name>.*?)</arg_key>\s*<arg_value>(?P<value>.*?)</arg_value>", re.DOTALL)
+# All repetitions are bounded, so that hostile text costs linear time; what is long is found with `str.find`.
+_NAMED_JSON = re.compile(rf"\s{{0,9}}(?P<name>{NAME}?)\s{{0,9}}(?:\[ARGS\]|\n|(?=\{{))\s{{0,9}}(?P<arguments>\{{)")
+_FUNCTION = re.compile(r"<function=(?P<name>[^>]{1,128})>")
+_PARAMETER = re.compile(r"<parameter=(?P<name>[^>]{1,128})>")
+_INVOKE = re.compile(r'<invoke name="(?P<name>[^"]{1,128})">')
+_INVOKE_PARAMETER = re.compile(r'<parameter name="(?P<name>[^"]{1,128})"[^>]{0,99}>')
+_ARGUMENT_KEY, _ARGUMENT_VALUE = re.compile("<arg_key>"), re.compile("<arg_value>")
 _QUOTED_ARGUMENTS = re.compile(
-    r"""\{\s*"name":\s*"(?P<name>[^"]*)",\s*"arguments":\s*'(?P<arguments>.*)'\s*\}""", re.DOTALL
+    r"""\{\s{0,9}"name":\s{0,9}"(?P<name>[^"]{1,128})",\s{0,9}"arguments":\s{0,9}'(?P<arguments>.*)'\s{0,9}\}""",
+    re.DOTALL,
 )
-_DEEPSEEK_CALL = re.compile(
-    r"<｜tool▁call▁begin｜>(?P<head>.*?)<｜tool▁sep｜>(?P<body>.*?)<｜tool▁call▁end｜>", re.DOTALL
-)
-_KIMI_CALL = re.compile(
-    r"<\|tool_call_begin\|>\s*(?P<name>.*?)\s*<\|tool_call_argument_begin\|>(?P<body>.*?)<\|tool_call_end\|>", re.DOTALL
-)
+_DEEPSEEK_CALL, _KIMI_CALL = re.compile("<｜tool▁call▁begin｜>"), re.compile(r"<\|tool_call_begin\|>")
 FENCE = re.compile(r"\s*```(?:json|python|py)?\s*\n(?P<body>.*?)\n?\s*```\s*", re.DOTALL)
 
 
@@ -67,33 +62,41 @@ def _parse_quoted(text: str, tools: Tools) -> list[ToolCall]:
 
 def _parse_named_json(text: str, tools: Tools) -> list[ToolCall]:
     """A name, then the arguments as JSON: Mistral's ``name[ARGS]{…}``, GLM-4's name on a line of its own."""
-    match = _NAMED_JSON.fullmatch(text)
+    match = _NAMED_JSON.match(text)
     if match is None:
         return []
-    arguments = parse_literal(match["arguments"])
-    return [read_call({"name": match["name"].strip(), "arguments": arguments})]
+    return [read_call({"name": match["name"].strip(), "arguments": parse_literal(text[match.start("arguments") :])})]
+
+
+def _elements(text: str, opening: re.Pattern[str], closing: str) -> Iterator[tuple[re.Match[str], str]]:
+    """Each opening mark with the text up to the next closing one."""
+    position = 0
+    while (match := opening.search(text, position)) and (end := text.find(closing, match.end())) >= 0:
+        yield match, text[match.end() : end]
+        position = end + len(closing)
 
 
 def _parse_xml(text: str, tools: Tools) -> list[ToolCall]:
     """``<function=name>`` with JSON or ``<parameter=…>`` inside, or ``<invoke name="…">`` with parameters."""
     calls = []
-    for pattern, parameter in ((_FUNCTION_XML, _PARAMETER_XML), (_INVOKE_XML, _INVOKE_PARAMETER)):
-        for match in pattern.finditer(text):
-            given = {one["name"]: one["value"] for one in parameter.finditer(match["body"])}
-            body = match["body"].strip()
-            if given or not body:
-                name = match["name"].strip()
+    notations = ((_FUNCTION, "</function>", _PARAMETER), (_INVOKE, "</invoke>", _INVOKE_PARAMETER))
+    for opening, closing, parameter in notations:
+        for match, body in _elements(text, opening, closing):
+            name = match["name"].strip()
+            given = {one["name"]: value for one, value in _elements(body, parameter, "</parameter>")}
+            if given or not body.strip():
                 arguments = {key: typed_argument(value, name, key, tools) for key, value in given.items()}
             else:
                 arguments = parse_literal(body)
-            calls.append(read_call({"name": match["name"].strip(), "arguments": arguments}))
+            calls.append(read_call({"name": name, "arguments": arguments}))
     return calls
 
 
 def _parse_glm(text: str, tools: Tools) -> list[ToolCall]:
     """GLM-4.5: a name, then ``<arg_key>`` and ``<arg_value>`` for each argument."""
     name = text.partition("<arg_key>")[0].strip()
-    given = {match["name"].strip(): match["value"] for match in _GLM_ARGUMENT.finditer(text)}
+    keys = [key.strip() for _, key in _elements(text, _ARGUMENT_KEY, "</arg_key>")]
+    given = dict(zip(keys, (value for _, value in _elements(text, _ARGUMENT_VALUE, "</arg_value>")), strict=False))
     if not re.fullmatch(NAME, name) or (not given and name not in tools):
         return []
     return [ToolCall(name, {key: typed_argument(value, name, key, tools) for key, value in given.items()})]
@@ -115,15 +118,16 @@ def typed_argument(text: str, name: str, argument: str, tools: Tools) -> Any:
 def _parse_sections(text: str, tools: Tools) -> list[ToolCall]:
     """DeepSeek's and Kimi's sections: each call between markers of its own."""
     calls = []
-    for match in _DEEPSEEK_CALL.finditer(text):
-        head, body = match["head"].strip(), match["body"].strip()
+    for _, call in _elements(text, _DEEPSEEK_CALL, "<｜tool▁call▁end｜>"):
+        head, _, body = (part.strip() for part in call.partition("<｜tool▁sep｜>"))
         if head == "function":  # the name is on the first line, the arguments in a fence
             head, _, body = body.partition("\n")
         fence = FENCE.fullmatch(body)
         calls.append(read_call({"name": head.strip(), "arguments": fence["body"] if fence else body}))
-    for match in _KIMI_CALL.finditer(text):
-        name = re.sub(r"^functions\.|:\d+$", "", match["name"].strip())
-        calls.append(read_call({"name": name, "arguments": match["body"].strip()}))
+    for _, call in _elements(text, _KIMI_CALL, "<|tool_call_end|>"):
+        name, _, body = call.partition("<|tool_call_argument_begin|>")
+        name = re.sub(r"^functions\.|:\d{1,9}$", "", name.strip())
+        calls.append(read_call({"name": name, "arguments": body.strip()}))
     return calls
 
 

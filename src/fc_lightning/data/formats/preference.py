@@ -1,7 +1,8 @@
-"""Preference pairs: the chosen side is read, the rejected one is not."""
+"""Preference pairs: the chosen side is a conversation, the last turn of the rejected side is kept beside it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,14 +21,33 @@ def is_preference(row: Row) -> bool:
 
 
 def read_preference(row: Row) -> Conversation:
-    """Read the chosen side of a row."""
+    """Read the chosen side of a row, with the last turn of the rejected side if both follow the same history."""
+    chosen = _read_side(row, _CHOSEN)
+    try:
+        other = _read_side(row, _REJECTED)
+    except RowError as error:
+        return _without_rejected(chosen, str(error))
+    if other.defects:
+        return _without_rejected(chosen, other.defects[0])
+    if not other.messages or other.messages[:-1] != chosen.messages[:-1]:
+        return _without_rejected(chosen, "it follows another history")
+    if other.messages[-1].role != "assistant" or other.messages[-1] == chosen.messages[-1]:
+        return _without_rejected(chosen, "it does not end with another turn of the assistant")
+    notice = ("chosen_side", "the rejected side is used with `model.preference` only")
+    return replace(chosen, rejected=other.messages[-1], notices=(*chosen.notices, notice))
+
+
+def _read_side(row: Row, names: Sequence[str]) -> Conversation:
     prompt = next((row[key] for key in _PROMPTS if row.get(key)), None)
-    chosen = next((row[key] for key in _CHOSEN if row.get(key)), None)
-    turns = _turns(prompt, "user") + _turns(chosen, "assistant")
-    if prompt is not None and _turns(chosen, "assistant")[: len(_turns(prompt, "user"))] == _turns(prompt, "user"):
-        turns = _turns(chosen, "assistant")  # the chosen side repeats the prompt
-    conversation = read_chat(row, turns, system_column(row))
-    return replace(conversation, notices=(*conversation.notices, ("chosen_side", "the rejected side is not used")))
+    side = next((row[key] for key in names if row.get(key)), None)
+    turns = _turns(prompt, "user") + _turns(side, "assistant")
+    if prompt is not None and _turns(side, "assistant")[: len(_turns(prompt, "user"))] == _turns(prompt, "user"):
+        turns = _turns(side, "assistant")  # the side repeats the prompt
+    return read_chat(row, turns, system_column(row))
+
+
+def _without_rejected(chosen: Conversation, reason: str) -> Conversation:
+    return replace(chosen, notices=(*chosen.notices, ("chosen_side", f"the rejected side is not used: {reason}")))
 
 
 def _turns(value: Any, role: str) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from fc_lightning.conversation.parsing import CallSyntaxError, to_json_value
 from fc_lightning.conversation.types import Tool, ToolCall
 
 NAME = r"[^\W\d][\w.\-/ ]{0,127}"
-_PYTHON_CALL = re.compile(rf"\s*(?P<name>{NAME})\s*\(")
+_PYTHON_CALL = re.compile(rf"\s{{0,99}}(?P<name>{NAME})\s{{0,9}}\(")
 _SEPARATORS = re.compile(r"[\s,;]*")
 _MAX_CHARACTERS = 200_000
 

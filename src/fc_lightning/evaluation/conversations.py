@@ -1,0 +1,153 @@
+"""Free running: the model plays its own turns of a conversation, where teacher forcing gives it the recorded history.
+
+As long as the model's calls equal the recorded ones, the recorded responses and the user's next messages are valid
+answers to them, so that the conversation continues::
+
+    teacher-forced prompt of turn 2   [system, user]  recorded turn 1  <end> [response]
+    free-running prompt of turn 2     [system, user]  the model's turn <end> [response]
+
+It stops at the first turn that is not an exact match. Where the model has said word for word what is recorded, both
+prompts are the same, and so is the turn: it is not generated again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import nn
+
+from fc_lightning.data.samplers import plan_generation
+from fc_lightning.evaluation.evaluator import IndexedTurn, TurnGenerator, gather_objects
+from fc_lightning.evaluation.turns import EvaluatedTurn
+
+PromptRow = Mapping[str, Any]  # one prompt of a `PromptBatch`
+
+_MAX_TOKENS, _MAX_PROMPTS = 16384, 32  # of a batch
+
+
+@dataclass(frozen=True)
+class PlayedConversation:
+    """The outcome of one conversation.
+
+    Attributes:
+        order: Index of its first prompt in the data.
+        id: Its id.
+        num_turns: Number of model turns.
+        first_mistake: Number of the first turn that is not an exact match, from 1; None if all turns are.
+    """
+
+    order: int
+    id: str
+    num_turns: int
+    first_mistake: int | None
+
+
+def rows_of(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The prompts of a batch, one row each."""
+    return [{key: values[number] for key, values in batch.items()} for number in range(len(batch["order"]))]
+
+
+def group_conversations(rows: Iterable[PromptRow]) -> list[list[PromptRow]]:
+    """The prompts of each conversation, in order; perturbed prompts and those after a missing turn are left out."""
+    conversations: list[list[PromptRow]] = []
+    for row in sorted((row for row in rows if not row["perturbation"]), key=lambda row: row["order"]):
+        previous = conversations[-1][-1] if conversations else None
+        if row["turn"] == 0:
+            conversations.append([row])
+        elif previous is not None and (row["id"], row["turn"]) == (previous["id"], previous["turn"] + 1):
+            conversations[-1].append(row)
+    return conversations
+
+
+def play_conversations(
+    generator: TurnGenerator,
+    model: nn.Module,
+    conversations: Sequence[Sequence[PromptRow]],
+    teacher_forced: Mapping[int, EvaluatedTurn],
+    synced_gpus: bool = False,
+) -> list[PlayedConversation]:
+    """Let the model play conversations to the end or to its first mistake, all of them at once, turn by turn.
+
+    Args:
+        generator: Generates and evaluates turns.
+        model: A causal language model.
+        conversations: For each conversation the prompts of its turns, with the recorded history.
+        teacher_forced: The evaluated turn of each of these prompts, by its order.
+        synced_gpus: Whether all ranks play the same conversations with a sharded model.
+    """
+    played = [teacher_forced[rows[0]["order"]] for rows in conversations]  # the last turn of each conversation
+    prompts = [list(rows[0]["input_ids"]) for rows in conversations]
+    mistakes: list[int | None] = [None if turn.exact_match else 1 for turn in played]
+    for turn in range(1, max(map(len, conversations), default=0)):
+        # 1) The conversations that continue, and what their prompts are now.
+        active = [n for n, rows in enumerate(conversations) if mistakes[n] is None and turn < len(rows)]
+        for n in active:
+            prompts[n] = _next_prompt(generator, prompts[n], played[n].text, conversations[n][turn - 1 : turn + 1])
+        # 2) Generate where the prompt is not the recorded one.
+        rows = {n: {**conversations[n][turn], "input_ids": prompts[n]} for n in active}
+        changed = [n for n in active if prompts[n] != list(conversations[n][turn]["input_ids"])]
+        generated: dict[int, EvaluatedTurn] = {}
+        for group in plan_generation([prompts[n] for n in changed], _MAX_TOKENS, _MAX_PROMPTS):
+            chosen = [rows[changed[place]] for place in group]
+            batch = {key: [row[key] for row in chosen] for key in chosen[0]}
+            generated |= {order: one for order, one in generator.turns(model, batch, synced_gpus) if one.sample == 0}
+        # 3) Judge.
+        for n in active:
+            order = conversations[n][turn]["order"]
+            played[n] = generated.get(order, teacher_forced[order])
+            mistakes[n] = None if played[n].exact_match else turn + 1
+    return [
+        PlayedConversation(rows[0]["order"], rows[0]["id"], len(rows), mistake)
+        for rows, mistake in zip(conversations, mistakes, strict=True)
+    ]
+
+
+def conversation_metrics(conversations: Sequence[PlayedConversation]) -> dict[str, float]:
+    """The share of conversations that are right to the end, and the mean number of the first wrong turn."""
+    if not conversations:
+        return {}
+    mistakes = [played.first_mistake for played in conversations if played.first_mistake is not None]
+    metrics = {"conversation_match": 1 - len(mistakes) / len(conversations)}
+    return metrics | ({"first_mistake": sum(mistakes) / len(mistakes)} if mistakes else {})
+
+
+def measure_conversations(
+    generator: TurnGenerator,
+    model: nn.Module,
+    local_rows: Sequence[PromptRow],
+    local_turns: Sequence[IndexedTurn],
+    is_sharded: bool = False,
+) -> dict[str, float]:
+    """Play the conversations of an evaluation, each on one rank, and measure them. All ranks must call it.
+
+    Args:
+        generator: Generates and evaluates turns.
+        model: A causal language model.
+        local_rows: The prompts that this rank has evaluated.
+        local_turns: Their teacher-forced turns.
+        is_sharded: Whether all ranks must play all conversations, as each has a part of the model.
+    """
+    rows = [row for rank_rows in gather_objects(local_rows) for row in rank_rows]
+    turns = [turn for rank_turns in gather_objects(local_turns) for turn in rank_turns]
+    teacher_forced = {order: turn for order, turn in turns if turn.sample == 0}
+    conversations = group_conversations(rows)
+    rank, world_size = 0, 1
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    share = conversations if is_sharded else conversations[rank::world_size]
+    played = play_conversations(generator, model, share, teacher_forced, synced_gpus=is_sharded)
+    everything = {one.order: one for rank_played in gather_objects(played) for one in rank_played}
+    return conversation_metrics(list(everything.values()))
+
+
+def _next_prompt(generator: TurnGenerator, prompt: list[int], text: str, recorded: Sequence[PromptRow]) -> list[int]:
+    """The prompt so far, the model's turn, and what follows the recorded turn from its end on."""
+    before, after = (list(row["input_ids"]) for row in recorded)
+    recorded_turn = after[len(before) :]
+    end = next(place for place, token in enumerate(recorded_turn) if token in generator.end_ids)
+    said = generator.tokenizer.encode(text, add_special_tokens=False)
+    return [*prompt, *said, *recorded_turn[end:]]

@@ -1,0 +1,136 @@
+"""Free running with a scripted model: what it is asked, and what comes of it, from plain strings."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fc_lightning.chat_template.tokens import SpecialToken, load_tokenizer
+from fc_lightning.evaluation.conversations import (
+    conversation_metrics,
+    group_conversations,
+    play_conversations,
+    rows_of,
+)
+from fc_lightning.evaluation.evaluator import TurnGenerator
+
+TOKENIZER = load_tokenizer("tests/models/tiny_gemma2", None, tuple(SpecialToken))[0]
+
+
+def recorded(name, turn):
+    arguments = {"a": turn, "b": name}
+    return f"<tool_call>\n{json.dumps({'name': 'f', 'arguments': arguments})}\n</tool_call>", arguments
+
+
+def said(name, turn, how):
+    """The text of the scripted model: as recorded, the same call in other words, another call, or none."""
+    text, arguments = recorded(name, turn)
+    swapped = dict(reversed(arguments.items()))
+    return {
+        "recorded": text,
+        "reworded": f"<think>\nHm.\n</think>\n<tool_call>{json.dumps({'arguments': swapped, 'name': 'f'})}</tool_call>",
+        "wrong": text.replace('"a"', '"c"'),
+        "silent": "Hello.",
+    }[how]
+
+
+def between(name, turn):
+    return f"<end_of_turn>\n<start_of_turn>user\nresponse {turn} to {name}<end_of_turn>\n<start_of_turn>model\n"
+
+
+def prompts(name, texts):
+    """The prompt of each turn when the model's turns have these texts."""
+    out = [f"<start_of_turn>user\nquestion of {name}<end_of_turn>\n<start_of_turn>model\n"]
+    for turn, text in enumerate(texts):
+        out.append(out[-1] + text + between(name, turn))
+    return out[: len(texts)]
+
+
+class Scripted(TurnGenerator):
+    """Finds conversation and turn by the prompt's end, and notes what it was asked."""
+
+    def __init__(self, script):
+        super().__init__(TOKENIZER, {"max_new_tokens": 8})
+        self.script = script
+        self.asked = []
+
+    def texts(self, model, prompts, tools, seed, synced_gpus=False):
+        out = []
+        for prompt in prompts:
+            text = TOKENIZER.decode(prompt)
+            self.asked.append(text)
+            name = next(name for name in self.script if f"question of {name}<" in text)
+            turn = text.count("response ")
+            out.append((said(name, turn, self.script[name][turn]), True))
+        return out
+
+
+def batch_of(script):
+    rows = []
+    for name, hows in script.items():
+        for turn, prompt in enumerate(prompts(name, [recorded(name, turn)[0] for turn in range(len(hows))])):
+            expected = json.dumps([{"name": "f", "arguments": recorded(name, turn)[1]}])
+            rows.append({"id": name, "turn": turn, "expected": expected, "order": len(rows)})
+            rows[-1]["input_ids"] = TOKENIZER.encode(prompt, add_special_tokens=False)
+            rows[-1] |= {
+                "tools": "[]",
+                "gold": "",
+                "response_schema": "",
+                "answer": "",
+                "category": "",
+                "perturbation": "",
+            }
+    return {key: [row[key] for row in rows] for key in rows[0]}
+
+
+scripts = st.lists(
+    st.lists(st.sampled_from(["recorded", "recorded", "reworded", "wrong", "silent"]), min_size=1, max_size=4),
+    min_size=1,
+    max_size=4,
+).map(lambda hows: {f"n{number}": how for number, how in enumerate(hows)})
+
+
+@settings(deadline=None, max_examples=40)
+@given(scripts)
+def test_conversations_are_played_to_the_first_mistake(script):
+    generator, batch = Scripted(script), batch_of(script)
+    teacher_forced = dict(generator.turns(None, batch))
+    assert generator.asked == [TOKENIZER.decode(ids) for ids in batch["input_ids"]]
+    generator.asked.clear()
+    played = play_conversations(generator, None, group_conversations(rows_of(batch)), teacher_forced)
+
+    expected, asked = {}, []
+    for name, hows in script.items():
+        expected[name] = next((turn for turn, how in enumerate(hows, 1) if how in ("wrong", "silent")), None)
+        texts = [said(name, turn, how) for turn, how in enumerate(hows)]
+        free, forced = (
+            prompts(name, texts),
+            [TOKENIZER.decode(ids) for ids, id_ in zip(batch["input_ids"], batch["id"], strict=True) if id_ == name],
+        )
+        num_played = expected[name] or len(hows)
+        asked += [prompt for prompt, other in list(zip(free, forced, strict=True))[:num_played] if prompt != other]
+    assert {one.id: one.first_mistake for one in played} == expected
+    assert [one.num_turns for one in played] == [len(hows) for hows in script.values()]
+    assert sorted(generator.asked) == sorted(asked)
+    # Conversations that are right turn by turn, and said as recorded, need no second generation.
+    metrics = conversation_metrics(played)
+    num_right = sum(mistake is None for mistake in expected.values())
+    assert metrics["conversation_match"] == pytest.approx(num_right / len(script))
+
+
+def test_two_ranks_play_what_one_does():
+    script = {"n0": ["recorded", "reworded", "recorded"], "n1": ["reworded", "wrong"], "n2": ["silent"]}
+    generator, batch = Scripted(script), batch_of(script)
+    teacher_forced, conversations = dict(generator.turns(None, batch)), group_conversations(rows_of(batch))
+    alone = play_conversations(generator, None, conversations, teacher_forced)
+    ranks = [play_conversations(generator, None, conversations[rank::2], teacher_forced) for rank in range(2)]
+    assert sorted((one for rank in ranks for one in rank), key=lambda one: one.order) == alone
+    assert conversation_metrics(alone) == pytest.approx({"conversation_match": 1 / 3, "first_mistake": 1.5})
+
+
+def test_conversations_without_their_first_turns_are_left_out():
+    rows = rows_of(batch_of({"n0": ["recorded"] * 3, "n1": ["recorded"] * 2}))
+    assert [[row["turn"] for row in rows] for rows in group_conversations(reversed(rows))] == [[0, 1, 2], [0, 1]]
+    assert [[row["turn"] for row in rows] for rows in group_conversations([rows[0], rows[2], rows[4]])] == [[0]]
+    assert conversation_metrics([]) == {}
