@@ -27,7 +27,7 @@ from tests.helpers.chat import (
     values,
 )
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerFast
 
 from fc_lightning.chat_template.control_tokens import BREAK
 from fc_lightning.chat_template.template import ChatTemplate, ChatTemplateError, Rendered
@@ -175,6 +175,18 @@ def test_registered_tags_are_single_tokens_that_decoding_keeps():
             assert tokenizer.decode(encoded, skip_special_tokens=True) == text
     assert register_tokens(tokenizer, SpecialToken) == {}
     assert len(tokenizer) == size + len(pieces)
+
+
+def test_tags_that_a_base_marks_special_survive_in_what_is_saved(tmp_path):
+    """Servers decode with `skip_special_tokens=True`."""
+    tokenizer = AutoTokenizer.from_pretrained("tests/models/tiny_gemma2")
+    tokenizer.add_tokens([AddedToken("<tool_call>", special=True, normalized=False)], special_tokens=True)
+    register_tokens(tokenizer, SpecialToken)
+    tokenizer.save_pretrained(tmp_path)
+    saved = AutoTokenizer.from_pretrained(tmp_path)
+    ids = saved("<tool_call>x", add_special_tokens=False).input_ids
+    assert ids[0] == tokenizer.convert_tokens_to_ids("<tool_call>")
+    assert saved.decode(ids, skip_special_tokens=True) == "<tool_call>x"
 
 
 calls = st.builds(ToolCall, filled, st.dictionaries(texts, values, max_size=3))

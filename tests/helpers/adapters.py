@@ -32,7 +32,7 @@ WORKING: dict[str, tuple[str, dict[str, Any]]] = {
     "LoHa": ("LoHaConfig", {"r": 2}),
     "LoKr": ("LoKrConfig", {"r": 2}),
     "MiSS": ("MissConfig", {"r": 4}),
-    "OFT": ("OFTConfig", {"oft_block_size": 8}),
+    "OFT": ("OFTConfig", {"r": 0, "oft_block_size": 8}),
     "OSF": ("OSFConfig", {}),
     "PEANuT": ("PeanutConfig", {}),
     "PSOFT": ("PsoftConfig", {"r": 4}),

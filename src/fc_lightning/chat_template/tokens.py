@@ -67,7 +67,8 @@ def register_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[str]) -
 
     Args:
         tokenizer: Changed in place.
-        tokens: The texts. Those that are already added tokens stay as they are.
+        tokens: The texts. Those that are already added tokens keep their id; if they are special, they become ordinary
+            in what is saved.
 
     Returns:
         For each new token id, the ids of the tokens that it replaces.
@@ -76,8 +77,16 @@ def register_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[str]) -
     new = [str(token) for token in tokens if str(token) not in tokenizer.get_added_vocab()]
     replaced = [tokenizer(token, add_special_tokens=False).input_ids for token in new]
     tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in new])
+    special = [str(token) for token in tokens if _is_special(tokenizer, str(token))]
+    if special:
+        tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in special])
     new_ids = tokenizer.convert_tokens_to_ids(new)
     return {new_id: old_ids for new_id, old_ids in zip(new_ids, replaced, strict=True) if old_ids != [new_id]}
+
+
+def _is_special(tokenizer: PreTrainedTokenizerBase, token: str) -> bool:
+    added = tokenizer.added_tokens_decoder.get(tokenizer.convert_tokens_to_ids(token))
+    return added is not None and added.special
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
