@@ -73,7 +73,14 @@ def batch_of(script):
             expected = json.dumps([{"name": "f", "arguments": recorded(name, turn)[1]}])
             rows.append({"id": name, "turn": turn, "expected": expected, "order": len(rows)})
             rows[-1]["input_ids"] = TOKENIZER.encode(prompt, add_special_tokens=False)
-            rows[-1] |= {"tools": "[]", "gold": "", "response_schema": "", "answer": "", "category": ""}
+            rows[-1] |= {
+                "tools": "[]",
+                "gold": "",
+                "response_schema": "",
+                "answer": "",
+                "category": "",
+                "perturbation": "",
+            }
     return {key: [row[key] for row in rows] for key in rows[0]}
 
 

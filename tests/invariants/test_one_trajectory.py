@@ -133,7 +133,7 @@ def trajectories(base, data, tmp_path_factory) -> Callable[[list[Spread]], dict[
             file = tmp_path_factory.mktemp("jobs") / "jobs.json"
             file.write_text(json.dumps(together))
             launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-            command = [*launch, str(ROOT / "tests" / "helpers" / "sweep.py"), str(file)]
+            command = [*launch, "-m", "tests.helpers.sweep", str(file)]
             result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=900)
             assert result.returncode == 0, result.stdout + result.stderr
         return {spread: read(folder) for spread, folder in folders.items()}

@@ -140,7 +140,7 @@ def test_two_ranks_and_resumed_runs_end_with_the_same_weights(data, tmp_path):
     job = arguments(data, tmp_path / "ranks", "--trainer.accumulate_grad_batches=1", "--trainer.devices=2")
     (tmp_path / "jobs.json").write_text(json.dumps([[*job, "--trainer.strategy=ddp"]]))
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    command = [*launch, "tests/helpers/sweep.py", str(tmp_path / "jobs.json")]
+    command = [*launch, "-m", "tests.helpers.sweep", str(tmp_path / "jobs.json")]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     assert result.returncode == 0, result.stdout + result.stderr
     ranks = state_of(tmp_path / "ranks" / "step=6.ckpt")

@@ -1,4 +1,4 @@
-"""Token parts: what each supervised token is, from the template's marks and the parser, and weights by that."""
+"""Token parts: the kind of each supervised token, from the template's marks and the parser, and weights by kind."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from fc_lightning.chat_template.template import ChatTemplateError, Encoded, Rend
 from fc_lightning.conversation.turn_parts import TURN_PARTS, split_turn
 
 _TAG = TURN_PARTS.index("tag")
-_PROMPT = len(TURN_PARTS)  # not of a model turn; supervised only with `model.supervise: all`
+_PROMPT = len(TURN_PARTS)  # outside of model turns; supervised only with `model.supervise: all`
 
 
 @dataclass(frozen=True)
 class TokenWeights:
-    """Weights of the supervised tokens in the training loss, by what they are. All 1 is the plain loss.
+    """Weights of supervised tokens in the training loss, by kind. If all are 1, the loss is the plain one.
 
     Attributes:
         reasoning: Text between the think tags.
         tag: Tags, the syntax of calls, and the token that ends a turn.
         function_name: Name of the called function.
-        argument_name: Names of its arguments.
-        argument_value: Their values.
+        argument_name: Names of arguments.
+        argument_value: Values of arguments.
         answer: Text outside of reasoning and calls.
     """
 
@@ -47,11 +47,11 @@ class TokenWeights:
 def supervised_parts(rendered: Rendered, encoded: Encoded, turn_ends: Sequence[str]) -> list[int]:
     """What each supervised token is: an index in ``TURN_PARTS``, or one more for text outside of model turns.
 
-    A token with characters of several parts is the first of them that is more than a tag: ``"get`` is a function name.
+    A token with characters of several parts counts as the first one that is not a tag: ``"get`` is a function name.
 
     Args:
-        rendered: A conversation as text, with the template's marks of the model's turns.
-        encoded: The same as tokens.
+        rendered: A conversation as text, with the template's marks around the model's turns.
+        encoded: The conversation as tokens.
         turn_ends: The tokens that may end a turn.
     """
     ending = re.compile(rf"(?:{'|'.join(map(re.escape, turn_ends))})*\s*\Z")

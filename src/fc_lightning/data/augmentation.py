@@ -18,7 +18,7 @@ from fc_lightning.data.tool_pool import ToolPool, similarity
 
 Perturbation = Literal["shuffle_tools", "distractors", "mask_names", "drop_tool"]
 
-# The names under which evaluation logs what becomes of perturbed turns.
+# Labels under which the metrics of perturbed turns are logged.
 PERTURBATION_LABELS: dict[Perturbation, str] = {
     "shuffle_tools": "shuffled",
     "distractors": "distracted",
@@ -40,10 +40,10 @@ class Augmentation:
     Attributes:
         shuffle_tools: Share of rows whose tools and parameters come in random order; the arguments of calls follow.
         distractors: Share of rows that also offer tools of other rows, the most similar ones first.
-        distractor_tokens: The most tokens that a row's distractors take.
-        drop_tool: Share of rows that lose the tool that is called; the turn then answers that no tool fits.
+        distractor_tokens: Maximum number of tokens of a row's distractors.
+        drop_tool: Share of rows without the tool that is called; the turn then answers that no tool fits.
         mask_names: Share of rows whose functions and parameters are renamed to meaningless words in schemas, calls and
-            tool responses, so that only descriptions tell what they are for (Lin et al., arXiv:2410.04587).
+            tool responses, so that only descriptions say what they do (Lin et al., arXiv:2410.04587).
     """
 
     shuffle_tools: float = 0.0
@@ -65,13 +65,13 @@ def augment(
 ) -> Conversation:
     """The conversation as it is trained on in an epoch; the same for the same seed, row id and epoch.
 
-    Each augmentation draws from a generator of its own, so that switching one on does not change the others.
+    Each augmentation has its own random generator, so that enabling one does not change the others.
 
     Args:
         conversation: A row.
         settings: The share of each augmentation.
         pool: Tools of other rows.
-        seed: Of the draws.
+        seed: Seed of the draws.
         epoch: Number of the epoch, from 0.
     """
     if conversation.defects:
@@ -99,9 +99,9 @@ def perturb(conversation: Conversation, name: Perturbation, pool: ToolPool, seed
 
     Args:
         conversation: A row.
-        name: Which perturbation.
+        name: The perturbation.
         pool: Tools of other held-out rows.
-        seed: Of the draws.
+        seed: Seed of the draws.
     """
     perturbations: dict[Perturbation, Callable[[Conversation, random.Random], Conversation]] = {
         "shuffle_tools": shuffle_tools,
@@ -118,7 +118,7 @@ def perturb(conversation: Conversation, name: Perturbation, pool: ToolPool, seed
 def shuffle_tools(conversation: Conversation, rng: random.Random) -> Conversation:
     """Put the tools, and the parameters in their schemas, in random order; the arguments of calls follow the schemas.
 
-    The order of calls stays: tool responses come in it.
+    The order of calls is unchanged, because tool responses follow it.
     """
     if not conversation.tools:
         return conversation
@@ -140,17 +140,17 @@ def shuffle_tools(conversation: Conversation, rng: random.Random) -> Conversatio
 def add_distractors(
     conversation: Conversation, rng: random.Random, pool: ToolPool, budget: int, dropped: Sequence[Tool] = ()
 ) -> Conversation:
-    """Put tools of other rows between those on offer.
+    """Offer tools of other rows as well.
 
-    A tool that may do the job of one on offer is not used. Where a turn makes no call although tools are on offer,
-    neither is one whose name has a word of the user's request: it might fit.
+    A tool that may replace an offered one is not used. If a turn makes no call although tools are offered, a tool whose
+    name has a word of the user's request is not used either, because it might fit.
 
     Args:
-        conversation: A row. Without any tools it stays as it is.
-        rng: Draws the tools and their places.
+        conversation: A row; one without tools is returned unchanged.
+        rng: Draws the tools and their positions.
         pool: Tools of other rows.
-        budget: Tokens that they may take.
-        dropped: Tools that were taken from the row; nothing like them is used.
+        budget: Maximum number of tokens of the added tools.
+        dropped: Tools that were removed from the row; no similar tool is used.
     """
     if not conversation.tools:
         return conversation
@@ -165,10 +165,10 @@ def add_distractors(
 
 
 def drop_tool(conversation: Conversation, rng: random.Random, pool: ToolPool) -> Conversation:
-    """Take away the tools of the first turn that calls; that turn answers that no tool fits, and is the last.
+    """Remove the tools of the first turn with calls; that turn answers that no tool fits, and is the last one.
 
-    Where they were the only tools, one of another row is on offer instead. A row stays as it is if another of its tools
-    may do the same job, if an answer must follow a schema, or if there is no other tool.
+    If they were the only tools, a tool of another row is offered instead. A row is unchanged if another of its tools
+    may do the same, if the answer must follow a schema, or if there is no other tool.
     """
     calling = [index for index, message in enumerate(conversation.messages) if message.tool_calls]
     if not calling or conversation.response_schema is not None:

@@ -1,7 +1,7 @@
-"""Epochs of augmented documents: each epoch's are prepared when it begins, and kept like all prepared data.
+"""Epochs of augmented documents: prepared when the epoch begins, and cached like all prepared data.
 
-An epoch's documents depend on the seed, the row ids and its number alone. So a resumed run finds or prepares the same
-ones, and all ranks plan the same packs.
+The documents of an epoch depend only on the seed, the row ids and the number of the epoch, so a resumed run finds or
+prepares the same ones, and all ranks plan the same packs.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from fc_lightning.data.dataloaders import token_counts
 from fc_lightning.data.prepare import load_prepared
 from fc_lightning.data.samplers import MicroBatch, MicroBatchSampler
 
-_SPARE_PACKS = 1.01  # augmented documents differ in length from epoch to epoch, and so does the number of packs
+_SPARE_PACKS = 1.01  # lengths of augmented documents, and so the number of packs, differ between epochs
 
 
 class AugmentedSampler(MicroBatchSampler):
     """Plans each epoch with the lengths of its documents; a micro-batch comes with the folder of the epoch.
 
-    Every epoch has the same number of packs: one percent more than the first needs, so that longer documents find room.
-    Where an epoch needs even more, the documents that find none are left out of it.
+    Every epoch has the same number of packs: one percent more than the first needs, to leave room for longer documents.
+    If an epoch needs more, the documents that do not fit are left out of it.
 
     Args:
-        prepare_epoch: Prepares the documents of an epoch unless they are there; returns their folder.
+        prepare_epoch: Prepares the documents of an epoch unless they are cached; returns their folder.
         options: Arguments of :class:`MicroBatchSampler`, without ``lengths``.
     """
 
@@ -54,7 +54,7 @@ class AugmentedSampler(MicroBatchSampler):
 class EpochDataset(TorchDataset):
     """Packs of documents: an index is the folder of an epoch and a micro-batch.
 
-    Workers live on from epoch to epoch: they open the next folder when its first micro-batch is asked for.
+    Workers persist across epochs: they open the next folder when its first micro-batch is requested.
     """
 
     def __init__(self) -> None:
@@ -69,5 +69,5 @@ class EpochDataset(TorchDataset):
 
 
 def open_documents(folder: Path) -> Dataset:
-    """The documents of a prepared folder, mapped into memory."""
+    """The documents of a prepared folder, memory-mapped."""
     return load_prepared(folder).documents

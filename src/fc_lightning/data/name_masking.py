@@ -1,4 +1,4 @@
-"""Name masking: functions and parameters renamed to meaningless words, so that only descriptions tell them apart.
+"""Name masking: functions and parameters get meaningless names, so that only descriptions distinguish them.
 
 After "Hammer: Robust Function-Calling for On-Device Language Models via Function Masking", arXiv:2410.04587.
 """
@@ -15,7 +15,7 @@ from fc_lightning.conversation.parsing import dump_json
 from fc_lightning.conversation.types import Conversation, Message, Tool, ToolCall
 
 _CONSONANTS, _VOWELS = "bdfgklmnprstvz", "aeiou"
-# Schemas that name properties in other places than `properties` and `required`: their names stay as they are.
+# Schemas that name properties outside `properties` and `required`: their names are not changed.
 _REFERS_TO_NAMES = {
     *("allOf", "anyOf", "oneOf", "not", "if", "patternProperties", "propertyNames", "prefixItems", "contains"),
     *("dependentRequired", "dependentSchemas", "dependencies"),
@@ -30,9 +30,9 @@ Names = Mapping[str, str]
 def mask_names(conversation: Conversation, rng: random.Random) -> Conversation:
     """Rename functions and parameters, the same in schemas, calls, accepted answers, responses and descriptions.
 
-    In a text a name is replaced where it is one without doubt: it looks like an identifier, or it is quoted. What the
-    user says stays: it is also where the values of arguments come from. Two functions of one name, calls to a function
-    that is not on offer, or a schema with references leave the conversation as it is.
+    In a text, a name is replaced only if it looks like an identifier or is quoted. The user's texts are not changed,
+    because argument values come from them. A conversation is unchanged if two functions have the same name, a called
+    function is not offered, or a schema has references.
 
     Args:
         conversation: A row.
@@ -52,7 +52,7 @@ def mask_names(conversation: Conversation, rng: random.Random) -> Conversation:
     schemas = {tool.name: tool.parameters for tool in conversation.tools}
 
     def rename_call(call: ToolCall) -> ToolCall:
-        name = new_functions.get(call.name, call.name)  # a rejected turn may call what is not on offer
+        name = new_functions.get(call.name, call.name)  # a rejected turn may call a tool that is not offered
         return ToolCall(name, _rename_value(call.arguments, schemas.get(call.name), new_parameters))
 
     def rename_message(message: Message) -> Message:
@@ -121,9 +121,9 @@ def _property_names(schema: Any) -> Iterator[str]:
 
 
 def _rename_value(value: Any, schema: Any, names: Names) -> Any:
-    """A value with the keys of its objects renamed as its schema's are.
+    """A value with the keys of its objects renamed like those of its schema.
 
-    Lists do not descend in the schema: in accepted answers each value is a list of alternatives.
+    A list has the schema of its items: in accepted answers each value is a list of alternatives.
     """
     if isinstance(value, list):
         return [_rename_value(item, schema, names) for item in value]
@@ -137,7 +137,7 @@ def _rename_value(value: Any, schema: Any, names: Names) -> Any:
 
 
 def _rename_schema(schema: Any, functions: Names, names: Names) -> Any:
-    """A schema with its properties renamed; where it cannot be, only texts are changed."""
+    """A schema with its properties renamed; if that is impossible, only its texts are changed."""
     if not isinstance(schema, dict):
         return schema
     out = dict(schema)
@@ -162,7 +162,7 @@ def _rename_text(text: str, functions: Names, parameters: Names, quoted: bool = 
 
     Args:
         text: Any text.
-        functions: New names of functions; they go before those of parameters.
+        functions: New names of functions; they take precedence over parameters.
         parameters: New names of parameters.
         quoted: Whether to replace plain words too: functions in quotes, parameters as keys (``"city":``) or assigned
             to (``city = "Rome"``), as tool responses and reasoning write them.

@@ -15,6 +15,7 @@ from typing import Any
 import datasets
 
 from fc_lightning.conversation.types import Conversation
+from fc_lightning.data.bfcl import PREFIX, bfcl_file
 from fc_lightning.data.dataset_folders import FolderFiles, files_of
 from fc_lightning.data.files import (
     MAX_ROW,
@@ -42,7 +43,7 @@ class Source:
     Attributes:
         path: A file of rows (JSON, JSON Lines, CSV, Parquet; ``.gz`` and ``.zst`` too), a folder of such files as
             downloaded from the hub or as LLaMA-Factory describes it, a folder written by ``Dataset.save_to_disk``, or
-            the id of a hub dataset.
+            the id of a hub dataset. ``bfcl:CATEGORY`` or ``bfcl:all`` are questions of the Berkeley leaderboard.
         name: Configuration of a hub dataset, or of a folder's README or ``dataset_info.json``.
         split: Split to read.
         revision: Commit, tag or branch of a hub dataset.
@@ -151,6 +152,8 @@ class Source:
         return f"{self.path}: first {self.limit:,} rows of {total:,} (`limit`)" if total > self.limit else ""
 
     def _files(self) -> FolderFiles:
+        if self.path.startswith(PREFIX):
+            return FolderFiles([bfcl_file(self.path)])
         path = Path(self.path).expanduser()
         if path.is_dir():
             found = files_of(path, self.split, self.name)

@@ -1,4 +1,4 @@
-"""The tools of many rows, to draw distractors from: near ones first, but none that would do the same job."""
+"""The tools of many rows, to draw distractors from: the most similar ones first, except equivalent ones."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from fc_lightning.conversation.types import Conversation, Tool
 from fc_lightning.conversation.value_matching import words
 
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
-_COMMON = 50  # words that more tools have, and more than a fifth of them, say little and take the longest to count
-_MIN_TOPIC_WORD = 4  # letters; shorter words of a name ("get", "by") say nothing about what it is for
+_COMMON = 50  # words of more tools, and of more than a fifth of them, are not informative and take the longest to count
+_MIN_TOPIC_WORD = 4  # letters; shorter words of a name ("get", "by") do not describe its purpose
 
 
 class ToolPool:
     """The distinct tools of some conversations.
 
     Args:
-        conversations: Where the tools come from.
+        conversations: The conversations whose tools are used.
         num_tokens: The number of tokens that a tool takes in a prompt.
     """
 
@@ -31,14 +31,14 @@ class ToolPool:
         self.tools = list(distinct.values())
         self._num_tokens = num_tokens
         self._costs: dict[int, int] = {}
-        self._postings: dict[str, list[int]] = {}  # word -> tools that have it
+        self._postings: dict[str, list[int]] = {}  # word -> tools with this word
         for index, tool in enumerate(self.tools):
             for word in tool_words(tool):
                 self._postings.setdefault(word, []).append(index)
 
     @classmethod
     def for_template(cls, conversations: Iterable[Conversation], template: ChatTemplate) -> ToolPool:
-        """The tools of some conversations, counted in tokens of a template's tokenizer."""
+        """The tools of some conversations, with their numbers of tokens in a template's tokenizer."""
         backend = template.tokenizer.backend_tokenizer
 
         def num_tokens(tool: Tool) -> int:
@@ -60,14 +60,14 @@ class ToolPool:
         unlike: Collection[Tool] = (),
         unlike_topic: str = "",
     ) -> Iterator[Tool]:
-        """Draw tools within a token budget, those most similar to ``near`` first; each is passed over half of the time.
+        """Draw tools within a token budget, those most similar to ``near`` first; each is skipped with probability 1/2.
 
         Args:
-            near: The tools on offer. None of their names and none of their likes is drawn.
-            rng: Decides which tools are passed over.
-            budget: Tokens that the drawn tools may take in all.
-            unlike: Tools that nothing drawn may resemble even remotely, because they were taken away.
-            unlike_topic: A request that no drawn tool may be able to serve: none has a telling word of it in its name.
+            near: The offered tools. No tool with one of their names, and no equivalent tool, is drawn.
+            rng: Decides which tools are skipped.
+            budget: Maximum number of tokens of the drawn tools.
+            unlike: Removed tools; no drawn tool is similar to them.
+            unlike_topic: A request that no drawn tool may serve: none has an informative word of it in its name.
         """
         names = {tool.name for tool in (*near, *unlike)}
         topic = {word for word in words(unlike_topic) if len(word) >= _MIN_TOPIC_WORD}
@@ -84,7 +84,7 @@ class ToolPool:
             yield tool
 
     def _by_similarity(self, near: Collection[Tool]) -> list[int]:
-        """All tools, ordered by the rare words that they have in common with some others."""
+        """All tools, ordered by the number of rare words that they share with some others."""
         scores = dict.fromkeys(range(len(self.tools)), 0.0)
         for word in sorted({word for tool in near for word in tool_words(tool)}):
             found = self._postings.get(word, ())
@@ -95,7 +95,7 @@ class ToolPool:
 
 
 def similarity(first: Tool, second: Tool) -> float:
-    """How likely two tools do the same job, from 0 to 1: shared words of their names, or of their descriptions."""
+    """The similarity of two tools, from 0 to 1: shared words of their names or of their descriptions."""
     return max(
         _overlap(name_words(first.name), name_words(second.name)),
         _overlap(_description_words(first.description), _description_words(second.description)),

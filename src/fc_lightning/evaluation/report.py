@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from fc_lightning.conversation.parsing import call_from_value, parse_turn
 from fc_lightning.evaluation.error_types import Piece, compare_calls, error_type
+from fc_lightning.evaluation.leaderboard import leaderboard
 from fc_lightning.evaluation.metrics import EvaluatedTurn, groups_of, tool_call_metrics
 from fc_lightning.evaluation.robustness import robustness
 from fc_lightning.evaluation.significance import LEVEL, compare_turns, holm_adjusted, standard_error
@@ -30,6 +31,7 @@ _ROBUSTNESS = (
 )
 _NO_METRICS = {"epoch", "step"}  # columns of metrics.csv
 
+_LEADERBOARD = "Berkeley Function Calling Leaderboard"
 _DIFFERENCES = (
     "Paired by turn. p is that of McNemar's exact test on the turns that only one of the two has right, adjusted for "
     f"the number of pairs after Holm; below {LEVEL} a difference is larger than chance. Standard errors follow ±."
@@ -133,6 +135,7 @@ def html_report(columns: Sequence[EvaluatedRun], title: str, command: str = "") 
             pages.figures({"turns": f"{len(last.turns):,}", **figures}),
             pages.table(*_metric_table(columns)),
         ],
+        **({_LEADERBOARD: [pages.table(*table)]} if (table := _leaderboard_table(columns))[1] else {}),
         "Groups": [
             "By the expected calls (none, one, parallel: one tool more than once, several: different tools), by the "
             "number of the model's turn in the conversation, and by the category of the row.",
@@ -163,7 +166,8 @@ def markdown_report(columns: Sequence[EvaluatedRun], title: str, command: str = 
     """The summary: the same tables, and fewer examples."""
     last = columns[-1]
     parts = [f"# {escape_markdown(title)}", *([f"```bash\n{command}\n```"] if command else [])]
-    tables = {"Metrics": _metric_table, "Groups": _group_table, "Differences": _difference_table}
+    tables = {"Metrics": _metric_table, _LEADERBOARD: _leaderboard_table, "Groups": _group_table}
+    tables["Differences"] = _difference_table
     tables |= {"Robustness": _robustness_table} if _is_perturbed(columns) else {}
     for heading, table in {**tables, "Error types": _error_table}.items():
         header, rows = table(columns)
@@ -224,6 +228,15 @@ def _group_table(columns: Sequence[EvaluatedRun]) -> TableRows:
         for place, group in enumerate(groups, 1)
     ]
     return ["group", "turns", *header], rows
+
+
+def _leaderboard_table(columns: Sequence[EvaluatedRun]) -> TableRows:
+    scores = [leaderboard(column.turns) for column in columns]
+    rows = [
+        [name, scores[-1][name][0], *(_format(score[name][1]) if name in score else "–" for score in scores)]
+        for name in scores[-1]
+    ]
+    return ["category", "questions", *(column.name for column in columns)], rows
 
 
 def _is_perturbed(columns: Sequence[EvaluatedRun]) -> bool:

@@ -11,18 +11,18 @@ from torch import nn
 
 from fc_lightning.utils.pretrained import BaseModelError
 
-# Types that cannot go the whole way from training to a merged export, with the reason.
+# Types that cannot be trained, resumed and exported as a merged model, with the reason.
 _UNSUPPORTED = {
-    PeftType.ADALORA: "it changes its ranks during training, and PEFT does not save the state of that",
-    PeftType.ADAMSS: "it changes its budget during training, and PEFT does not save the state of that",
+    PeftType.ADALORA: "it changes its ranks during training, and PEFT does not save that state",
+    PeftType.ADAMSS: "it changes its budget during training, and PEFT does not save that state",
     PeftType.ADAPTION_PROMPT: "it cannot be merged into the base",
     PeftType.BEFT: "it trains biases, and cannot be merged into layers that have none",
     PeftType.CPT: "it puts tokens of its own before each row, so packs cannot be kept apart",
     PeftType.LILY: "it cannot be merged into the base",
-    PeftType.POLY: "it needs the number of a task with each row",
+    PeftType.POLY: "it needs a task number with each row",
     PeftType.SHADOW: "it cannot be merged into the base",
-    PeftType.TRAINABLE_TOKENS: "set `model.special_tokens` instead, whose rows are trained beside any LoRA",
-    PeftType.XLORA: "it mixes adapters that are trained already",
+    PeftType.TRAINABLE_TOKENS: "set `model.special_tokens` instead, whose rows are trained with any LoRA",
+    PeftType.XLORA: "it mixes adapters that are already trained",
 }
 # Initialisations of LoRA that need data or change the base's weights, which a checkpoint does not hold.
 _PLAIN_INITIALISATIONS = (True, False, "gaussian", "orthogonal", "mica")
@@ -61,7 +61,7 @@ def check_supported(peft: PeftConfig, model: Any) -> None:
         raise BaseModelError(f"`model.peft`: {kind} is not supported: {_UNSUPPORTED[PeftType(peft.peft_type)]}")
     if getattr(peft, "alora_invocation_tokens", None):
         raise BaseModelError(
-            f"`model.peft`: {kind} with `alora_invocation_tokens` cannot be merged into the base; leave them out"
+            f"`model.peft`: {kind} with `alora_invocation_tokens` cannot be merged into the base; remove them"
         )
     if getattr(peft, "layer_replication", None):
         raise BaseModelError(f"`model.peft`: {kind} with `layer_replication` changes the base; leave it out")

@@ -89,7 +89,8 @@ def _sample_digest(weight: Any) -> str:
         rows = weight[:]
     if rows.is_floating_point():
         rows = rows.to(torch.bfloat16)
-    return hashlib.sha256(f"{shape}".encode() + rows.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+    # Lightning makes tensors on the device by default while it configures the model.
+    return hashlib.sha256(f"{shape}".encode() + rows.cpu().contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def _weight_files(folder: str, revision: str | None) -> list[Path]:

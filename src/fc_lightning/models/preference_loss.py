@@ -1,7 +1,7 @@
 """Preference losses: raise the probability of the chosen turn over that of the rejected one.
 
-All work on the cross-entropies of supervised tokens, as one packed forward pass gives them, and on the number of the
-document that each token belongs to. Documents come in pairs: 2 i is chosen, 2 i + 1 is its rejected counterpart::
+All of them take the cross-entropies of the supervised tokens of one packed forward pass, and the number of the document
+that each token belongs to. Documents come in pairs: 2 i is chosen, 2 i + 1 is its rejected counterpart::
 
     token_losses  0.3 0.1 | 0.9 1.2 0.4 | 0.2 …      (tokens,)
     document        0   0 |   1   1   1 |   2 …      (tokens,)
@@ -23,7 +23,7 @@ def document_log_probs(token_losses: Tensor, document: Tensor, num_documents: in
     Args:
         token_losses: Cross-entropy of each supervised token, ``(tokens,)``.
         document: The number of the document of each token, ``(tokens,)``.
-        num_documents: How many documents there are; one without supervised tokens has log-probability 0.
+        num_documents: Number of documents; one without supervised tokens has log-probability 0.
 
     Returns:
         Log-probabilities ``(documents,)`` in fp32, and counts ``(documents,)``.
@@ -40,10 +40,10 @@ def simpo_losses(log_probs: Tensor, counts: Tensor, beta: float, margin: float) 
     so that longer turns are neither favoured nor punished.
 
     Args:
-        log_probs: Of the documents, chosen and rejected by turns, ``(2 * pairs,)``.
+        log_probs: Log-probabilities of the documents, alternately chosen and rejected, ``(2 * pairs,)``.
         counts: Their supervised tokens, ``(2 * pairs,)``.
         beta: Scale of the difference.
-        margin: How much larger the scaled difference should be than 0.
+        margin: Target of the scaled difference.
     """
     chosen, rejected = (log_probs / counts.clamp(min=1)).view(-1, 2).unbind(1)  # (pairs,) each
     return -F.logsigmoid(beta * (chosen - rejected) - margin)
@@ -53,13 +53,13 @@ def simpo_losses(log_probs: Tensor, counts: Tensor, beta: float, margin: float) 
 class Preference:
     """The preference loss that is added to the token loss for rows with a rejected turn (CPO, arXiv:2401.08417).
 
-    Both are sums that one number divides, the weighted supervised tokens of the optimizer step: a pair counts as much
-    as its chosen turn has tokens. So the step does not depend on how pairs are spread over packs and ranks.
+    Both losses are sums, divided by the number of weighted supervised tokens of the optimizer step. A pair counts as
+    much as the tokens of its chosen turn, so the step does not depend on packing and ranks.
 
     Attributes:
-        weight: Weight of the preference loss beside the token loss.
+        weight: Weight of the preference loss relative to the token loss.
         beta: Scale of the difference between the turns' mean log-probabilities.
-        margin: How much larger the scaled difference should be than 0.
+        margin: Target of the scaled difference.
     """
 
     weight: float = 1.0
@@ -74,7 +74,7 @@ class Preference:
             weights: Weight of each in the token loss, 0 in rejected turns, ``(tokens,)``.
             pair_side: ``2 * pair`` in the chosen turn of a pair, one more in its rejected turn, -1 elsewhere,
                 ``(tokens,)``.
-            num_pairs: How many pairs there are.
+            num_pairs: Number of pairs.
         """
         compared = pair_side >= 0
         log_probs, counts = document_log_probs(token_losses[compared], pair_side[compared], 2 * num_pairs)

@@ -119,7 +119,6 @@ class FunctionCallingModule(LightningModule):
     ):
         super().__init__()
         self.save_hyperparameters(ignore=["peft", "preference", "token_weights"])
-
         # The model
         self.base = base
         self.revision = revision
@@ -213,8 +212,7 @@ class FunctionCallingModule(LightningModule):
         self.model.train()  # transformers loads models in evaluation mode
 
         # 3) Compilation and sharding
-        on_gpu = device.type == "cuda"
-        if on_gpu if self.compile_layers == "auto" else self.compile_layers:
+        if device.type == "cuda" if self.compile_layers == "auto" else self.compile_layers:
             for layer in model.get_decoder().layers:
                 layer.compile()
         if self._is_sharded:

@@ -1,7 +1,7 @@
-"""SLURM: a requeued job resumes its own run by itself.
+"""SLURM: a requeued job resumes its own run automatically.
 
-Lightning writes a file `hpc_ckpt_N.ckpt` to the folder that the command runs in. Whichever job starts there next takes
-it, and begins a new run with it. Here the same command of the same job finds the run that it has begun.
+Lightning writes a file `hpc_ckpt_N.ckpt` to the working directory. The next job that starts there takes it and begins a
+new run with it. Here the same command of the same job finds the run that it started.
 """
 
 from __future__ import annotations
