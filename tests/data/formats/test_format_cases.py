@@ -507,6 +507,62 @@ ROWS = {
         ),
         (ASK, CALL),
     ),
+    "bedrock": (
+        "bedrock",
+        {
+            "system": [{"text": "Be brief."}],
+            "toolConfig": {
+                "tools": [
+                    {
+                        "toolSpec": {
+                            "name": "ferry",
+                            "description": "The next ferry",
+                            "inputSchema": {"json": SCHEMA},
+                        }
+                    }
+                ]
+            },
+            "messages": [
+                message("user", [{"text": ASK.content}]),
+                message("assistant", [{"toolUse": {"toolUseId": "a", "name": "ferry", "input": {"port": "Skye"}}}]),
+                message("user", [{"toolResult": {"toolUseId": "a", "content": [{"json": {"time": "9:40"}}]}}]),
+                message("assistant", [{"text": "At 9:40."}]),
+            ],
+        },
+        (Message("system", "Be brief."), *EXCHANGE),
+    ),
+    "a logged request": (
+        "api_log",
+        {
+            "request": {"messages": [USER], "tools": [OPENAI_TOOL]},
+            "response": {"choices": [{"message": message("assistant", None, tool_calls=[call()])}]},
+        },
+        (ASK, CALL),
+    ),
+    "results in a user's turn, capital roles": (
+        "openai",
+        {
+            "messages": [
+                message("USER", ASK.content),
+                message("Assistant", f"<tool_call>{json.dumps(SKYE.to_dict())}</tool_call>"),
+                message("User", f"<tool_response>\n{RESULT.content}\n</tool_response>"),
+                {"role": "Assistant", "content": {"type": "text", "text": "At 9:40."}},
+            ],
+            "tools": [FUNCTION],
+        },
+        EXCHANGE,
+    ),
+    "tools between other tags": (
+        "openai",
+        {
+            "messages": [
+                message("system", f"Be brief. Use these: <AVAILABLE_TOOLS>{json.dumps([FUNCTION])}</AVAILABLE_TOOLS>"),
+                USER,
+                message("assistant", f"<TOOLCALL>{json.dumps([SKYE.to_dict()])}</TOOLCALL>"),
+            ]
+        },
+        (Message("system", "Be brief."), ASK, CALL),
+    ),
     "nulls where a table has them": (
         "openai",
         openai(
@@ -554,7 +610,7 @@ def test_the_gold_of_bfcl_has_every_accepted_value():
 
 
 @pytest.mark.parametrize("key", ["weight", "train", "train_on_turn", "loss"])
-@pytest.mark.parametrize("no", [0, 0.0, False])
+@pytest.mark.parametrize("no", [0, 0.0, False, "false", "0"])
 def test_flags_of_turns_decide_what_is_supervised(key, no):
     row = openai(USER, {**REPLY, "content": "Never.", key: no}, USER, {**REPLY, key: 1}, USER, REPLY)
     conversation = read_row(row)
@@ -563,6 +619,17 @@ def test_flags_of_turns_decide_what_is_supervised(key, no):
     half = read_row(openai(USER, {**REPLY, "weight": 0.5}))
     assert half.messages[1].supervised
     assert [kind for kind, _ in half.notices] == ["turn_weight"]
+
+
+def test_what_is_not_wanted_or_not_text_is_refused():
+    undesired = {"prompt": [USER], "completion": [REPLY], "label": False}
+    with pytest.raises(RowError, match="not desired"):
+        read_row(undesired)
+    assert read_row({**undesired, "label": True}).messages == (ASK, ANSWER)
+    odd = read_row(openai(message("user", [{"file": "a"}]), REPLY))
+    assert odd.defects == ("turn 1: a part with the keys file is not text",)
+    with pytest.raises(RowError, match="without a response"):
+        read_row({"body": {"messages": [USER]}})
 
 
 def test_keys_that_nothing_reads_are_noted():

@@ -16,6 +16,8 @@ from fc_lightning.conversation.types import Conversation
 from fc_lightning.data.formats import (
     alpaca,
     anthropic,
+    api_log,
+    bedrock,
     bfcl,
     columns,
     gemini,
@@ -98,6 +100,14 @@ def read_row(row: Row, format: str | None = None, default_id: str = "") -> Conve
         conversation = entry.reader(row)
     except RecursionError:
         raise RowError("the row is nested too deeply") from None
+    except CallSyntaxError as problem:
+        raise RowError(str(problem)) from problem
+    except (AttributeError, IndexError, KeyError, TypeError) as problem:
+        if format is not None and format not in BUILT_IN:
+            raise
+        raise RowError(
+            f"its values do not have the types of its format ({type(problem).__name__}: {problem})"
+        ) from problem
     if not isinstance(conversation, Conversation):
         raise TypeError(f"the reader of format {name!r} returned {type(conversation).__name__}, not a Conversation")
     if name not in BUILT_IN:
@@ -189,6 +199,8 @@ FORMATS: dict[str, Format] = {
     "preference": Format(preference.read_preference, preference.is_preference, preference.KEYS, ("chosen", "rejected")),
     "bfcl": Format(bfcl.read_bfcl, bfcl.is_bfcl, bfcl.KEYS, ("question", "function")),
     "gemini": Format(gemini.read_gemini, gemini.is_gemini, gemini.KEYS, ("contents",)),
+    "api_log": Format(api_log.read_api_log, api_log.is_api_log, api_log.KEYS, ("request", "response")),
+    "bedrock": Format(bedrock.read_bedrock, bedrock.is_bedrock, bedrock.KEYS),
     "anthropic": Format(anthropic.read_anthropic, anthropic.is_anthropic, anthropic.KEYS),
     "openai_responses": Format(
         openai_responses.read_openai_responses, openai_responses.is_openai_responses, openai_responses.KEYS

@@ -65,7 +65,7 @@ _ACTION = re.compile(
 _FINAL_ANSWER = re.compile(r"(?P<before>.*?)^[ \t]*Final Answer:\s*(?P<answer>.*)", re.DOTALL | re.MULTILINE)
 _SUSPICIOUS = re.compile(
     r"<[|/]?(?:tool|function)[ _]?calls?\b|\[/?TOOL_CALLS?\]|^\s*Action Input:|<invoke\b|<function=|</?arg_key>"
-    r"|\"name\"\s*:\s*\"[^\"]{1,128}\"\s*,\s*\"(?:arguments|parameters)\"\s*:|^\s*\[\s*[\w.]+\([^()\n]{0,999}\)\s*[,\]]",
+    r"|\"(?:tool_)?name\"\s*:\s*\"[^\"]{1,128}\"\s*,\s*\"(?:arguments|parameters)\"\s*:|^\s*\[\s*[\w.]+\([^()\n]{0,999}\)\s*[,\]]",
     re.IGNORECASE | re.MULTILINE,
 )
 
@@ -174,7 +174,7 @@ def _take_calls(text: str, match: re.Match[str], tools: Tools) -> tuple[int, lis
 
 def _parse_unmarked(text: str, tools: Tools) -> tuple[ToolCall, ...]:
     """The calls of a text that is nothing but calls of available tools; none if it is anything else."""
-    fence = FENCE.fullmatch(text)
+    fence = FENCE.fullmatch(re.sub(r"^\s{0,9}Action:\s{0,9}(?=```)", "", text))
     body = (fence["body"] if fence else text).strip()
     if not body or not (
         body[0] in "[{" or body.split("(", 1)[0].strip() in tools or body.split("\n", 1)[0].strip() in tools

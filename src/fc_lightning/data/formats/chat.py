@@ -35,6 +35,7 @@ _TURN_KEYS = frozenset(
         *_RESULT_KEYS,
         "value",
         "content",
+        "message",
         "tools",
         "metadata",
         "type",
@@ -87,7 +88,8 @@ def decoded_list(value: Any) -> list[Any] | None:
 
 def role_of(turn: Mapping[str, Any]) -> Any:
     """The row's name for the role of a turn."""
-    return next((turn[key] for key in _ROLE_KEYS if turn.get(key)), None)
+    role = next((turn[key] for key in _ROLE_KEYS if turn.get(key)), None)
+    return role.lower() if isinstance(role, str) and role.lower() in (*ROLES, *CALL_ROLES) else role
 
 
 def tools_of(row: Row) -> Any:
@@ -125,7 +127,7 @@ def read_chat(
             known = ", ".join([*ROLES, *CALL_ROLES])
             raise RowError(f"turn {number} has an unknown role, {role!r:.40}; known are {known}")
         builder.note_unread("turn", turn, _TURN_KEYS)
-        content = turn.get("content") if turn.get("value") is None else turn["value"]
+        content = next((turn[key] for key in ("value", "content", "message") if turn.get(key) is not None), None)
         if is_verbatim:
             text = text_of(content, f"turn {number}: its text")
             raw_turns.append(("model" if ROLES.get(role) == "assistant" else role, text))
@@ -145,7 +147,7 @@ def _read_turn(builder: ConversationBuilder, number: int, name: str, turn: dict[
         builder.add_assistant(number, "", None, calls, ids, is_supervised(turn, builder, number))
         return
     role = ROLES[name]
-    if role == "tool":
+    if role == "tool" or (role == "user" and _is_response(content, builder)):
         _add_results(builder, number, turn, content)
         return
     text, thought, part_calls = read_parts(builder, number, content)
@@ -187,6 +189,8 @@ def is_supervised(turn: Mapping[str, Any], builder: ConversationBuilder, number:
     """Whether a turn's flags leave it a training target."""
     for key in _FLAGS:
         flag = turn.get(key)
+        if isinstance(flag, str):
+            flag = {"false": False, "0": 0, "true": True, "1": 1}.get(flag.lower())
         if isinstance(flag, bool | int | float):
             if flag not in (0, 1):
                 builder.notices.append(("turn_weight", f"turn {number}: {key} {flag} is treated as 1"))
@@ -220,6 +224,14 @@ def _add_results(builder: ConversationBuilder, number: int, turn: dict[str, Any]
     builder.add_result(number, content, found_id, name)
 
 
+def _is_response(content: Any, builder: ConversationBuilder) -> bool:
+    """Whether a user's turn holds nothing but the results of the calls before it."""
+    if not isinstance(content, str) or not content.lstrip().startswith("<tool_response>"):
+        return False
+    after_calls = bool(builder.turns) and bool(builder.turns[-1].message.tool_calls)
+    return after_calls and content.rstrip().endswith("</tool_response>")
+
+
 def _is_text_part(part: Any) -> bool:
     return isinstance(part, dict) and part.get("type") in _TEXT_PARTS
 
@@ -228,6 +240,8 @@ def read_parts(builder: ConversationBuilder, number: int, content: Any) -> tuple
     """Split a content (a text, a list of typed parts, or null) into text, reasoning and calls."""
     if content is None or isinstance(content, str):
         return text_of(content or "", f"turn {number}: its text"), "", []
+    if isinstance(content, dict) and isinstance(content.get("type"), str):
+        content = [content]
     if not isinstance(content, list):
         raise RowError(f"turn {number}: its content is {type(content).__name__}, not text, parts or null")
     texts: list[str] = []
@@ -240,6 +254,8 @@ def read_parts(builder: ConversationBuilder, number: int, content: Any) -> tuple
         if kind in _CALL_PARTS:
             calls.append({**value, "id": call_id(part)} if isinstance(value, dict) else value or part)
         elif kind in _TEXT_PARTS:
+            if not value and not {"text", "value", "content"} & part.keys():
+                builder.defects.append(f"turn {number}: a part with the keys {', '.join(map(str, part))} is not text")
             texts.append(text_of(value, f"turn {number}: a part"))
         elif kind in _REASONING_PARTS:
             thoughts.append(text_of(value, f"turn {number}: a part"))

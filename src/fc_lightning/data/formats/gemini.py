@@ -46,9 +46,9 @@ def _messages(turn: dict[str, Any], number: int) -> Iterator[dict[str, Any]]:
     for part in _parts(turn, number):
         call = part.get("functionCall") or part.get("function_call")
         result = part.get("functionResponse") or part.get("function_response")
-        if call:
+        if isinstance(call, dict):
             calls.append({"name": call.get("name"), "arguments": call.get("args") or {}, "id": call.get("id")})
-        elif result:
+        elif isinstance(result, dict):
             content = result.get("response")
             yield {"role": "tool", "content": content, "name": result.get("name"), "tool_call_id": result.get("id")}
         elif part.get("thought") is True:

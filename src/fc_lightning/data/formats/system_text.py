@@ -40,6 +40,8 @@ _BOILERPLATE = tuple(
 )
 
 
+_TAG_BEFORE = re.compile(r"[<\[]\w{1,40}[>\]]\s{0,99}$")
+_TAG_AFTER = re.compile(r"^\s{0,99}[<\[]/\w{1,40}[>\]]")
 _MAX_LISTS = 8  # lists that are tried
 _LIST_START = re.compile(r"\[\s*\{")
 _TOOL_KEYS = {"parameters", "input_schema", "inputSchema", "description"}
@@ -102,8 +104,8 @@ def _split_bare(text: str) -> tuple[str, tuple[Tool, ...], str]:
             except CallSyntaxError:
                 continue
             if tools and all(isinstance(one, dict) and _TOOL_KEYS & {*one, *_inner(one)} for one in value):
-                before = _INTRODUCTION.sub("", text[: start.start()])
-                after = _SYNTAX_SENTENCE.sub("", text[end:])
+                before = _INTRODUCTION.sub("", _TAG_BEFORE.sub("", text[: start.start()]))
+                after = _SYNTAX_SENTENCE.sub("", _TAG_AFTER.sub("", text[end:]))
                 return re.sub(r"\n{3,}", "\n\n", f"{before.rstrip()}\n{after.lstrip()}").strip(), tools, ""
     return text, (), ""
 

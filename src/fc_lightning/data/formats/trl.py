@@ -8,7 +8,7 @@ from fc_lightning.conversation.types import Conversation
 from fc_lightning.data.formats.chat import COMMON_KEYS, decoded_list, read_chat
 from fc_lightning.data.formats.values import Row, RowError, text_of
 
-KEYS = COMMON_KEYS | {"prompt", "completion"}
+KEYS = COMMON_KEYS | {"prompt", "completion", "label"}
 
 
 def is_trl(row: Row) -> bool:
@@ -18,6 +18,8 @@ def is_trl(row: Row) -> bool:
 
 def read_trl(row: Row) -> Conversation:
     """Read a TRL row."""
+    if row.get("label") is False:
+        raise RowError("the completion is labelled as not desired (`label` is false)")
     turns: list[Any] = []
     for key, role in (("prompt", "user"), ("completion", "assistant")):
         value = row.get(key)
