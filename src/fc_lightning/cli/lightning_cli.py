@@ -201,7 +201,7 @@ class FunctionCallingCLI(LightningCLI):
         """Keep the configuration as given: Lightning would overwrite it with the checkpoint's hyperparameters."""
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse and check the arguments. Lightning would warn if the process has arguments too, as one with tests has."""
+        """Parse and check the arguments. Lightning would warn if the process, as one with tests, has arguments too."""
         check_environment(
             (action.dest for one in subcommand_parsers(self).values() for action in one._actions),
             list(subcommand_parsers(self)),
@@ -210,7 +210,7 @@ class FunctionCallingCLI(LightningCLI):
         check_values(self.config[self.config.subcommand])
 
     def before_instantiate_classes(self) -> None:
-        """Adapt to the machine and to the settings: callbacks, the Hub, and bars, which in a log file are many lines."""
+        """Adapt to the machine and the settings: callbacks, the Hub, and bars, which are many lines in a log file."""
         config = self.config[self.subcommand]
         drop_impossible_defaults(config.trainer)
         sources = [source.path for split in SOURCES for source in _list(config.get(split))]
