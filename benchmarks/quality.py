@@ -38,6 +38,7 @@ VARIANTS: dict[str, list[str]] = {
     ],
     "value_weight_2": ["--model.token_weights.argument_value=2"],
     "name_weight_2": ["--model.token_weights.function_name=2"],
+    "lora_plus_4": ["--model.lora_plus_ratio=4"],
     "learning_rate_2e-4": ["--model.learning_rate=2e-4"],
     "learning_rate_8e-4": ["--model.learning_rate=8e-4"],
     "rank_32": ["--model.peft.init_args.r=32", "--model.peft.init_args.lora_alpha=64"],
@@ -45,6 +46,7 @@ VARIANTS: dict[str, list[str]] = {
     "packing": ["--data.packing=true", "--trainer.accumulate_grad_batches=1"],
     "template_reasoning": ["--data.thoughts=template"],
 }
+VARIANTS["all_rank_32"] = [*VARIANTS["all"], *VARIANTS["rank_32"]]
 PERTURBATIONS = ("shuffle_tools", "distractors", "mask_names", "drop_tool")
 SAMPLES = 8
 
@@ -60,6 +62,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--runs", default="runs/quality", help="folder of the runs")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--set", action="append", default=[], help="a setting of all runs, --set=--KEY=VALUE")
+    parser.add_argument("--no_sampling", action="store_true", help="leave out pass@1 and pass@8")
     parser.add_argument("--table", action="store_true", help="print the results and train nothing")
     return parser.parse_args()
 
@@ -100,10 +103,14 @@ def train_and_evaluate(variant: str, seed: int, args: argparse.Namespace) -> dic
     evaluate = [*settings, f"--ckpt_path={checkpoint}"]
     perturbations = f"--data.perturbations=[{', '.join(PERTURBATIONS)}]"
     command_line("validate", [*evaluate, runs("plain"), perturbations])
-    sampling = {"do_sample": "true", "temperature": "0.8", "num_return_sequences": str(SAMPLES)}
-    sampled = [f"--model.generation.{name}={value}" for name, value in sampling.items()]
-    command_line("validate", [*evaluate, runs("sampled"), *sampled])
-    plain, by_sampling = last_metrics(folder / "plain"), last_metrics(folder / "sampled")
+    metrics = last_metrics(folder / "plain")
+    if not args.no_sampling:
+        sampling = {"do_sample": "true", "temperature": "0.8", "num_return_sequences": str(SAMPLES)}
+        sampled = [f"--model.generation.{name}={value}" for name, value in sampling.items()]
+        command_line("validate", [*evaluate, runs("sampled"), *sampled])
+        by_sampling = last_metrics(folder / "sampled")
+        metrics["val/pass_at_1"] = by_sampling["val/exact_match"]
+        metrics[f"val/pass_at_{SAMPLES}"] = by_sampling[f"val/pass_at_{SAMPLES}"]
     predictions = next((folder / "plain").rglob("predictions.jsonl")).read_text(encoding="utf-8")
     return {
         "variant": variant,
@@ -114,11 +121,7 @@ def train_and_evaluate(variant: str, seed: int, args: argparse.Namespace) -> dic
         "steps": steps_of(folder / "fit"),
         "minutes": round(minutes, 2),
         "turns": len(predictions.splitlines()),
-        "metrics": {
-            **plain,
-            "val/pass_at_1": by_sampling["val/exact_match"],
-            f"val/pass_at_{SAMPLES}": by_sampling[f"val/pass_at_{SAMPLES}"],
-        },
+        "metrics": metrics,
     }
 
 

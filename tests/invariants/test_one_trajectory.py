@@ -123,9 +123,9 @@ Trajectory = tuple[list[float], dict[str, Tensor]]
 def trajectories(base, data, tmp_path_factory) -> Callable[[list[Spread]], dict[Spread, Trajectory]]:
     """Runs all of them, those on two ranks in one go; returns losses and adapters."""
 
-    def run(wanted: list[Spread]) -> dict[Spread, Trajectory]:
+    def run(wanted: list[Spread], *more: str) -> dict[Spread, Trajectory]:
         folders = {spread: tmp_path_factory.mktemp("run") for spread in wanted}
-        jobs = {spread: arguments(spread, base, data, folder) for spread, folder in folders.items()}
+        jobs = {spread: [*arguments(spread, base, data, folder), *more] for spread, folder in folders.items()}
         for spread in wanted:
             if spread.ranks == 1:
                 main(jobs[spread])
@@ -174,8 +174,8 @@ def distance(one: Trajectory, other: Trajectory) -> float:
     return max(losses + weights)
 
 
-def check(trajectories: Callable, wanted: list[Spread]) -> None:
-    found = trajectories([REFERENCE, *wanted])
+def check(trajectories: Callable, wanted: list[Spread], *more: str) -> None:
+    found = trajectories([REFERENCE, *wanted], *more)
     distances = {spread: distance(found[spread], found[REFERENCE]) for spread in wanted}
     assert max(distances.values()) < TOLERANCE, distances
 
@@ -187,6 +187,14 @@ def test_a_sample_of_spreads_gives_one_trajectory(trajectories):
 @pytest.mark.slow
 def test_all_spreads_give_one_trajectory(trajectories):
     check(trajectories, [spread for spread in spreads() if spread not in (REFERENCE, *QUICK)])
+
+
+@pytest.mark.slow
+def test_token_weights_keep_one_trajectory(trajectories):
+    weights = ("--model.token_weights.answer=3", "--model.token_weights.tag=0.5")
+    check(trajectories, QUICK, *weights)
+    plain, weighted = trajectories([REFERENCE]), trajectories([REFERENCE], *weights)
+    assert distance(weighted[REFERENCE], plain[REFERENCE]) > 100 * TOLERANCE
 
 
 def test_the_mean_of_micro_batch_means_is_another_trajectory(trajectories, monkeypatch):
