@@ -64,8 +64,8 @@ _ACTION = re.compile(
 )
 _FINAL_ANSWER = re.compile(r"(?P<before>.*?)^[ \t]*Final Answer:\s*(?P<answer>.*)", re.DOTALL | re.MULTILINE)
 _SUSPICIOUS = re.compile(
-    r"<[|/]?(?:tool|function)[ _]?calls?\b|\[/?TOOL_CALLS?\]|^\s*Action Input:|<invoke\b|<function=|</?arg_key>"
-    r"|\"(?:tool_)?name\"\s*:\s*\"[^\"]{1,128}\"\s*,\s*\"(?:arguments|parameters)\"\s*:|^\s*\[\s*[\w.]+\([^()\n]{0,999}\)\s*[,\]]",
+    r"<[|/]?(?:tool|function)[ _]?calls?\b|\[/?TOOL_CALLS?\]|^[^\S\n]*Action Input:|<invoke\b|<function=|</?arg_key>"
+    r"|\"(?:tool_)?name\"\s*:\s*\"[^\"]{1,128}\"\s*,\s*\"(?:arguments|parameters)\"\s*:|^[^\S\n]*\[\s*[\w.]+\([^()\n]{0,999}\)\s*[,\]]",
     re.IGNORECASE | re.MULTILINE,
 )
 
