@@ -9,7 +9,7 @@ from tests.helpers.chat import TINY, encode
 from tests.helpers.tokenizers import tokenizer_of
 from transformers import AutoTokenizer
 
-from fc_lightning.chat_template.control_tokens import BREAK, break_control_tokens
+from fc_lightning.chat_template.control_tokens import BREAK, break_control_tokens, control_tokens_jinja
 from fc_lightning.chat_template.template import ChatTemplate
 from fc_lightning.chat_template.tokens import SpecialToken, register_tokens, save_tokenizer
 from fc_lightning.conversation.types import Conversation, Message, Tool, ToolCall
@@ -126,3 +126,12 @@ def test_a_template_that_does_not_break_control_tokens_is_served_by_a_client_tha
     marker = served.convert_tokens_to_ids("<|im_start|>")
     assert encoded.count(marker) == 2
     assert served.apply_chat_template(messages, tokenize=True, return_dict=False).count(marker) == 3
+
+
+def test_numbered_tokens_are_broken_by_their_common_beginning():
+    """Thousands of them must not make the template long and rendering slow."""
+    tokens = [*(f"<unused{number}>" for number in range(6000)), "<eos>", "<|step_1|>"]
+    assert len(control_tokens_jinja(tokens)) < 300
+    text = "<unused7><unused5999> <eos><|step_1|> <used> <unused"
+    marked = "<!unused7><!unused5999> <!eos><!|step_1|> <used> <!unused"
+    assert break_control_tokens(text, tokens) == marked.replace("!", BREAK)
