@@ -94,7 +94,7 @@ def test_what_was_measured_before_training_stays_so_when_a_run_goes_on(run, caps
     capsys.readouterr()
     assert run("fit", *quick, "--trainer.max_epochs=2", "--ckpt_path=last") == folder
     out = capsys.readouterr().out
-    assert "before:" not in out
+    assert "\nbefore:" not in out
     assert re.search(r"all +│ \d+ +│ 0.000 +│ 0.000", out)
     assert (folder / "predictions_before.jsonl").read_text() == first
     with (folder / "metrics.csv").open() as file:
