@@ -41,5 +41,5 @@ def test_a_message_is_printed_without_control_characters(capsys):
     message = as_message(text)
     assert message.tool_calls == (ToolCall("clock", {"city": "Oslo"}),)
     print_message(Console(force_terminal=False), message)
-    assert capsys.readouterr().out == 'A clock.\nI [31mlook.\nclock({"city": "Oslo"})\n'
+    assert capsys.readouterr().out == 'A clock.\nI \\x1b[31mlook.\nclock({"city": "Oslo"})\n'
     assert as_message("<tool_call>\n{broken").content == "<tool_call>\n{broken"

@@ -36,7 +36,8 @@ def run(folder: Path, devices: int, subcommand: str) -> dict[str, str]:
     files = {name: "" for name in names if "tfevents" not in name}
     for name in ("report.md", "predictions.jsonl", "predictions_before.jsonl"):
         if name in files:
-            files[name] = (version / name).read_text().replace(str(folder), "")
+            text = (version / name).read_text()
+            files[name] = text.partition("\n")[2] if name == "report.md" else text  # its title is the run's folder
     return files
 
 

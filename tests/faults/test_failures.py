@@ -50,7 +50,7 @@ def test_all_processes_end_and_the_first_error_is_shown(tmp_path, number, rank, 
 def test_out_of_memory_names_the_batch_and_what_to_lower(run, monkeypatch):
     from fc_lightning.training import module
 
-    def too_much(model, batch, chunk):
+    def too_much(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr(module, "token_loss_sum", too_much)

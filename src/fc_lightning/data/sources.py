@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -214,7 +215,7 @@ def _reader_source(format: str | None) -> bytes:
         readers = [entry.reader for name, entry in FORMATS.items() if format in (None, name)]
     elif ":" in format or "." in format:
         module = format.partition(":")[0] if ":" in format else format.rpartition(".")[0]
-        __import__(module)
+        importlib.import_module(module)
         return _module_source(module)
     modules = sorted({getattr(reader, "__module__", "") or "" for reader in readers})
     return b"".join(_module_source(name) for name in modules if not name.startswith("fc_lightning."))

@@ -618,7 +618,7 @@ def test_glaive_without_functions_and_with_defects():
         (
             {},
             None,
-            "no format fits a row with the keys none; known are preference, bfcl, gemini, anthropic",
+            "no format fits a row with the keys none; known are preference, bfcl, gemini,",
         ),
         ({"prompt": "a", "answer": "b"}, None, "no format fits a row with the keys prompt, answer;"),
         ([1], None, "a row must be an object, not list"),
