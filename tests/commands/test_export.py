@@ -91,7 +91,7 @@ def test_the_card_says_what_the_model_is_made_of(trained, tmp_path):
     for said in (
         *(BASE, "| train | data/quickstart/train.jsonl |  |  | first 32 |", "| adapter | LoraConfig |", "| r | 4 |"),
         *("| checkpoint | epoch 0, after 2 optimizer steps |", "| exported weights | bfloat16 |"),
-        *("| val/exact_match | 0.", "--tool-call-parser hermes", "transformers serve"),
+        *("| val/exact\\_match | 0.", "--tool-call-parser hermes", "transformers serve"),
     ):
         assert said in card.text, said
     assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
