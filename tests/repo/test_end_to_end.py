@@ -32,7 +32,7 @@ def test_the_quickstarts_model_becomes_an_agent(tmp_path):
     # What it generated in validation, by the rules of vLLM's parser.
     folder = Path(given) if given else next((tmp_path / "runs").glob("*/version_*"))
     texts = [json.loads(line)["text"] for line in (folder / "predictions.jsonl").open()]
-    turns = [(text, parse_turn(text)) for text in texts]
+    turns = [(text, parse_turn(text, strict=True)) for text in texts]
     calling = [(text, turn) for text, turn in turns if turn.tool_calls and not turn.errors]
     assert len(calling) >= 30
     for text, turn in calling:
