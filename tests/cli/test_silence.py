@@ -24,6 +24,7 @@ for command in commands:
 """
 TABLE = r"[┏┡└│┃].*|\s*exact match\s*|\s*audit\s*"
 ROWS = r"\w+: 5 of 5 rows, .*"
+LIMIT = r"(train|validation|test):|  \S+: first \d+ rows of \d+ \(`limit`\)"
 # Regular expressions for every line that a subcommand may print.
 ALLOWED = {
     "fit": [
@@ -88,7 +89,7 @@ def test_every_line_is_one_of_ours(tmp_path):
     printed = output(tmp_path, commands(tmp_path))
     assert set(printed) == set(ALLOWED)
     for subcommand, lines in printed.items():
-        allowed = re.compile("|".join([TABLE, *ALLOWED[subcommand]]))
+        allowed = re.compile("|".join([TABLE, LIMIT, *ALLOWED[subcommand]]))
         surplus = [line for line in lines if not allowed.fullmatch(line)]
         if subcommand in ("predict", "chat"):  # what a random model says
             surplus = [line for line in surplus if NOISE.search(line)]
