@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 LEAN := $(VENV)/.installed-lean
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-all lint types format docs reference figures data clean
+.PHONY: help install quickstart test test-all test-nightly lint types format docs reference figures data clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -31,8 +31,11 @@ quickstart: $(LEAN) ## fine-tune the small model on the shipped data
 test: install ## run the quick tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-test-all: install ## run all tests, including the slow ones
-	$(BIN)/python -m pytest -m "slow or not slow" $(PYTEST_ARGS)
+test-all: install ## run the slow tests too, as continuous integration does
+	$(BIN)/python -m pytest -m "not nightly" $(PYTEST_ARGS)
+
+test-nightly: install ## run the long tables: every adapter and setting, random configurations, the quickstart and its agent
+	$(BIN)/python -m pytest -m nightly $(PYTEST_ARGS)
 
 lint: install ## check style and formatting
 	$(BIN)/ruff check

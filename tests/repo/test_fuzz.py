@@ -4,7 +4,6 @@ python scripts/fuzz_configurations.py --count 300
 """
 
 import importlib.util
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -45,8 +44,7 @@ def test_a_seed_is_a_combination(script):
     assert 10 < sum(one["trainer"].get("devices") == 2 for one in combinations) < 60
 
 
-@pytest.mark.slow
-@pytest.mark.skipif("FC_LIGHTNING_FUZZ" not in os.environ, reason="set FC_LIGHTNING_FUZZ=1 for random combinations")
+@pytest.mark.nightly
 def test_twenty_random_combinations():
     """The seed is in the output."""
     done = subprocess.run([sys.executable, str(SCRIPT), "--count", "20"], capture_output=True, text=True, check=False)

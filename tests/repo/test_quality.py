@@ -15,7 +15,7 @@ def sweep(tmp_path: Path, *arguments: str) -> str:
     return result.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_sweep_writes_a_line_per_run_and_a_table(tmp_path):
     runs = ["--config=configs/debug/tiny.yaml", f"--runs={tmp_path / 'runs'}", "--variants", "mask_names"]
     runs += [

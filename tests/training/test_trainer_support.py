@@ -140,7 +140,7 @@ WORKS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", WORKS)
 def test_what_works(run, name):
     arguments, check = WORKS[name]
