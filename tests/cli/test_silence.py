@@ -22,7 +22,7 @@ for command in commands:
     sys.stdin = io.StringIO("What time is it in Oslo?\\n\\n\\n\\n\\n")
     main(command)
 """
-TABLE = r"[┏┡└│┃].*|\s*exact match\s*|\s*audit\s*"
+TABLE = r"[┏┡└│┃].*|\s*(exact match|audit|sources)\s*"
 ROWS = r"\w+: 5 of 5 rows, .*"
 LIMIT = r"(train|validation|test):|  \S+: first \d+ rows of \d+ \(`limit`\)"
 # Regular expressions for every line that a subcommand may print.
