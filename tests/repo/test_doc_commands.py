@@ -172,6 +172,8 @@ def test_the_commands_run(workspace, monkeypatch, capsys):
     """In the order of the pages: what a command writes, a later one reads."""
     rows = (ROOT / "data/quickstart/train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     (workspace / "train.jsonl").write_text("".join(rows[:40]))
+    pair = {"prompt": "Capital of Norway?", "chosen": "Oslo.", "rejected": "Bergen."}
+    (workspace / "pairs.jsonl").write_text("".join(json.dumps(pair | {"id": n}) + "\n" for n in range(8)))
     (workspace / "hermes_bfcl").mkdir()
     for split in ("train", "validation"):
         (workspace / "hermes_bfcl" / f"{split}.jsonl").write_text("".join(rows[:16]))

@@ -9,7 +9,7 @@ from lightning import Trainer
 
 from fc_lightning.training.checkpoint_io import CheckpointError, last_checkpoint, read_checkpoint
 from fc_lightning.training.module import FunctionCallingModule
-from fc_lightning.training.run_folders import checkpoint_folders, search_root
+from fc_lightning.training.run_folders import checkpoint_folders, runs_root
 
 
 def find_checkpoint(trainer: Trainer, which: str) -> Path:
@@ -22,11 +22,10 @@ def find_checkpoint(trainer: Trainer, which: str) -> Path:
         if not Path(which).is_file():
             raise CheckpointError(f"{which}: checkpoint not found (`--ckpt_path`)")
         return Path(which)
-    newest = last_checkpoint(checkpoint_folders(trainer))
+    # An evaluation may have a named folder of its own, without checkpoints: then the newest run's are meant.
+    newest = last_checkpoint([*checkpoint_folders(trainer), runs_root(trainer)])
     if newest is None:
-        raise CheckpointError(
-            f"{search_root(trainer)}: no checkpoint found; train first, or name one with `--ckpt_path`"
-        )
+        raise CheckpointError(f"{runs_root(trainer)}: no checkpoint found; train first, or name one with `--ckpt_path`")
     return newest if which == "last" else _best_of_run(newest)
 
 
