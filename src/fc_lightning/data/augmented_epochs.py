@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import Dataset as TorchDataset
 
 from fc_lightning.data.dataloaders import token_counts
@@ -25,7 +26,7 @@ class AugmentedSampler(MicroBatchSampler):
     """Plans each epoch with the lengths of its documents; a micro-batch comes with the folder of the epoch.
 
     Every epoch has the same number of packs: one percent more than the first needs, to leave room for longer documents.
-    If an epoch needs more, the documents that do not fit are left out of it.
+    If an epoch needs more, the documents that do not fit are left out of it, with a warning that counts them.
 
     Args:
         prepare_epoch: Prepares the documents of an epoch unless they are cached; returns their folder.
@@ -41,10 +42,15 @@ class AugmentedSampler(MicroBatchSampler):
 
     def plan(self) -> list[MicroBatch]:
         """All ranks' micro-batches of the epoch, in order."""
-        if self._planned_epoch != self.epoch:
+        is_new = self._planned_epoch != self.epoch
+        if is_new:
             self._planned_epoch = self.epoch
             self.lengths = token_counts(open_documents(self.prepare_epoch(self.epoch)))
-        return super().plan()
+        plan = super().plan()
+        num_left_out = len(self.lengths) - len({document for batch in plan for pack in batch for document in pack})
+        if is_new and num_left_out and not self.weights:  # weights leave documents out on purpose
+            rank_zero_warn(f"epoch {self.epoch}: {num_left_out:,} augmented documents do not fit into its packs")
+        return plan
 
     def __iter__(self) -> Iterator[Any]:
         folder = str(self.prepare_epoch(self.epoch))
