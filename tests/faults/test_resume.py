@@ -200,8 +200,8 @@ def test_last_passes_over_a_broken_checkpoint_and_waits_for_nobody(tmp_path, cap
     assert "no checkpoint in" in caplog.text
     broken = tmp_path / "run" / "last.ckpt"
     broken.write_bytes(broken.read_bytes()[:-100])
-    fit(tmp_path, "run", *arguments)
     (other,) = (path for path in (tmp_path / "run").iterdir() if "epoch=0" in path.name)
+    fit(tmp_path, "run", *arguments)
     assert f"{broken}: cannot be read as a checkpoint" in caplog.text
     assert f"resuming from {other}" in caplog.text
     with pytest.raises(SystemExit):
