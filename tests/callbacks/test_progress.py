@@ -30,7 +30,7 @@ def evaluation(bar, batches, turns):
     module = SimpleNamespace(evaluated_turns=[])
     for number, batch in enumerate(batches):
         module.evaluated_turns += [(0, one) for one in turns[number]]
-        bar._count("validation", module, batch, number, loader, len(batches), None)
+        bar._count("validation", module, loader, [len(batches)], None, None, batch, number)
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_lines_of_a_file_count_turns(bar, capsys):
 
 def test_batches_of_an_endless_loader_have_no_total(bar, capsys):
     for number in range(3):
-        bar._count("validation", None, {"input_ids": []}, number, None, float("inf"), None)
+        bar._count("validation", None, None, [float("inf")], None, None, {"input_ids": []}, number)
     assert capsys.readouterr().out.splitlines()[0] == "validation: 2 batches"
 
 

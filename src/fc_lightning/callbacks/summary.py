@@ -94,19 +94,17 @@ class RunSummary(Callback):
         tokens = int(trainer.strategy.reduce(torch.tensor(self._tokens, device=pl_module.device), reduce_op="sum"))
         if not trainer.is_global_zero:
             return
-        console = Console()
-        console.print(f"\n{self._duration(trainer, tokens)}", highlight=False, soft_wrap=True)
+        print(f"\n{self._duration(trainer, tokens)}")
         earlier = run / "predictions_before.jsonl"  # from before the run was interrupted
         before = self.before or (read_predictions(earlier) if earlier.is_file() else [])
         if self.after:
-            console.print(_results_table({"before": before, "after": self.after}))
-            example = map(printable_text, _example(before, self.after))
-            console.print("\n".join([*example, ""]), highlight=False, soft_wrap=True, markup=False)
+            Console().print(_results_table({"before": before, "after": self.after}))
+            print(*map(printable_text, _example(before, self.after)), "", sep="\n")
         lines = [*_best_and_last(trainer), f"run:     {run}"]
         lines += [f"adapter: {run / 'adapter'}"] if (run / "adapter").is_dir() else []
         lines += _report(trainer, run)
         lines += _next_commands(trainer, run) if (run / "config.yaml").is_file() else []  # not in plain Python use
-        console.print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
+        print(*lines, sep="\n", flush=True)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the results of ``test``."""
@@ -122,10 +120,8 @@ class RunSummary(Callback):
         for name, value in sorted(trainer.callback_metrics.items()):
             if "exact_match/" not in name:
                 metrics.add_row(name, f"{float(value):.4f}")
-        console = Console()
-        console.print(metrics, _results_table({"exact match": self.after}))
-        lines = [f"run:     {run}", *_report(trainer, run)]
-        console.print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
+        Console().print(metrics, _results_table({"exact match": self.after}))
+        print(f"run:     {run}", *_report(trainer, run), sep="\n", flush=True)
 
     def _duration(self, trainer: Trainer, tokens: int) -> str:
         steps = f"{trainer.global_step:,} optimizer steps"
