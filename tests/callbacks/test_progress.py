@@ -6,12 +6,13 @@ from types import SimpleNamespace
 import pytest
 
 from fc_lightning.callbacks import ProgressBar
-from fc_lightning.callbacks.summary import _example, question_of
+from fc_lightning.callbacks.summary import _example
 from fc_lightning.chat_template.template import ChatTemplate
 from fc_lightning.chat_template.tokens import SpecialToken, load_tokenizer
 from fc_lightning.conversation.parsing import parse_turn
 from fc_lightning.conversation.types import Conversation, Message, Tool
 from fc_lightning.evaluation.metrics import evaluate_turn
+from fc_lightning.evaluation.report_turns import question_of
 
 CALL = '<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>'
 

@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.table import Table
 
 from fc_lightning.callbacks.report import EvaluationReport
-from fc_lightning.chat_template.tool_formats import CHAT_FORMATS
 from fc_lightning.conversation.parsing import dump_json
 from fc_lightning.data import FunctionCallingDataModule
 from fc_lightning.data.collator import Batch
@@ -23,6 +22,7 @@ from fc_lightning.data.samplers import MicroBatch, MicroBatchSampler
 from fc_lightning.evaluation.evaluator import is_baseline_validation
 from fc_lightning.evaluation.metrics import EvaluatedTurn
 from fc_lightning.evaluation.report import read_predictions
+from fc_lightning.evaluation.report_turns import question_of
 from fc_lightning.models.attention import BY_DOCUMENT
 from fc_lightning.models.flops import parameter_counts
 from fc_lightning.models.memory import estimate_training_bytes, memory_in_use
@@ -261,16 +261,6 @@ def _example(before: Sequence[EvaluatedTurn], after: Sequence[EvaluatedTurn]) ->
         calls = ", ".join(f"{call.name}({dump_json(call.arguments)})" for call in new.expected)
         lines.append(f"  expected: {_shorten(calls or 'an answer without a call')}")
     return lines
-
-
-def question_of(prompt: str) -> str:
-    """The text of the last user turn in a rendered prompt, without the tools that precede it in a first turn."""
-    for chat_format in CHAT_FORMATS:
-        opening = f"{chat_format.turn_start}user{chat_format.role_end}"
-        if opening in prompt:
-            text = prompt.rpartition(opening)[2].partition(chat_format.turn_end)[0]
-            return text.rpartition("</tools>")[2].strip()
-    return prompt.strip()
 
 
 def _shorten(text: str, limit: int = 300) -> str:

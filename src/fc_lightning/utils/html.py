@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,6 +35,11 @@ def page(title: str, sections: Mapping[str, Sequence[str | Markup]], subtitle: s
 def figures(values: Mapping[str, str]) -> Markup:
     """Key figures side by side: the formatted value of each, by its name."""
     return _part("figures", values)
+
+
+def properties(values: Mapping[str, str], heading: str = "") -> Markup:
+    """Named texts below each other."""
+    return _part("properties", heading, values)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Markup:
@@ -90,13 +96,24 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], title: str, x_lab
     return _part("lines", _Axes((min(xs), max(xs)), (min(ys), max(ys))), series, title, x_label, y_label)
 
 
+def turns(compared: Sequence[Any]) -> Markup:
+    """Generated turns next to the expected ones, with filters and a search field.
+
+    Args:
+        compared: Objects with the attributes of :class:`fc_lightning.evaluation.report_turns.ComparedTurn`.
+    """
+    names = dict.fromkeys(name for one in compared for name in one.tags)
+    filters = {name: Counter(one.tags[name] for one in compared if name in one.tags) for name in names}
+    return _part("turns", filters, [(one, [one.tags.get(name, "") for name in names]) for one in compared])
+
+
 @dataclass(frozen=True)
 class _Axes:
     """The coordinates of values in a plot."""
 
     xs: tuple[float, float]
     ys: tuple[float, float]
-    left: int = 60
+    left: int = 76
     right: int = 456
     top: int = 12
     bottom: int = 216
