@@ -22,7 +22,7 @@ _SHOWN = {
     "val/loss": ("val loss", ".3f"),
     "val/exact_match": ("exact match", ".3f"),
 }
-_SHOWN_NARROW = ("loss", "exact match")  # more would wrap the bar of a narrow terminal onto several lines
+_SHOWN_NARROW = ("loss",)  # more would wrap the bar of a narrow terminal onto several lines
 _WIDE = 120  # columns
 
 
@@ -56,9 +56,14 @@ class ProgressBar(RichProgressBar):
         """The values next to the bar, read once per logged step, when Lightning synchronizes the device anyway."""
         if trainer.global_step != self._values_step and trainer.global_step % trainer.log_every_n_steps == 0:
             self._read_values(trainer)
-        if self.to_file or shutil.get_terminal_size().columns >= _WIDE:
+        if self.to_file or _is_wide():
             return dict(self._values)
         return {name: value for name, value in self._values.items() if name in _SHOWN_NARROW}
+
+    def configure_columns(self, trainer: Trainer) -> list[Any]:
+        """Columns that fit on one line: without the speed in a narrow terminal."""
+        columns = super().configure_columns(trainer)
+        return columns if _is_wide() else columns[:-1]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
@@ -143,7 +148,7 @@ class ProgressBar(RichProgressBar):
         if self._prints_lines:
             self._evaluation.print_if_due(self.seconds)
         elif self.progress is not None and task is not None:
-            self.progress.update(task, description=self._evaluation.describe())
+            self.progress.update(task, description=self._evaluation.describe(with_time_left=False))
 
     @property
     def _prints_lines(self) -> bool:
@@ -162,6 +167,10 @@ class ProgressBar(RichProgressBar):
         clock = time.strftime("%H:%M:%S", time.gmtime(self._last_line - self._started))
         values = "  ".join(f"{name} {value}" for name, value in self.get_metrics(trainer, pl_module).items())
         print(f"{clock}  step {done:,}{share}  epoch {trainer.current_epoch}  {values}".rstrip(), flush=True)
+
+
+def _is_wide() -> bool:
+    return shutil.get_terminal_size().columns >= _WIDE
 
 
 def _exact_match(module: Any) -> str:
