@@ -86,7 +86,7 @@ class ProgressBar(RichProgressBar):
         """Advance the bar, or print a line if it is time for one."""
         super().on_validation_batch_end(trainer, pl_module, *args)
         if trainer.sanity_checking:
-            title, limits, task = "untouched base", trainer.num_sanity_val_batches, self.val_sanity_progress_bar_id
+            title, limits, task = "base model", trainer.num_sanity_val_batches, self.val_sanity_progress_bar_id
         else:
             title, limits, task = "validation", trainer.num_val_batches, self.val_progress_bar_id
         self._count(title, pl_module, trainer.val_dataloaders, limits, task, *args)
