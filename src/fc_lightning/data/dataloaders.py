@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Any, TypedDict
 
 import numpy as np
@@ -107,6 +108,11 @@ def prompt_loader(prompts: Any, batches: list[list[int]]) -> DataLoader:
 def without_perturbations(prompts: Dataset) -> Dataset:
     """The prompts as the data has them."""
     return prompts.select([number for number, name in enumerate(prompts["perturbation"]) if not name])
+
+
+def without_conversations(prompts: Dataset, ids: Set[str]) -> Dataset:
+    """The prompts of all other conversations."""
+    return prompts.select([number for number, name in enumerate(prompts["id"]) if name not in ids])
 
 
 def evenly_spread(prompts: Dataset, number: int) -> Dataset:

@@ -18,6 +18,7 @@ from fc_lightning.data import dataloaders
 from fc_lightning.data.augmentation import Augmentation, Perturbation
 from fc_lightning.data.augmented_epochs import AugmentedSampler, EpochDataset
 from fc_lightning.data.collator import PackingCollator
+from fc_lightning.data.contamination import trained_questions
 from fc_lightning.data.encoding import EncodingSettings
 from fc_lightning.data.prepare import Prepared, fingerprint, load_prepared, prepare
 from fc_lightning.data.prompts import prompt_rows
@@ -27,6 +28,8 @@ from fc_lightning.data.sources import DataError, Source, source_weights
 from fc_lightning.data.streaming import StreamingPacks
 from fc_lightning.data.training_order import ResumableDataModule
 from fc_lightning.utils.pretrained import cache_dir as default_cache_dir
+
+_MAX_NAMES = 20  # of conversations that a message lists
 
 
 class FunctionCallingDataModule(ResumableDataModule):
@@ -92,8 +95,8 @@ class FunctionCallingDataModule(ResumableDataModule):
         packing: bool = True,
         batch_size: int = 1,
         validation_prompts: int | None = None,
-        generation_batch_tokens: int = 8192,
-        generation_batch_size: int = 32,
+        generation_batch_tokens: int = 32768,
+        generation_batch_size: int = 64,
         num_workers: int = 0,
         seed: int | None = 0,
         streaming: bool = False,
@@ -187,6 +190,7 @@ class FunctionCallingDataModule(ResumableDataModule):
             if split not in self.prepared:
                 self._prepare(split)
                 self.prepared[split] = load_prepared(self._folder(split))
+                self._leave_out_trained_questions(split)
                 lines = self.prepared[split].report.lines(split)
                 if stage == "fit":  # the run's summary prints the first line
                     lines = [f"{split}:", *lines[1:]] if lines[1:] else []
@@ -194,6 +198,18 @@ class FunctionCallingDataModule(ResumableDataModule):
                     rank_zero_info("\n".join(lines))
                 if stage is not None:  # `audit` passes None: it reports problems itself
                     self.prepared[split].report.check(split, self.max_unreadable)
+
+    def _leave_out_trained_questions(self, split: str) -> None:
+        """Do not ask a benchmark's questions that are in the training data."""
+        if self.sources[split] is self.sources["train"]:  # or a held-out share of it
+            return
+        trained = set(trained_questions(self.sources[split], self.sources["train"]))
+        if not trained:
+            return
+        prepared = self.prepared[split]
+        self.prepared[split] = replace(prepared, prompts=dataloaders.without_conversations(prepared.prompts, trained))
+        first = ", ".join(sorted(trained)[:_MAX_NAMES]) + (", …" if len(trained) > _MAX_NAMES else "")
+        rank_zero_info(f"{split}: {len(trained):,} questions are in `data.train` too and are left out: {first}")
 
     def preparation(self, split: str) -> EncodingSettings:
         """How the conversations of a split are encoded."""
@@ -300,7 +316,8 @@ class FunctionCallingDataModule(ResumableDataModule):
 
     def _prompt_loader(self, prompts: Any) -> DataLoader:
         ids = [row["input_ids"] for row in prompts]
-        batches = plan_generation(ids, self.generation_batch_tokens, self.generation_batch_size)
+        size = min(self.generation_batch_size, -(-len(ids) // self._world_size))  # so that every rank has some
+        batches = plan_generation(ids, self.generation_batch_tokens, size)
         return dataloaders.prompt_loader(prompts, shard_batches(batches, self._world_size, self._rank))
 
     def _splits(self, stage: str | None) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -32,6 +32,9 @@ class TurnGenerator:
         settings: Fields of transformers' ``GenerationConfig``.
         constrained: Whether to constrain decoding to the grammar and the offered tools.
         seed: Seed of sampling; the same prompts in the same batches give the same turns.
+
+    Attributes:
+        on_step: See :func:`fc_lightning.evaluation.generation.generate`.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class TurnGenerator:
         self.settings = settings
         self.constrained = constrained
         self.seed = seed
+        self.on_step: Callable[[int], None] = lambda num_ended: None
         self.end_ids = ChatTemplate.end_ids(tokenizer)
         self._grammars: CallGrammars | None = None
 
@@ -73,7 +77,14 @@ class TurnGenerator:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(self.seed + seed)
             outputs = generate(
-                model, prompts, self.settings, self.end_ids, self.tokenizer.pad_token_id, constraint, synced_gpus
+                model,
+                prompts,
+                self.settings,
+                self.end_ids,
+                self.tokenizer.pad_token_id,
+                constraint,
+                synced_gpus,
+                self.on_step,
             )
         return [(self.tokenizer.decode(ids), finished) for ids, finished in outputs]
 

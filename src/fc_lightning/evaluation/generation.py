@@ -16,7 +16,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, cast
 
 import torch
@@ -55,6 +55,7 @@ def generate(
     pad_id: int,
     constraint: Constraint | None = None,
     synced_gpus: bool = False,
+    on_step: Callable[[int], None] = lambda num_ended: None,
 ) -> list[Output]:
     """Generate a continuation of each prompt.
 
@@ -67,6 +68,8 @@ def generate(
         pad_id: Id that pads shorter rows, on the left.
         constraint: Keeps each row to a grammar; not with beams.
         synced_gpus: Whether all ranks must take the same number of steps, as a sharded model requires.
+        on_step: Called after each prompt that was read and each step of plain greedy decoding, with the number of rows
+            that it ended.
 
     Returns:
         For each prompt (n in a row) the new ids without the one that ends the turn, and whether there was one.
@@ -75,9 +78,9 @@ def generate(
     settings = {**settings, "eos_token_id": list(end_ids), "pad_token_id": pad_id, "use_cache": True}
     if synced_gpus or settings.get("num_beams", 1) > 1 or not _has_plain_cache(causal):
         return _generate_padded(causal, prompts, settings, constraint, synced_gpus)
-    cache = _prefill(causal, prompts, room=settings["max_new_tokens"])
+    cache = _prefill(causal, prompts, settings["max_new_tokens"], on_step)
     if _is_plain_greedy(causal, settings):
-        return _decode_greedy(causal, prompts, cache, settings, constraint)
+        return _decode_greedy(causal, prompts, cache, settings, constraint, on_step)
     num_copies = settings.pop("num_return_sequences", 1)
     for layer in cache.layers if num_copies > 1 else []:
         layer.batch_repeat_interleave(num_copies)
@@ -109,7 +112,7 @@ def _is_plain_greedy(causal: Any, settings: Mapping[str, Any]) -> bool:
     return {"position_ids", "logits_to_keep"} <= inspect.signature(causal.forward).parameters.keys()
 
 
-def _prefill(causal: Any, prompts: Sequence[Sequence[int]], room: int) -> BufferedCache:
+def _prefill(causal: Any, prompts: Sequence[Sequence[int]], room: int, on_step: Callable[[int], None]) -> BufferedCache:
     """Read all but the last token of each prompt into a cache, which has room for more tokens."""
     decoder, device = causal.get_decoder(), next(causal.parameters()).device
     windows = sliding_windows(causal.config.get_text_config())
@@ -128,6 +131,7 @@ def _prefill(causal: Any, prompts: Sequence[Sequence[int]], room: int) -> Buffer
         if ids:
             cache.copy_row(prompt, row, len(prompts))
         previous = ids
+        on_step(0)
     return cache
 
 
@@ -137,6 +141,7 @@ def _decode_greedy(
     cache: BufferedCache,
     settings: Mapping[str, Any],
     constraint: Constraint | None,
+    on_step: Callable[[int], None],
 ) -> list[Output]:
     """Take the likeliest token of each row until every row has ended or reached the limit."""
     limit, minimum = settings["max_new_tokens"], settings.get("min_new_tokens") or 0
@@ -168,6 +173,7 @@ def _decode_greedy(
         ids[:, end] = _argmax(scores)
         # 2) Take out the rows that have ended.
         ended = torch.isin(ids[:, end], end_ids).nonzero().flatten().tolist()
+        on_step(len(ended))
         if not ended:
             continue
         for place in ended:
