@@ -47,8 +47,9 @@ class PromptDataset(TorchDataset):
 
     def __getitem__(self, numbers: list[int]) -> PromptBatch:
         rows = [self.prompts[number] for number in numbers]
-        columns: Any = {name: [row[name] for row in rows] for name in PromptBatch.__annotations__ if name != "order"}
-        return PromptBatch(order=numbers, **columns)
+        names = PromptBatch.__annotations__.keys() - {"order"}
+        batch: Any = {"order": numbers, **{name: [row[name] for row in rows] for name in names}}
+        return batch
 
 
 def loader(dataset: Any, **options: Any) -> DataLoader:

@@ -28,10 +28,10 @@ def _tools(specs: list[Any]) -> list[Any]:
     """Tools without Bedrock's two wrappings, ``toolSpec`` and ``inputSchema.json``."""
     tools = []
     for value in specs:
-        spec = value.get("toolSpec") if isinstance(value, dict) else None
+        spec = value.get("toolSpec", value) if isinstance(value, dict) else value
         schema = spec.get("inputSchema") if isinstance(spec, dict) else None
-        is_wrapped = isinstance(spec, dict) and isinstance(schema, dict) and "json" in schema
-        tools.append({**spec, "inputSchema": schema["json"]} if is_wrapped else spec or value)
+        is_wrapped = isinstance(schema, dict) and "json" in schema
+        tools.append({**spec, "inputSchema": schema["json"]} if is_wrapped else spec)
     return tools
 
 

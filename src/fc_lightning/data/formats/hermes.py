@@ -5,6 +5,8 @@ JSON-mode rows offer no tools: their answer is JSON of a ``schema``, a column or
 
 from __future__ import annotations
 
+from typing import Any
+
 from fc_lightning.conversation.types import Conversation
 from fc_lightning.data.formats.chat import (
     CHAT_KEYS,
@@ -23,7 +25,7 @@ _TAGS = ("<tool_call>", "<tools>", "<tool_response>")
 def _detect(row: Row) -> bool:
     if row.get("conversations") is not None and decoded_list(row["conversations"]) is not None:
         return True
-    texts = [turn.get("content") for turn in objects_in(row, "messages")]
+    texts: list[Any] = [turn.get("content") for turn in objects_in(row, "messages")]
     return all(isinstance(text, str) for text in texts) and any(tag in text for text in texts for tag in _TAGS)
 
 
