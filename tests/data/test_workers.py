@@ -18,7 +18,8 @@ import pytest
 
 from fc_lightning.data import DataError, FunctionCallingDataModule, Source, prepare
 from fc_lightning.data.formats import FORMATS, RowError, UnknownFormatError, register_format
-from fc_lightning.data.formats.hermes import read_hermes
+
+read_hermes = FORMATS["hermes"].reader
 from fc_lightning.data.workers import choose_num_processes, run_ordered
 
 BASE = "tests/models/tiny_gemma2"

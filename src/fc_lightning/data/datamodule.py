@@ -25,7 +25,7 @@ from fc_lightning.data.prompts import prompt_rows
 from fc_lightning.data.reasoning import Thoughts
 from fc_lightning.data.samplers import MicroBatchSampler, plan_generation, shard_batches
 from fc_lightning.data.sources import DataError, Source, source_weights
-from fc_lightning.data.streaming import StreamingPacks
+from fc_lightning.data.streaming import StreamCollator, StreamingPacks
 from fc_lightning.data.training_order import ResumableDataModule
 from fc_lightning.utils.pretrained import cache_dir as default_cache_dir
 
@@ -281,8 +281,9 @@ class FunctionCallingDataModule(ResumableDataModule):
             num_workers=self.num_workers,
         )
         self._restore_position()
-        collator = self._collator(self.token_weights)
-        return dataloaders.stream_loader(self._stream, collator, self.num_workers, self._on_gpu)
+        collator = StreamCollator(self._collator(self.token_weights))
+        # Workers are not persistent: those of a new iteration must start at the position that the model has reached.
+        return dataloaders.loader(self._stream, collate_fn=collator, **self._workers)
 
     def _evaluation_loaders(self, split: str) -> list[DataLoader]:
         if split not in self.prepared:
@@ -297,7 +298,12 @@ class FunctionCallingDataModule(ResumableDataModule):
     def _document_loader(
         self, packs: Any, sampler: MicroBatchSampler, weights: TokenWeights | None = None
     ) -> DataLoader:
-        return dataloaders.document_loader(packs, sampler, self._collator(weights), self.num_workers, self._on_gpu)
+        options = {"persistent_workers": self.num_workers > 0, **self._workers}
+        return dataloaders.loader(packs, sampler=sampler, collate_fn=self._collator(weights), **options)
+
+    @property
+    def _workers(self) -> dict[str, Any]:
+        return {"num_workers": self.num_workers, "pin_memory": self._on_gpu}
 
     def _micro_batches(self, documents: Dataset, **order: Any) -> MicroBatchSampler:
         return MicroBatchSampler(lengths=dataloaders.token_counts(documents), **self._sampling, **order)
@@ -318,7 +324,8 @@ class FunctionCallingDataModule(ResumableDataModule):
         ids = [row["input_ids"] for row in prompts]
         size = min(self.generation_batch_size, -(-len(ids) // self._world_size))  # so that every rank has some
         batches = plan_generation(ids, self.generation_batch_tokens, size)
-        return dataloaders.prompt_loader(prompts, shard_batches(batches, self._world_size, self._rank))
+        sampler = shard_batches(batches, self._world_size, self._rank)
+        return dataloaders.loader(dataloaders.PromptDataset(prompts), sampler=sampler, collate_fn=lambda batch: batch)
 
     def _splits(self, stage: str | None) -> list[str]:
         if stage == "predict" and self.prompt_conversations is not None:

@@ -57,10 +57,6 @@ def has_rows(file: Path) -> bool:
 def read_file(file: Path, split: str = "train") -> Iterator[tuple[str, Callable[[], Row]]]:
     """Yield each row's place (``file:row``), and a function that parses it.
 
-    Args:
-        file: The file.
-        split: The split to read of a JSON file that has several.
-
     Raises:
         DataError: If the file cannot be read.
     """

@@ -29,10 +29,6 @@ def hold_out(questions: Sequence[str], share: float) -> tuple[list[bool], str]:
     The choice depends on the questions, not on their order: the hash of one member decides for a group of
     near-duplicates. If all questions are near-duplicates of one another, only equal ones stay together.
 
-    Args:
-        questions: The user's texts of each conversation.
-        share: Approximate share of the groups to hold out.
-
     Returns:
         A flag for each conversation, and a remark if the questions could not be kept apart.
 
