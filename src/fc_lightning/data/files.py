@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from fc_lightning.data.formats import RowError
+from fc_lightning.utils.errors import UserError
 
 # Characters, about a million tokens; a longer row is not parsed.
 MAX_ROW = 4_000_000
@@ -37,7 +38,7 @@ _ENCODINGS = {
 Row = dict[str, Any] | RowError
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """The data cannot be used as configured. The message says where the problem is and what to do."""
 
 

@@ -21,6 +21,7 @@ from fc_lightning.evaluation.robustness import robustness
 from fc_lightning.evaluation.significance import LEVEL, compare_turns, holm_adjusted, standard_error
 from fc_lightning.utils import html as pages
 from fc_lightning.utils.atomic_files import write_text
+from fc_lightning.utils.errors import UserError
 from fc_lightning.utils.escaping import escape_markdown
 
 _GROUPED_METRICS = ("exact_match", "name_match", "argument_f1")
@@ -40,7 +41,7 @@ _DIFFERENCES = (
 TableRows = tuple[list[str], list[list[Any]]]  # header and rows
 
 
-class ReportError(ValueError):
+class ReportError(UserError):
     """The requested report cannot be made. The message says what to do."""
 
 

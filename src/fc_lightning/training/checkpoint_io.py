@@ -21,10 +21,10 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 
 from fc_lightning.utils.atomic_files import OLD_SUFFIX, PARTIAL_SUFFIX, sync_folder, wrap_os_errors
-from fc_lightning.utils.errors import first_line
+from fc_lightning.utils.errors import UserError, first_line
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint cannot be written, read or resumed from. The message says which, why and what to do."""
 
 

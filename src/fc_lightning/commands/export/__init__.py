@@ -14,12 +14,12 @@ from fc_lightning.commands.export.huggingface import write_huggingface_folder
 from fc_lightning.data import FunctionCallingDataModule
 from fc_lightning.training.module import FunctionCallingModule
 from fc_lightning.utils.atomic_files import atomic_folder, wrap_os_errors
-from fc_lightning.utils.errors import first_line
+from fc_lightning.utils.errors import UserError, first_line
 
 __all__ = ["ExportError", "export"]
 
 
-class ExportError(ValueError):
+class ExportError(UserError):
     """The export is impossible as requested. The message says what to do."""
 
 

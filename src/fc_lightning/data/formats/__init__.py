@@ -39,6 +39,7 @@ from fc_lightning.data.formats.builder import turn_defects
 from fc_lightning.data.formats.chat import Detector, Format, Reader
 from fc_lightning.data.formats.columns import DEFAULT_SYSTEM_PROMPT
 from fc_lightning.data.formats.values import Row, RowError, is_empty, text_of
+from fc_lightning.utils.errors import UserError
 
 __all__ = [
     "DEFAULT_SYSTEM_PROMPT",
@@ -52,7 +53,7 @@ __all__ = [
 ]
 
 
-class UnknownFormatError(ValueError):
+class UnknownFormatError(UserError):
     """A format name that is neither registered nor the import path of a reader."""
 
 
