@@ -35,7 +35,7 @@ from fc_lightning.commands.predict import predict as predict_command
 from fc_lightning.commands.report import report as report_command
 from fc_lightning.data import FunctionCallingDataModule
 from fc_lightning.training import distributed as ranks
-from fc_lightning.training.lightning_internals import subcommand_parsers
+from fc_lightning.training.lightning_internals import replace_launcher, subcommand_parsers
 from fc_lightning.training.loggers import make_robust
 from fc_lightning.training.module import FunctionCallingModule
 from fc_lightning.training.run_folders import runs_root
@@ -199,7 +199,7 @@ class FunctionCallingCLI(LightningCLI):
             trainer = super().instantiate_trainer(**kwargs)
         except (TypeError, ValueError, ImportError, MisconfigurationException) as error:
             raise ConfigurationError(explain_trainer(error)) from error
-        ranks.use_launcher(trainer)
+        replace_launcher(trainer, ranks.Launcher)
         trainer.callbacks[:0] = [Failures(), Preemption()]  # before the user's, which may wait for other ranks
         return trainer
 

@@ -29,9 +29,7 @@ def unwrap_peft(model: nn.Module) -> Any:
 def add_token_rows(model: PreTrainedModel, pieces: Mapping[int, Sequence[int]]) -> None:
     """Initialise the rows of new tokens, in the embedding and in the head, to the mean of their pieces' rows.
 
-    Args:
-        model: Changed in place. Its matrices grow if the new ids do not fit.
-        pieces: For each new id, the ids of the pieces that its text was tokenized into before.
+    Pieces are the ids that the text of a new token was tokenized into before. Matrices grow if new ids do not fit.
     """
     if not pieces:
         return
@@ -55,11 +53,6 @@ def add_adapter(model: PreTrainedModel, peft: PeftConfig, new_tokens: Sequence[i
     """Wrap a base in an adapter. The base is frozen, the adapter is fp32, and of the embedding only new rows train.
 
     Everything that is trained is part of PEFT's configuration, so that PEFT alone restores the same model.
-
-    Args:
-        model: The base, with rows for the new tokens.
-        peft: A configuration whose weights are inside the model: LoRA and its relatives.
-        new_tokens: Ids whose rows are trained.
 
     Raises:
         BaseModelError: If this configuration cannot train what is asked for.
