@@ -8,7 +8,8 @@ from fc_lightning.data.bfcl import CATEGORIES, IRRELEVANCE, LIVE, NON_LIVE
 from fc_lightning.data.sources import DataError, Source
 from fc_lightning.evaluation.leaderboard import leaderboard
 from fc_lightning.evaluation.metrics import evaluate_turn
-from fc_lightning.evaluation.report import EvaluatedRun, html_report, markdown_report
+from fc_lightning.evaluation.report import html_report, markdown_report
+from fc_lightning.evaluation.report_tables import EvaluatedRun
 
 RIGHT = '<tool_call>{"name": "clock", "arguments": {"city": "rome"}}</tool_call>'
 

@@ -44,7 +44,7 @@ SUBCOMMANDS = {
         "predict --config configs/quickstart.yaml --question 'Weather in Oslo?' --tools tools.json",
     ),
     "chat": (
-        "Try a model in the terminal, and type the results of its tools.",
+        "Chat with a model in the terminal; you type the results of its tools.",
         "chat --config configs/quickstart.yaml --tools tools.json --ckpt_path best",
     ),
     "export": (
@@ -83,7 +83,7 @@ TRAINER = {
     "num_sanity_val_steps": "-1 measures the untouched base before training.",
     "limit_val_batches": "Number of batches to validate on.",
     "log_every_n_steps": "Optimizer steps between two logged values.",
-    "logger": "The logger, a class; its folder is the folder of the run.",
+    "logger": "The logger class; its folder becomes the run folder.",
     "callbacks": "A list of classes that replaces the default list; `callbacks+` in a file appends to it.",
 }
 # Files of the functions behind the subcommands; each function is named after its subcommand.

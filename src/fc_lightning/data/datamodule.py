@@ -48,7 +48,7 @@ class FunctionCallingDataModule(ResumableDataModule):
         thoughts: How to handle reasoning: ``keep`` leaves rows unchanged, ``none`` removes it, ``template`` writes a
             short rationale for each model turn that has none.
         thoughts_share: Share of the conversations, selected by id, that have reasoning; the others have none.
-        max_length: Length of a pack in tokens; a longer conversation is handled as ``too_long`` says.
+        max_length: Length of a pack in tokens; ``too_long`` says what happens to a longer conversation.
         too_long: How to handle a conversation that is too long: ``drop`` it, or ``cut`` it after the last model turn
             that fits.
         packing: Whether a row holds as many conversations as fit, or one.
@@ -64,7 +64,7 @@ class FunctionCallingDataModule(ResumableDataModule):
         shuffle_buffer: Rows that are shuffled and packed together when streaming.
         preparation_processes: Processes that prepare data; by default one per core if there is enough data (Linux
             only). The result does not depend on it.
-        augmentation: How training rows are varied, again in each epoch. Canonical rendering only.
+        augmentation: Random variations of training rows, drawn again in each epoch. Canonical rendering only.
         perturbations: Perturbations under which ``validate`` and ``test`` evaluate each held-out turn as well.
             Canonical rendering only.
         token_weights: Weights of supervised tokens in the training loss. Follows ``model.token_weights``.
@@ -335,7 +335,7 @@ class FunctionCallingDataModule(ResumableDataModule):
         if stage is not None and not self.sources[wanted[0]]:
             raise DataError(f"nothing to read: set `data.{wanted[0]}` to a list of sources, such as `- path: FILE`")
         if self.streaming and self.held_out:
-            raise DataError("`data.streaming`: a stream has no share to hold out; set `data.validation` to sources")
+            raise DataError("`data.streaming`: no share of a stream can be held out; set `data.validation` to sources")
         streamed = "train" if self.streaming and stage is not None else None
         return [split for split in wanted if self.sources[split] and split != streamed]
 

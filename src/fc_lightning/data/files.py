@@ -162,7 +162,7 @@ def _read_table(stream: TextIO, file: Path, delimiter: str) -> Iterator[tuple[st
 
 def _table_row(row: dict[str | None, Any]) -> Row:
     if None in row or None in row.values():
-        return RowError("the row has another number of fields than the header")
+        return RowError("the row does not have as many fields as the header")
     return {str(key): value for key, value in row.items() if value != ""}
 
 

@@ -43,12 +43,12 @@ def hold_out(questions: Sequence[str], share: float) -> tuple[list[bool], str]:
         groups = [first_of.setdefault(normalized_words(text), index) for index, text in enumerate(questions)]
         remark = (
             f"`data.validation`: all {len(questions):,} questions are near-copies of one another, so held-out rows "
-            "resemble training rows; set `data.validation` to sources of its own"
+            "resemble training rows; set `data.validation` to separate sources"
         )
     if len(set(groups)) == 1:
         raise DataError(
             f"`data.validation`: all {len(questions):,} questions are the same, so no share can be held out; set "
-            "`data.validation` to sources of its own"
+            "`data.validation` to separate sources"
         )
     digests = [hashlib.sha256(normalized_words(question).encode()).digest()[:8] for question in questions]
     smallest: dict[int, bytes] = {}

@@ -17,7 +17,7 @@ _UNSUPPORTED = {
     PeftType.ADAMSS: "it changes its budget during training, and PEFT does not save that state",
     PeftType.ADAPTION_PROMPT: "it cannot be merged into the base",
     PeftType.BEFT: "it trains biases, and cannot be merged into layers that have none",
-    PeftType.CPT: "it puts tokens of its own before each row, so packs cannot be kept apart",
+    PeftType.CPT: "it puts its own tokens before each row, so packed conversations cannot be kept apart",
     PeftType.LILY: "it cannot be merged into the base",
     PeftType.POLY: "it needs a task number with each row",
     PeftType.SHADOW: "it cannot be merged into the base",
@@ -47,7 +47,7 @@ def check_supported(peft: PeftConfig, model: Any) -> None:
     kind = type(peft).__name__
     if peft.is_prompt_learning:
         raise BaseModelError(
-            f"`model.peft`: {kind} puts tokens of its own before each row, so packs cannot be kept apart"
+            f"`model.peft`: {kind} puts its own tokens before each row, so packed conversations cannot be kept apart"
         )
     if peft.peft_type in _UNSUPPORTED:
         raise BaseModelError(f"`model.peft`: {kind} is not supported: {_UNSUPPORTED[PeftType(peft.peft_type)]}")

@@ -87,7 +87,7 @@ def read_row(row: Row, format: str | None = None, default_id: str = "") -> Conve
         if format is not None and format not in BUILT_IN:
             raise
         raise RowError(
-            f"its values do not have the types of its format ({type(problem).__name__}: {problem})"
+            f"its values do not have the types that its format requires ({type(problem).__name__}: {problem})"
         ) from problem
     if not isinstance(conversation, Conversation):
         raise TypeError(f"the reader of format {name!r} returned {type(conversation).__name__}, not a Conversation")
