@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
 from typing import Any, TypedDict
 
 import numpy as np
@@ -62,11 +61,6 @@ def loader(dataset: Any, **options: Any) -> DataLoader:
 def without_perturbations(prompts: Dataset) -> Dataset:
     """The prompts as the data has them."""
     return prompts.select([number for number, name in enumerate(prompts["perturbation"]) if not name])
-
-
-def without_conversations(prompts: Dataset, ids: Set[str]) -> Dataset:
-    """The prompts of all other conversations."""
-    return prompts.select([number for number, name in enumerate(prompts["id"]) if name not in ids])
 
 
 def evenly_spread(prompts: Dataset, number: int) -> Dataset:

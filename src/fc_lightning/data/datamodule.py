@@ -18,7 +18,7 @@ from fc_lightning.data import dataloaders
 from fc_lightning.data.augmentation import Augmentation, Perturbation
 from fc_lightning.data.augmented_epochs import AugmentedSampler, EpochDataset
 from fc_lightning.data.collator import PackingCollator
-from fc_lightning.data.contamination import trained_questions
+from fc_lightning.data.contamination import without_trained_questions
 from fc_lightning.data.encoding import EncodingSettings
 from fc_lightning.data.prepare import Prepared, fingerprint, load_prepared, prepare
 from fc_lightning.data.prompts import prompt_rows
@@ -28,8 +28,6 @@ from fc_lightning.data.sources import DataError, Source, source_weights
 from fc_lightning.data.streaming import StreamCollator, StreamingPacks
 from fc_lightning.data.training_order import ResumableDataModule
 from fc_lightning.utils.pretrained import cache_dir as default_cache_dir
-
-_MAX_NAMES = 20  # of conversations that a message lists
 
 
 class FunctionCallingDataModule(ResumableDataModule):
@@ -189,8 +187,8 @@ class FunctionCallingDataModule(ResumableDataModule):
         for split in self._splits(stage):
             if split not in self.prepared:
                 self._prepare(split)
-                self.prepared[split] = load_prepared(self._folder(split))
-                self._leave_out_trained_questions(split)
+                prepared = load_prepared(self._folder(split))
+                self.prepared[split] = without_trained_questions(prepared, split, self.sources)
                 lines = self.prepared[split].report.lines(split)
                 if stage == "fit":  # the run's summary prints the first line
                     lines = [f"{split}:", *lines[1:]] if lines[1:] else []
@@ -198,18 +196,6 @@ class FunctionCallingDataModule(ResumableDataModule):
                     rank_zero_info("\n".join(lines))
                 if stage is not None:  # `audit` passes None: it reports problems itself
                     self.prepared[split].report.check(split, self.max_unreadable)
-
-    def _leave_out_trained_questions(self, split: str) -> None:
-        """Do not ask a benchmark's questions that are in the training data."""
-        if self.sources[split] is self.sources["train"]:  # or a held-out share of it
-            return
-        trained = set(trained_questions(self.sources[split], self.sources["train"]))
-        if not trained:
-            return
-        prepared = self.prepared[split]
-        self.prepared[split] = replace(prepared, prompts=dataloaders.without_conversations(prepared.prompts, trained))
-        first = ", ".join(sorted(trained)[:_MAX_NAMES]) + (", …" if len(trained) > _MAX_NAMES else "")
-        rank_zero_info(f"{split}: {len(trained):,} questions are in `data.train` too and are left out: {first}")
 
     def preparation(self, split: str) -> EncodingSettings:
         """How the conversations of a split are encoded."""

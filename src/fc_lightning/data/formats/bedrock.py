@@ -30,8 +30,9 @@ def _tools(specs: list[Any]) -> list[Any]:
     for value in specs:
         spec = value.get("toolSpec", value) if isinstance(value, dict) else value
         schema = spec.get("inputSchema") if isinstance(spec, dict) else None
-        is_wrapped = isinstance(schema, dict) and "json" in schema
-        tools.append({**spec, "inputSchema": schema["json"]} if is_wrapped else spec)
+        if isinstance(schema, dict) and "json" in schema:
+            spec = {**spec, "inputSchema": schema["json"]}
+        tools.append(spec)
     return tools
 
 
