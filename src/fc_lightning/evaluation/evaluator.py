@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from fc_lightning.chat_template.template import ChatTemplate
 from fc_lightning.conversation.parsing import call_from_value, tool_from_value
 from fc_lightning.evaluation.constrained import CallGrammars, GrammarConstraint
-from fc_lightning.evaluation.generation import generate
+from fc_lightning.evaluation.generation import generate, ignore_step
 from fc_lightning.evaluation.metrics import EvaluatedTurn, evaluate_turn, groups_of, tool_call_metrics
 from fc_lightning.evaluation.robustness import plain_turns, robustness
 
@@ -44,7 +44,7 @@ class TurnGenerator:
         self.settings = settings
         self.constrained = constrained
         self.seed = seed
-        self.on_step: Callable[[int], None] = lambda num_ended: None
+        self.on_step: Callable[[int], None] = ignore_step
         self.end_ids = ChatTemplate.end_ids(tokenizer)
         self._grammars: CallGrammars | None = None
 
