@@ -12,6 +12,7 @@ from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
+from rich.progress import BarColumn
 
 from fc_lightning.evaluation.generation import ignore_step
 from fc_lightning.training.lightning_internals import stop_bar, update_bar_metrics
@@ -25,6 +26,7 @@ _SHOWN = {
 }
 _SHOWN_NARROW = ("loss",)  # more would wrap the bar of a narrow terminal onto several lines
 _WIDE = 120  # columns
+_NARROW_BAR = 6
 
 
 class ProgressBar(RichProgressBar):
@@ -65,9 +67,12 @@ class ProgressBar(RichProgressBar):
         return {name: value for name, value in self._values.items() if name in _SHOWN_NARROW}
 
     def configure_columns(self, trainer: Trainer) -> list[Any]:
-        """Columns that fit on one line: without the speed in a narrow terminal."""
+        """Columns that fit on one line: a short bar and no speed in a narrow terminal."""
         columns = super().configure_columns(trainer)
-        return columns if _is_wide() else columns[:-1]
+        if _is_wide():
+            return columns
+        next(column for column in columns if isinstance(column, BarColumn)).bar_width = _NARROW_BAR
+        return columns[:-1]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
