@@ -30,7 +30,7 @@ LIMIT = r"(train|validation|test):|  \S+: first \d+ rows of \d+ \(`limit`\)"
 # Regular expressions for every line that a subcommand may print.
 ALLOWED = {
     "fit": [
-        r"(model|train|validation|per epoch|training|memory|run|before|best|last|adapter|report|next) *: .*",
+        r"(model|train|validation|per epoch|training|memory|run|before|evaluation|best|last|adapter|report|next) *: .*",
         r"trainable params: .*",
         r"\d\d:\d\d:\d\d  step .*",
         r"\d optimizer steps in .*",

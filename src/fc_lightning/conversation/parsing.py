@@ -159,10 +159,6 @@ def call_from_value(value: Any, is_json_value: bool = False) -> ToolCall:
 def tool_from_value(value: Any, is_json_value: bool = False) -> Tool:
     """Make a tool from OpenAI's ``{"type": "function", "function": {…}}``, or from the inner object alone.
 
-    Args:
-        value: The object.
-        is_json_value: See :func:`call_from_value`.
-
     Raises:
         CallSyntaxError: If it has no name, or its parameters are not an object.
     """

@@ -20,6 +20,7 @@ from fc_lightning.evaluation.report_tables import EvaluatedRun, report_sections,
 from fc_lightning.evaluation.report_turns import compared_turns
 from fc_lightning.utils import html as pages
 from fc_lightning.utils.atomic_files import write_text
+from fc_lightning.utils.errors import UserError
 from fc_lightning.utils.escaping import escape_markdown
 
 BEFORE_TRAINING = "before training"
@@ -47,7 +48,7 @@ _MAX_TURNS = 40  # of each kind on the page
 _MAX_FAILURES = 2  # of each error type in the Markdown file
 
 
-class ReportError(ValueError):
+class ReportError(UserError):
     """The requested report cannot be made. The message says what to do."""
 
 

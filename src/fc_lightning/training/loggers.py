@@ -132,12 +132,10 @@ class Trackio(Logger):
 
     @property
     def name(self) -> str:
-        """The project."""
         return self.project
 
     @property
     def version(self) -> str | None:
-        """The run."""
         return self.run
 
     @property
@@ -152,12 +150,10 @@ class Trackio(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace | None, *_: Any, **__: Any) -> None:
-        """Log the settings."""
         self.experiment.config.update(vars(params) if isinstance(params, Namespace) else params or {})
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Log values."""
         self.experiment.log(metrics, step=step)
 
     @rank_zero_only
@@ -169,7 +165,6 @@ class Trackio(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """End the run."""
         if self._experiment is not None:
             self._experiment.finish()
             self._experiment = None

@@ -47,19 +47,11 @@ _MAX_SHOWN = 120  # characters of a value in a message
 
 
 class Finding(NamedTuple):
-    """One finding.
+    """One finding."""
 
-    Attributes:
-        kind: A key of :data:`KINDS`.
-        split: The split of the row.
-        place: ``file:row``.
-        id: The row's id.
-        detail: One sentence about the finding.
-    """
-
-    kind: str
+    kind: str  # a key of :data:`KINDS`
     split: str
-    place: str
+    place: str  # `file:row`
     id: str
     detail: str
 
@@ -68,12 +60,7 @@ IndexedTurn = Sequence[tuple[str, Conversation]]
 
 
 def find(splits: Mapping[str, IndexedTurn], reports: Mapping[str, RowReport] | None = None) -> list[Finding]:
-    """All findings, ordered by split and kind.
-
-    Args:
-        splits: The conversations of each split, each with its place. Other splits are compared with ``train``.
-        reports: The row report of each split.
-    """
+    """All findings, ordered by split and kind."""
     findings: list[Finding] = []
     for split, read in splits.items():
         if reports and split in reports:
