@@ -61,6 +61,17 @@ def test_fit_validate_test_predict_and_load(tmp_path):
     assert trainer(tmp_path, logger=False).predict(loaded, datamodule)
 
 
+def test_a_checkpoint_of_the_command_line_is_loaded_without_arguments(run):
+    quick = ("--data.train=[{path: data/quickstart/train.jsonl, limit: 2}]", "--data.validation=null")
+    folder = run("fit", *quick, "--model.token_weights.answer=2", "--trainer.max_steps=1")
+    (checkpoint,) = folder.rglob("last.ckpt")
+    loaded = FunctionCallingModule.load_from_checkpoint(checkpoint)
+    saved = torch.load(checkpoint, weights_only=True)["state_dict"]
+    weights = {name: weight for name, weight in loaded.named_parameters() if weight.requires_grad}
+    assert saved.keys() == weights.keys()
+    assert all(torch.equal(saved[name], weights[name]) for name in saved)
+
+
 def test_a_plain_loader_of_batches(tmp_path):
     """Without the data module: any iterable of batches trains."""
     datamodule = data()

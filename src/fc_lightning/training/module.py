@@ -274,7 +274,9 @@ class FunctionCallingModule(LightningModule):
         checkpoint["vocabulary"] = vocabulary_digest(self.tokenizer)
         checkpoint["base"] = {"name": self.base, "revision": self.revision, "weights": self._base_digest}
         checkpoint["adapter"] = adapter_settings(self.model)
-        checkpoint["hyper_parameters"]["peft"] = checkpoint["adapter"] or None  # for `load_from_checkpoint`
+        # For `load_from_checkpoint`: the constructor takes these settings, the command line's parser would reject them.
+        checkpoint["hyper_parameters"].pop("_instantiator", None)
+        checkpoint["hyper_parameters"]["peft"] = checkpoint["adapter"] or None
         save_settings(checkpoint, self.optimization, self.trainer.optimizers, trained)
         checkpoint["state_dict"] = {name: saved for name, saved in checkpoint["state_dict"].items() if name in trained}
 
