@@ -50,14 +50,21 @@ WORKING: dict[str, tuple[str, dict[str, Any]]] = {
 # The same, and a part of the line that refuses it.
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "AdaLoRA": ("AdaLoraConfig", {"total_step": 10}, "changes its ranks during training"),
-    "Adaption prompt": ("AdaptionPromptConfig", {"adapter_len": 4, "adapter_layers": 1}, "cannot be merged"),
+    "AdaMSS": ("AdamssConfig", {}, "scikit-learn is required"),
+    "Cartridge": ("CartridgeConfig", {"num_virtual_tokens": 4}, "tokens of its own"),
+    "Multitask prompt tuning": ("MultitaskPromptTuningConfig", {"num_virtual_tokens": 4}, "tokens of its own"),
+    "Adaption prompt": (
+        "AdaptionPromptConfig",
+        {"adapter_len": 4, "adapter_layers": 1, "target_modules": "self_attn"},
+        "cannot be merged",
+    ),
     "aLoRA": ("LoraConfig", {"r": 2, "alora_invocation_tokens": [5], "task_type": "CAUSAL_LM"}, "cannot be merged"),
     "BEFT": ("BeftConfig", {}, "trains biases"),
     "CPT": ("CPTConfig", {"task_type": "CAUSAL_LM", "cpt_token_ids": [1]}, "tokens of its own"),
     "Lily": ("LilyConfig", {}, "cannot be merged"),
     "OLoRA": ("LoraConfig", {"init_lora_weights": "olora"}, "changes the base's weights"),
     "PiSSA": ("LoraConfig", {"init_lora_weights": "pissa"}, "changes the base's weights"),
-    "Poly": ("PolyConfig", {}, "the number of a task"),
+    "Poly": ("PolyConfig", {}, "a task number"),
     "Prefix tuning": ("PrefixTuningConfig", {"num_virtual_tokens": 4}, "tokens of its own"),
     "Prompt tuning": ("PromptTuningConfig", {"num_virtual_tokens": 4}, "tokens of its own"),
     "P-tuning": ("PromptEncoderConfig", {"num_virtual_tokens": 4}, "tokens of its own"),
