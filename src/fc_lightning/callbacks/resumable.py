@@ -96,7 +96,7 @@ class Resumable(Callback):
                 self._lock.acquire(timeout=_LOCK_TIMEOUT)
         except Timeout as error:
             raise CheckpointError(
-                f"{folder}: another process is training there; wait for its end, or stop it"
+                f"{folder}: another process is training in this folder; wait until it finishes, or stop it"
             ) from error
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -207,12 +207,12 @@ class Resumable(Callback):
             advice = f"use a number of ranks that divides {step_batches}"
             if step_batches % ranks == 0:
                 advice = f"set `--trainer.accumulate_grad_batches {accumulate}`"
-            raise CheckpointError(f"{done}, and the step must stay the same: {advice}")
+            raise CheckpointError(f"{done}, but resuming keeps the size of a step: {advice}")
         if self.resumes_in_place and trainer.is_global_zero and isinstance(trainer.logger, CSVLogger):
             truncate_metrics(Path(trainer.logger.log_dir) / METRICS_FILE, self._resumed["rows"])
         if saved_ranks != ranks:
             trainer.accumulate_grad_batches = accumulate
-            rank_zero_info(f"{done}; the run continues with {ranks} ranks and {accumulate} each, after the same rows")
+            rank_zero_info(f"{done}; the run continues with {ranks} ranks and {accumulate} each, from the same row")
             rescale_batches(checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"], saved_ranks, ranks)
 
 

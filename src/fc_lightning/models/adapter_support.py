@@ -11,7 +11,7 @@ from torch import nn
 
 from fc_lightning.utils.pretrained import BaseModelError
 
-_OWN_TOKENS = "it puts tokens of its own before each row, so packs cannot be kept apart"
+_OWN_TOKENS = "it puts its own tokens before each row, so packed conversations cannot be kept apart"
 # Types that cannot be trained, resumed and exported as a merged model, with the reason.
 _UNSUPPORTED = {
     PeftType.ADALORA: "it changes its ranks during training, and PEFT does not save that state",

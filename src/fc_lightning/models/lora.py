@@ -76,8 +76,24 @@ def add_adapter(model: PreTrainedModel, peft: PeftConfig, new_tokens: Sequence[i
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    for module in adapted.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            _convert_between_dtypes(module)
     use_fast_forward(adapted)
     return adapted
+
+
+def _convert_between_dtypes(wrapper: ModulesToSaveWrapper) -> None:
+    """Have fp32 copies of modules work between layers of another dtype. With autocast, autocast does it."""
+    base = next(wrapper.original_module.parameters()).dtype
+
+    def convert(value: Any, dtype: torch.dtype) -> Any:
+        is_float = isinstance(value, Tensor) and value.is_floating_point()
+        return value.to(dtype) if is_float and not torch.is_autocast_enabled(value.device.type) else value
+
+    for copy in wrapper.modules_to_save.values():
+        copy.register_forward_pre_hook(lambda _, inputs: tuple(convert(one, torch.float32) for one in inputs))
+        copy.register_forward_hook(lambda _, inputs, output: convert(output, base))
 
 
 def _train_token_rows(model: PreTrainedModel, peft: PeftConfig, new_tokens: Sequence[int]) -> None:

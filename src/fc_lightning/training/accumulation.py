@@ -13,9 +13,10 @@ from torch import Tensor
 
 from fc_lightning.data.collator import Batch
 from fc_lightning.evaluation.evaluator import gather_objects
+from fc_lightning.utils.errors import UserError
 
 
-class NonFiniteError(ValueError):
+class NonFiniteError(UserError):
     """A loss or a gradient is NaN or infinite. The message names the rows; no weight has changed."""
 
 

@@ -21,10 +21,10 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 
 from fc_lightning.utils.atomic_files import OLD_SUFFIX, PARTIAL_SUFFIX, sync_folder, wrap_os_errors
-from fc_lightning.utils.errors import first_line
+from fc_lightning.utils.errors import UserError, first_line
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint cannot be written, read or resumed from. The message says which, why and what to do."""
 
 
@@ -77,12 +77,14 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
             intact checkpoint next to it.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such checkpoint (`--ckpt_path`)")
+        raise CheckpointError(f"{path}: checkpoint not found (`--ckpt_path`)")
     try:
         return _read(path, map_location)
     except CheckpointError as error:
         other = _newest_intact(path.parent, other_than=path)
-        advice = f"the newest intact one next to it: --ckpt_path {other}" if other else "there is no other next to it"
+        advice = (
+            f"the newest intact one next to it: --ckpt_path {other}" if other else "there is no other one in the folder"
+        )
         raise CheckpointError(f"{error}; {advice}") from error
 
 
@@ -205,7 +207,7 @@ def _check_written(partial: Path, path: Path) -> None:
         _read(partial, "meta")
     except CheckpointError as error:
         reason = str(error).removeprefix(f"{partial}: ")
-        raise CheckpointError(f"{path}: was not kept, since what was written {reason}") from error
+        raise CheckpointError(f"{path}: was discarded, because the data {reason}") from error
 
 
 def _read(path: Path, map_location: Any) -> dict[str, Any]:
@@ -223,7 +225,7 @@ def _read(path: Path, map_location: Any) -> dict[str, Any]:
         found = re.search(r"GLOBAL (\S+)", str(error))
         what = f" ({found.group(1)})" if found else ""
         raise CheckpointError(
-            f"{path}: cannot be read as a checkpoint: it holds more than tensors and plain data{what}, "
+            f"{path}: cannot be read as a checkpoint: it contains more than tensors and plain data{what}, "
             "which is never executed"
         ) from error
     except Exception as error:  # torch raises whatever the damage leads to

@@ -26,7 +26,7 @@ _WRITING_METHODS = ("log_metrics", "log_hyperparams", "log_graph", "save", "fina
 def make_robust(logger: Logger) -> None:
     """Make a logger survive write errors, and other runs that start at the same time.
 
-    If its disk is full or gone, there is one warning, and the run continues without what it logs. The rows of
+    If its disk is full or gone, there is one warning, and the run continues without this logger's output. The rows of
     ``metrics.csv`` are kept in memory, and written once there is space again.
     """
     if hasattr(logger, "is_robust"):
@@ -54,7 +54,7 @@ def _ignoring_write_errors(logger: Logger, write: Callable[..., Any], warned: se
             if not warned:
                 rank_zero_warn(
                     f"{folder}: {type(logger).__name__} could not write there: {os_error_text(error)}; "
-                    f"{describe_free_space(Path(folder) / '_')}; the run continues without what it logs"
+                    f"{describe_free_space(Path(folder) / '_')}; the run continues without this logger's output"
                 )
             warned.add(folder)
 

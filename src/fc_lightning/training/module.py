@@ -318,7 +318,7 @@ class FunctionCallingModule(LightningModule):
         problem = describe_non_finite(window, what, self.trainer.global_step + 1)
         if self.non_finite == "stop":
             raise NonFiniteError(
-                f"{problem}. The weights are as they were before it. Look at these rows, lower `model.learning_rate`, "
+                f"{problem}. The weights are those before this step. Inspect these rows, lower `model.learning_rate`, "
                 "or set `model.non_finite: skip`"
             )
         self.skipped_steps += 1

@@ -15,14 +15,14 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 
 from fc_lightning.training.checkpoint_io import CheckpointError
-from fc_lightning.utils.errors import first_line
+from fc_lightning.utils.errors import UserError, first_line
 
 _KEY = "optimization"
 _BUILT_IN = "AdamW"
 _SCHEDULER_FIELDS = ("interval", "frequency", "monitor", "strict", "name")  # of Lightning's scheduler configuration
 
 
-class SettingsError(ValueError):
+class SettingsError(UserError):
     """A training setting is out of range, or does not go with another. The message names it and says what to do."""
 
 

@@ -40,14 +40,14 @@ SETTINGS = [
     Supported("logger: false", "checkpoints go to `default_root_dir/checkpoints`"),
     Supported("sync_batchnorm", "without effect: these models have no batch norm"),
     Supported("reload_dataloaders_every_n_epochs"),
-    Supported("plugins", "an own `CheckpointIO` replaces the atomic one"),
+    Supported("plugins", "your own `CheckpointIO` replaces the atomic one"),
     Supported("num_nodes", "with one start per node, as torchrun and SLURM do"),
     Supported("strategy: ddp", "and FSDP2, see [Scaling](scaling.md)"),
 ]
 REFUSED_SETTINGS = {
-    "overfit_batches": "each epoch has a plan of its own; give the source in `data.train` a `limit`, and raise "
+    "overfit_batches": "each epoch has its own plan; give the source in `data.train` a `limit`, and raise "
     "`trainer.max_epochs`",
-    "strategy: ddp_spawn, ddp_fork, ddp_notebook": "processes are started with the command, not from memory; use `ddp`",
+    "strategy: ddp_spawn, ddp_fork, ddp_notebook": "processes are started by running the command again; use `ddp`",
 }
 CALLBACKS = [
     Supported("EarlyStopping", "a metric that is not logged ends the run with one line"),
