@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
@@ -12,19 +14,14 @@ from lightning.pytorch.utilities import rank_zero_warn
 from peft import PeftConfig
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
+from transformers import GenerationConfig
 
 from fc_lightning.chat_template.template import Supervise
 from fc_lightning.chat_template.token_parts import TokenWeights
 from fc_lightning.chat_template.tokens import SpecialToken, load_tokenizer, vocabulary_digest
 from fc_lightning.data.collator import Batch
 from fc_lightning.evaluation.conversations import measure_conversations, rows_of
-from fc_lightning.evaluation.evaluator import (
-    IndexedTurn,
-    TurnGenerator,
-    gather_turns,
-    measure,
-    notify_callbacks,
-)
+from fc_lightning.evaluation.evaluator import IndexedTurn, TurnGenerator, gather_turns, measure, notify_callbacks
 from fc_lightning.models.attention import choose_attention, generation_mode
 from fc_lightning.models.fsdp import are_finite, shard
 from fc_lightning.models.loading import base_digest, load_base
@@ -35,7 +32,13 @@ from fc_lightning.models.preference_loss import Preference
 from fc_lightning.training.accumulation import MicroBatchLoss, NonFiniteError, describe_non_finite, sum_over_ranks
 from fc_lightning.training.compatibility import adapter_settings, check_adapter, check_base, check_weights
 from fc_lightning.training.lightning_internals import attached_trainer
-from fc_lightning.training.optimization import OptimizationSettings, check_settings, configure, save_settings
+from fc_lightning.training.optimization import (
+    OptimizationSettings,
+    SettingsError,
+    check_settings,
+    configure,
+    save_settings,
+)
 from fc_lightning.training.precision import base_dtype
 from fc_lightning.training.trainer_support import check_trainer
 from fc_lightning.utils.malloc import release_freed_memory
@@ -119,15 +122,16 @@ class FunctionCallingModule(LightningModule):
         self.weight_dtype = dtype
         self.quantization = quantization
         self.attn_implementation = attn_implementation
-        self.peft = PeftConfig.from_peft_type(**peft) if isinstance(peft, dict) else peft  # a dict from a checkpoint
+        # A checkpoint has these as mappings.
+        self.peft = PeftConfig.from_peft_type(**peft) if isinstance(peft, dict) else peft
+        self.preference = Preference(**preference) if isinstance(preference, dict) else preference
+        self.token_weights = TokenWeights(**token_weights) if isinstance(token_weights, dict) else token_weights
         self.special_tokens = list(SpecialToken) if special_tokens is None else special_tokens
         self.model: Any = None  # an nn.Module once Lightning has called configure_model
         self.chosen = ""  # how the base was loaded, for the summary
         self._base_digest = ""
         # Training
         self.supervise = supervise
-        self.preference = preference
-        self.token_weights = token_weights
         self.compile_layers = compile
         self.gradient_checkpointing = gradient_checkpointing
         self.head_chunk = head_chunk
@@ -146,10 +150,11 @@ class FunctionCallingModule(LightningModule):
         self.peer_flags: Sequence[float] = ()
         # Evaluation
         self.generation = {**_GENERATION, **(generation or {})}
+        if unknown := self.generation.keys() - vars(GenerationConfig()).keys():
+            raise SettingsError(f"`model.generation`: unknown key {min(unknown)}")
         self.constrained = constrained
         self.free_running = free_running
         self.token_loss = MeanMetric()
-        self._turn_generator: TurnGenerator | None = None
         self.evaluated_turns: list[IndexedTurn] = []  # of the evaluation under way, on this rank
         self.prompt_rows: list[dict[str, Any]] = []  # the prompts of these turns
 
@@ -158,11 +163,9 @@ class FunctionCallingModule(LightningModule):
         """The base's tokenizer with the tags registered."""
         return load_tokenizer(self.base, self.revision, tuple(self.special_tokens))[0]
 
-    @property
+    @functools.cached_property
     def turn_generator(self) -> TurnGenerator:
-        if self._turn_generator is None:
-            self._turn_generator = TurnGenerator(self.tokenizer, self.generation, self.constrained)
-        return self._turn_generator
+        return TurnGenerator(self.tokenizer, self.generation, self.constrained)
 
     def setup(self, stage: str) -> None:
         check_trainer(self.trainer)
@@ -274,9 +277,18 @@ class FunctionCallingModule(LightningModule):
         checkpoint["vocabulary"] = vocabulary_digest(self.tokenizer)
         checkpoint["base"] = {"name": self.base, "revision": self.revision, "weights": self._base_digest}
         checkpoint["adapter"] = adapter_settings(self.model)
-        checkpoint["hyper_parameters"]["peft"] = checkpoint["adapter"] or None  # for `load_from_checkpoint`
+        # For `load_from_checkpoint`; LightningCLI's way of making the module would want classes by path.
+        checkpoint["hyper_parameters"].pop("_instantiator", None)
+        checkpoint["hyper_parameters"] |= {"peft": checkpoint["adapter"] or None}
+        checkpoint["hyper_parameters"] |= {"preference": self.preference and asdict(self.preference)}
+        checkpoint["hyper_parameters"] |= {"token_weights": self.token_weights and asdict(self.token_weights)}
         save_settings(checkpoint, self.optimization, self.trainer.optimizers, trained)
         checkpoint["state_dict"] = {name: saved for name, saved in checkpoint["state_dict"].items() if name in trained}
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        keys = super().load_state_dict(*args, **kwargs)
+        keys.missing_keys.clear()  # the frozen weights, which no checkpoint has
+        return keys
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint belongs to this model, and that training can resume with these settings.
