@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from fc_lightning.conversation.parsing import CallSyntaxError
@@ -139,6 +140,7 @@ def read_chat(
     if system:
         _add_system(builder, 0, system)
     raw_turns: list[tuple[str, str]] = []
+    context_turns: list[int] = []
     for number, turn in enumerate(turns, 1):
         role = role_of(turn)
         if not isinstance(role, str) or (role not in ROLES and role not in CALL_ROLES):
@@ -148,13 +150,15 @@ def read_chat(
         content = next((turn[key] for key in ("value", "content", "message") if turn.get(key) is not None), None)
         if is_verbatim:
             text = text_of(content, f"turn {number}: its text")
+            if not is_supervised(turn, builder, number):
+                context_turns.append(len(raw_turns))
             raw_turns.append(("model" if ROLES.get(role) == "assistant" else role, text))
             if has_schema and ROLES.get(role) == "system":
                 schema = schema or next(iter(blocks(text, "schema")[0]), None)
         _read_turn(builder, number, role, turn, content)
     if schema and not builder.tools:
         builder.read_schema(schema)
-    return builder.build(row, raw_turns)
+    return replace(builder.build(row, raw_turns), context_turns=tuple(context_turns))
 
 
 def _read_turn(builder: ConversationBuilder, number: int, name: str, turn: dict[str, Any], content: Any) -> None:
