@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, TextIO
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
+from fc_lightning.conversation.parsing import unambiguous_object
 from fc_lightning.data.formats import RowError
 
 # Characters, about a million tokens; a longer row is not parsed.
@@ -207,14 +208,7 @@ def _unambiguous(row: Any) -> Row:
     return _checked(row)
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        raise ValueError(f"an object has the key {_Ambiguous(pairs).key!r:.40} twice")
-    return value
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys)
+_DECODER = json.JSONDecoder(object_pairs_hook=unambiguous_object)
 
 
 def _parse_line(line: str) -> Row:
