@@ -133,7 +133,15 @@ def keys(subcommand: str) -> dict[str, list[Key]]:
         options = [Key("ckpt_path", "str | None", "None", _CHECKPOINT[subcommand])]
     elif subcommand in _FUNCTIONS:
         options = _parameters(_FUNCTIONS[subcommand], subcommand, ("trainer", "model", "datamodule"))
-    shared = ("base", "revision", "special_tokens", "supervise", "token_weights", "pairs")  # given, under `model`
+    shared = (
+        "base",
+        "revision",
+        "tool_format",
+        "special_tokens",
+        "supervise",
+        "token_weights",
+        "pairs",
+    )  # given, under `model`
     return {
         subcommand: options,
         "model": _parameters("training/module.py", "FunctionCallingModule", prefix="model."),

@@ -72,7 +72,7 @@ USER_ERRORS = (
     UnknownFormatError,
 )
 # Settings of the model that the data needs too: given once, under `model`.
-_LINKED = ("base", "revision", "special_tokens", "supervise", "token_weights")
+_LINKED = ("base", "revision", "tool_format", "special_tokens", "supervise", "token_weights")
 
 
 def _is_given(value: Any) -> bool:
