@@ -6,12 +6,13 @@ from types import SimpleNamespace
 import pytest
 
 from fc_lightning.callbacks import ProgressBar
-from fc_lightning.callbacks.summary import _example, question_of
+from fc_lightning.callbacks.summary import _example
 from fc_lightning.chat_template.template import ChatTemplate
 from fc_lightning.chat_template.tokens import SpecialToken, load_tokenizer
 from fc_lightning.conversation.parsing import parse_turn
 from fc_lightning.conversation.types import Conversation, Message, Tool
 from fc_lightning.evaluation.metrics import evaluate_turn
+from fc_lightning.evaluation.report_turns import question_of
 
 CALL = '<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>'
 
@@ -30,7 +31,7 @@ def evaluation(bar, batches, turns):
     module = SimpleNamespace(evaluated_turns=[])
     for number, batch in enumerate(batches):
         module.evaluated_turns += [(0, one) for one in turns[number]]
-        bar._count("validation", module, batch, number, loader, len(batches), None)
+        bar._count("validation", module, loader, [len(batches)], None, None, batch, number)
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def test_lines_of_a_file_count_turns(bar, capsys):
 
 def test_batches_of_an_endless_loader_have_no_total(bar, capsys):
     for number in range(3):
-        bar._count("validation", None, {"input_ids": []}, number, None, float("inf"), None)
+        bar._count("validation", None, None, [float("inf")], None, None, {"input_ids": []}, number)
     assert capsys.readouterr().out.splitlines()[0] == "validation: 2 batches"
 
 

@@ -6,6 +6,7 @@ import math
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
@@ -21,7 +22,7 @@ _SHOWN = {
     "val/loss": ("val loss", ".3f"),
     "val/exact_match": ("exact match", ".3f"),
 }
-_SHOWN_NARROW = ("loss", "exact match")  # more would wrap the bar of a narrow terminal onto several lines
+_SHOWN_NARROW = ("loss",)  # more would wrap the bar of a narrow terminal onto several lines
 _WIDE = 120  # columns
 
 
@@ -55,72 +56,47 @@ class ProgressBar(RichProgressBar):
         """The values next to the bar, read once per logged step, when Lightning synchronizes the device anyway."""
         if trainer.global_step != self._values_step and trainer.global_step % trainer.log_every_n_steps == 0:
             self._read_values(trainer)
-        if self.to_file or shutil.get_terminal_size().columns >= _WIDE:
+        if self.to_file or _is_wide():
             return dict(self._values)
         return {name: value for name, value in self._values.items() if name in _SHOWN_NARROW}
+
+    def configure_columns(self, trainer: Trainer) -> list[Any]:
+        """Columns that fit on one line: without the speed in a narrow terminal."""
+        columns = super().configure_columns(trainer)
+        return columns if _is_wide() else columns[:-1]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         super().on_train_start(trainer, pl_module)
         self._started = self._last_line = time.monotonic()
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Advance the bar, or print a line if it is time for one."""
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        super().on_train_batch_end(trainer, pl_module, *args)
         self.get_metrics(trainer, pl_module)  # a line may be printed between two logged steps
         if self._prints_lines and time.monotonic() - self._last_line >= self.seconds:
             self._print_line(trainer, pl_module)
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Advance the bar, or print a line if it is time for one."""
-        super().on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
-        limits = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
-        task = self.val_sanity_progress_bar_id if trainer.sanity_checking else self.val_progress_bar_id
-        title = "untouched base" if trainer.sanity_checking else "validation"
-        loader = _loader(trainer.val_dataloaders, dataloader_idx)
-        self._count(title, pl_module, batch, batch_idx, loader, limits[dataloader_idx], task)
+        super().on_validation_batch_end(trainer, pl_module, *args)
+        if trainer.sanity_checking:
+            title, limits, task = "untouched base", trainer.num_sanity_val_batches, self.val_sanity_progress_bar_id
+        else:
+            title, limits, task = "validation", trainer.num_val_batches, self.val_progress_bar_id
+        self._count(title, pl_module, trainer.val_dataloaders, limits, task, *args)
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Advance the bar, or print a line if it is time for one."""
-        super().on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
-        loader, limit = _loader(trainer.test_dataloaders, dataloader_idx), trainer.num_test_batches[dataloader_idx]
-        self._count("test", pl_module, batch, batch_idx, loader, limit, self.test_progress_bar_id)
+        super().on_test_batch_end(trainer, pl_module, *args)
+        loaders, limits = trainer.test_dataloaders, trainer.num_test_batches
+        self._count("test", pl_module, loaders, limits, self.test_progress_bar_id, *args)
 
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Advance the bar, or print a line if it is time for one."""
-        super().on_predict_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
-        loader, limit = (
-            _loader(trainer.predict_dataloaders, dataloader_idx),
-            trainer.num_predict_batches[dataloader_idx],
-        )
-        task = self.predict_progress_bar_id
-        self._count("prediction", pl_module, batch, batch_idx, loader, limit, task)
+        super().on_predict_batch_end(trainer, pl_module, *args)
+        loaders, limits = trainer.predict_dataloaders, trainer.num_predict_batches
+        self._count("prediction", pl_module, loaders, limits, self.predict_progress_bar_id, *args)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the results of the validation."""
@@ -133,33 +109,46 @@ class ProgressBar(RichProgressBar):
         if self._prints_lines and not trainer.sanity_checking:
             self._print_line(trainer, pl_module)
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_test_end(self, *args: Any) -> None:
         """End the bar before other callbacks print results: its last redraw would overwrite them."""
-        super().on_test_end(trainer, pl_module)
+        super().on_test_end(*args)
         stop_bar(self)
 
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_predict_end(self, *args: Any) -> None:
         """End the bar before other callbacks print results."""
-        super().on_predict_end(trainer, pl_module)
+        super().on_predict_end(*args)
         stop_bar(self)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, *args: Any) -> None:
         """End the bar before other callbacks print results."""
-        super().on_train_end(trainer, pl_module)
+        super().on_train_end(*args)
         stop_bar(self)
 
-    def _count(self, title: str, module: Any, batch: Any, batch_idx: int, loader: Any, limit: float, task: Any) -> None:
+    def _count(
+        self,
+        title: str,
+        module: Any,
+        loaders: Any,
+        limits: Sequence[float],
+        task: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
         """Count a batch of an evaluation: turns where the model generates, otherwise batches."""
         is_prompts = isinstance(batch, dict) and "order" in batch
         if batch_idx == 0 or self._evaluation is None:
+            limit = limits[dataloader_idx]
             batches = None if math.isinf(limit) else int(limit)
+            loader = loaders[dataloader_idx] if isinstance(loaders, list | tuple) else loaders
             total = sum(map(len, islice(loader.sampler, batches))) if is_prompts else batches
             self._evaluation = Counter(title, total, "turns" if is_prompts else "batches")
         self._evaluation.advance(len(batch["order"]) if is_prompts else 1, _exact_match(module) if is_prompts else "")
         if self._prints_lines:
             self._evaluation.print_if_due(self.seconds)
         elif self.progress is not None and task is not None:
-            self.progress.update(task, description=self._evaluation.describe())
+            self.progress.update(task, description=self._evaluation.describe(with_time_left=False))
 
     @property
     def _prints_lines(self) -> bool:
@@ -180,9 +169,8 @@ class ProgressBar(RichProgressBar):
         print(f"{clock}  step {done:,}{share}  epoch {trainer.current_epoch}  {values}".rstrip(), flush=True)
 
 
-def _loader(loaders: Any, index: int) -> Any:
-    """Users may give one loader instead of a list."""
-    return loaders[index] if isinstance(loaders, list | tuple) else loaders
+def _is_wide() -> bool:
+    return shutil.get_terminal_size().columns >= _WIDE
 
 
 def _exact_match(module: Any) -> str:

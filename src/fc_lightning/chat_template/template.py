@@ -21,12 +21,13 @@ from fc_lightning.chat_template.tokens import SpecialToken
 from fc_lightning.chat_template.tool_formats import ChatFormat, ToolFormat, chat_format_of, native_syntax
 from fc_lightning.conversation.native_calls import NativeSyntax
 from fc_lightning.conversation.types import Conversation, Message
+from fc_lightning.utils.errors import UserError
 
 Render = Literal["canonical", "verbatim"]
 Supervise = Literal["assistant", "all"]
 
 
-class ChatTemplateError(ValueError):
+class ChatTemplateError(UserError):
     """No chat template fits the tokenizer, or the template does not support the requested rendering."""
 
 

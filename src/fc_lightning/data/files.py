@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 
 from fc_lightning.data.formats import RowError
+from fc_lightning.utils.errors import UserError
 
 # Characters, about a million tokens; a longer row is not parsed.
 MAX_ROW = 4_000_000
@@ -37,7 +38,7 @@ _ENCODINGS = {
 Row = dict[str, Any] | RowError
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """The data cannot be used as configured. The message says where the problem is and what to do."""
 
 
@@ -56,10 +57,6 @@ def has_rows(file: Path) -> bool:
 
 def read_file(file: Path, split: str = "train") -> Iterator[tuple[str, Callable[[], Row]]]:
     """Yield each row's place (``file:row``), and a function that parses it.
-
-    Args:
-        file: The file.
-        split: The split to read of a JSON file that has several.
 
     Raises:
         DataError: If the file cannot be read.
@@ -165,7 +162,7 @@ def _read_table(stream: TextIO, file: Path, delimiter: str) -> Iterator[tuple[st
 
 def _table_row(row: dict[str | None, Any]) -> Row:
     if None in row or None in row.values():
-        return RowError("the row has another number of fields than the header")
+        return RowError("the row does not have as many fields as the header")
     return {str(key): value for key, value in row.items() if value != ""}
 
 

@@ -83,11 +83,7 @@ class ResumableDataModule(LightningDataModule):
         return {"stream": self._stream.position()} if self._stream else training_position(self.trainer)
 
     def state_dict(self, position: dict[str, Any] | None = None) -> dict[str, Any]:
-        """State for a checkpoint: the data trained on, and the position in it. A collective.
-
-        Args:
-            position: An earlier result of :meth:`position`; the current one by default.
-        """
+        """State for a checkpoint: the data trained on, and the position in it. A collective."""
         if not (self._stream or self._sampler):
             return {}
         position = position or self.position()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -36,6 +36,9 @@ class TurnGenerator:
         tool_format: The language of tool calls, see :func:`fc_lightning.chat_template.tool_formats.native_syntax`.
         seed: Seed of sampling; the same prompts in the same batches give the same turns.
 
+    Attributes:
+        on_step: See :func:`fc_lightning.evaluation.generation.generate`.
+
     Raises:
         BaseModelError: If decoding is constrained in a native language.
     """
@@ -51,12 +54,14 @@ class TurnGenerator:
         self.syntax = native_syntax(tokenizer, tool_format)
         if constrained and self.syntax:
             raise BaseModelError(
-                f"`model.constrained` has no grammar for {self.syntax.name}; set it to false, or `model.tool_format: hermes`"
+                f"`model.constrained` has no grammar for {self.syntax.name}; set it to false, or "
+                "`model.tool_format: hermes`"
             )
         self.tokenizer = tokenizer
         self.settings = settings
         self.constrained = constrained
         self.seed = seed
+        self.on_step: Callable[[int], None] = lambda num_ended: None
         self.end_ids = ChatTemplate.end_ids(tokenizer, self.syntax)
         self._grammars: CallGrammars | None = None
 
@@ -89,7 +94,14 @@ class TurnGenerator:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(self.seed + seed)
             outputs = generate(
-                model, prompts, self.settings, self.end_ids, self.tokenizer.pad_token_id, constraint, synced_gpus
+                model,
+                prompts,
+                self.settings,
+                self.end_ids,
+                self.tokenizer.pad_token_id,
+                constraint,
+                synced_gpus,
+                self.on_step,
             )
         return [(self.tokenizer.decode(ids), finished) for ids, finished in outputs]
 

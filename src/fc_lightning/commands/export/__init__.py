@@ -17,13 +17,13 @@ from fc_lightning.models.loading import load_config
 from fc_lightning.models.saving import write_model
 from fc_lightning.training.module import FunctionCallingModule
 from fc_lightning.utils.atomic_files import atomic_folder, wrap_os_errors
-from fc_lightning.utils.errors import first_line
+from fc_lightning.utils.errors import UserError, first_line
 from fc_lightning.utils.pretrained import commit_of
 
 __all__ = ["ExportError", "export"]
 
 
-class ExportError(ValueError):
+class ExportError(UserError):
     """The export is impossible as requested. The message says what to do."""
 
 

@@ -27,40 +27,26 @@ from fc_lightning.data.formats.values import Row, is_empty, text_of
 
 @dataclass(frozen=True)
 class BuiltTurn:
-    """A message while its conversation is built.
+    """A message while its conversation is built."""
 
-    Attributes:
-        number: The row's turn that it comes from, counted from 1.
-        message: The message.
-        ids: Of an assistant's turn the ids of its calls, empty texts where there are none; of a tool's turn its call's.
-        name: Of a tool's turn the name of the tool.
-        num_results: Of a tool's turn the number of results in it.
-    """
-
-    number: int
-    message: Message
+    number: int  # the row's turn that it comes from, counted from 1
+    message: Message  # the message
+    # Of an assistant's turn the ids of its calls, empty texts where there are none; of a tool's turn its call's
     ids: tuple[str, ...] = ()
-    name: str = ""
-    num_results: int = 1
+    name: str = ""  # of a tool's turn the name of the tool
+    num_results: int = 1  # of a tool's turn the number of results in it
 
 
 @dataclass
 class ConversationBuilder:
-    """Builds a conversation turn by turn.
+    """Builds a conversation turn by turn."""
 
-    Attributes:
-        turns: The turns so far.
-        tools: The available tools.
-        defects: What is wrong with the row, one sentence each.
-        notices: Kind and detail of what is unusual, see :class:`fc_lightning.conversation.types.Conversation`.
-        response_schema: The JSON schema of the answer, in JSON mode.
-    """
-
-    turns: list[BuiltTurn] = field(default_factory=list)
-    tools: tuple[Tool, ...] = ()
-    defects: list[str] = field(default_factory=list)
+    turns: list[BuiltTurn] = field(default_factory=list)  # the turns so far
+    tools: tuple[Tool, ...] = ()  # the available tools
+    defects: list[str] = field(default_factory=list)  # what is wrong with the row, one sentence each
+    # Kind and detail of what is unusual, see :class:`fc_lightning.conversation.types.Conversation`
     notices: list[tuple[str, str]] = field(default_factory=list)
-    response_schema: dict[str, Any] | None = None
+    response_schema: dict[str, Any] | None = None  # the JSON schema of the answer, in JSON mode
 
     def add(self, number: int, role: Role, text: str) -> None:
         """Add a system, user or tool message; an empty system text is left out."""

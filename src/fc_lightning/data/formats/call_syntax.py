@@ -21,17 +21,11 @@ _MAX_CALLS = 1000
 
 
 class Delimiter(NamedTuple):
-    """The markers around calls in a text.
+    """The markers around calls in a text."""
 
-    Attributes:
-        open: The opening marker.
-        close: The closing marker.
-        closes_at_end: Whether the end of the text may stand for the closing marker.
-    """
-
-    open: str
-    close: str
-    closes_at_end: bool = False
+    open: str  # the opening marker
+    close: str  # the closing marker
+    closes_at_end: bool = False  # whether the end of the text may stand for the closing marker
 
 
 DELIMITERS = (
@@ -72,21 +66,13 @@ _SUSPICIOUS = re.compile(
 
 @dataclass
 class ParsedText:
-    """The text of a model turn, split into its parts.
+    """The text of a model turn, split into its parts."""
 
-    Attributes:
-        content: The text without reasoning and calls, stripped.
-        reasoning: The reasoning at its beginning; None without any.
-        calls: The calls that could be read.
-        errors: One sentence for each call that could not be read.
-        has_text_after_call: Whether text follows a call.
-    """
-
-    content: str = ""
-    reasoning: str | None = None
-    calls: tuple[ToolCall, ...] = ()
-    errors: tuple[str, ...] = ()
-    has_text_after_call: bool = False
+    content: str = ""  # the text without reasoning and calls, stripped
+    reasoning: str | None = None  # the reasoning at its beginning; None without any
+    calls: tuple[ToolCall, ...] = ()  # the calls that could be read
+    errors: tuple[str, ...] = ()  # one sentence for each call that could not be read
+    has_text_after_call: bool = False  # whether text follows a call
 
 
 def split_reasoning(text: str) -> tuple[str | None, str]:

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from fc_lightning.conversation.parsing import CallSyntaxError
 from fc_lightning.conversation.types import Conversation, Role
 from fc_lightning.data.formats.builder import ConversationBuilder
 from fc_lightning.data.formats.system_text import blocks, split_system
 from fc_lightning.data.formats.values import Row, RowError, as_list, call_id, column_text, is_empty, text_of
+
+Reader = Callable[[Row], Conversation]
+Detector = Callable[[Row], bool]
+
+
+class Format(NamedTuple):
+    """A row format."""
+
+    reader: Reader  # converts a row to a conversation, or raises `RowError`
+    detects: Detector | None = None  # whether a row has this format; None for a format that is used by name only
+    keys: frozenset[str] | None = None  # of a row that the reader uses; others are reported; None if not known
+    needs: tuple[str, ...] = ()  # keys that every row of the format has, to name the nearest format when none fits
+
 
 # Names of the roles in known datasets.
 ROLES: dict[str, Role] = {
@@ -44,9 +57,22 @@ _TURN_KEYS = frozenset(
 _TOOL_COLUMNS = ("tools", "functions", "function", "available_tools")
 # Keys that every format reads.
 COMMON_KEYS = frozenset((*_TOOL_COLUMNS, "id", "category", "gold", "chat_template_kwargs"))
+# Keys of rows whose turns are in one column.
+CHAT_KEYS = COMMON_KEYS | {"messages", "conversations", "system", "system_prompt"}
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _REASONING_PARTS = ("reasoning", "thinking")
 _CALL_PARTS = ("tool_call", "function_call")
+
+
+def chat_reader(*columns: str) -> Reader:
+    """A reader of the turns in the first filled column; the system text may be in a column of its own."""
+    return lambda row: read_chat(row, turns_of(row, columns), system_column(row))
+
+
+def objects_in(row: Row, *columns: str) -> list[dict[str, Any]]:
+    """The objects in the list of the first filled column."""
+    values = decoded_list(next((row[name] for name in columns if row.get(name)), None))
+    return [value for value in values or [] if isinstance(value, dict)]
 
 
 def turns_of(row: Row, columns: Sequence[str]) -> list[dict[str, Any]]:
@@ -106,15 +132,7 @@ def tools_of(row: Row) -> Any:
 def read_chat(
     row: Row, turns: Iterable[dict[str, Any]], system: str = "", is_verbatim: bool = False, has_schema: bool = False
 ) -> Conversation:
-    """Read a row of chat turns.
-
-    Args:
-        row: The row: its tools, id, category and gold are used.
-        turns: Its turns.
-        system: A system text outside of the turns.
-        is_verbatim: Whether the turns are texts that can be rendered verbatim.
-        has_schema: Whether a row without tools may have the JSON schema of the answer.
-    """
+    """Read a row of chat turns."""
     builder = ConversationBuilder()
     builder.read_tools(tools_of(row))
     schema = row.get("schema") if has_schema else None
