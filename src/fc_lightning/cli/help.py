@@ -124,7 +124,8 @@ def keys(subcommand: str) -> dict[str, list[Key]]:
     """The keys of a subcommand by group; the options of the subcommand itself are under its name."""
     if subcommand == "init":
         return {}
-    shared = ("base", "revision", "special_tokens", "supervise", "token_weights", "pairs")  # given, under `model`
+    # Given under `model`
+    shared = ("base", "revision", "tool_format", "special_tokens", "supervise", "token_weights", "pairs")
     return {
         subcommand: _parameters(_FUNCTIONS[subcommand], subcommand, ("trainer", "model", "datamodule")),
         "model": [_own_class("model"), *_parameters("training/module.py", "FunctionCallingModule", prefix="model.")],

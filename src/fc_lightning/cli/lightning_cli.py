@@ -50,7 +50,7 @@ from fc_lightning.utils.malloc import keep_freed_memory
 from fc_lightning.utils.secrets import redact_config
 
 # Settings of the model that the data needs too: given once, under `model`.
-_LINKED = ("base", "revision", "special_tokens", "supervise", "token_weights")
+_LINKED = ("base", "revision", "tool_format", "special_tokens", "supervise", "token_weights")
 
 
 def _is_given(value: Any) -> bool:

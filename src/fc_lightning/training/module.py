@@ -19,6 +19,7 @@ from transformers import GenerationConfig
 from fc_lightning.chat_template.template import Supervise
 from fc_lightning.chat_template.token_parts import TokenWeights
 from fc_lightning.chat_template.tokens import SpecialToken, load_tokenizer, vocabulary_digest
+from fc_lightning.chat_template.tool_formats import ToolFormat
 from fc_lightning.data.collator import Batch
 from fc_lightning.evaluation.conversations import measure_conversations, rows_of
 from fc_lightning.evaluation.evaluator import IndexedTurn, TurnGenerator, gather_turns, measure, notify_callbacks
@@ -63,7 +64,9 @@ class FunctionCallingModule(LightningModule):
             base in 4 or 8 bits (QLoRA). Needs the extra ``qlora``; exports merge into the unquantized base.
         attn_implementation: One of transformers' attention implementations; ``auto`` is the fastest correct one.
         peft: The adapter, any ``peft.PeftConfig`` by ``class_path``; null trains every weight.
-        special_tokens: Tags that become one token each; an empty list keeps them plain text.
+        tool_format: How calls are written: as JSON between tags (``hermes``), or in the language of FunctionGemma or
+            Gemma 4, which ``auto`` chooses if its tags are tokens of the base.
+        special_tokens: Tags that become one token each; an empty list keeps them plain text. Native formats have none.
         supervise: Which tokens are trained on: the model's turns (``assistant``) or all of them (``all``).
         preference: Adds a preference loss for rows with a rejected turn (columns ``chosen`` and ``rejected``).
         token_weights: Weights of the supervised tokens in the training loss, by what they are; 1 each by default.
@@ -88,6 +91,8 @@ class FunctionCallingModule(LightningModule):
             before the step, ``skip`` skips it and logs ``train/skipped_steps``. The rows are named in either case.
     """
 
+    chosen = ""  # how the base was loaded, for the summary
+
     def __init__(
         self,
         base: str = "google/gemma-2-2b-it",
@@ -96,6 +101,7 @@ class FunctionCallingModule(LightningModule):
         quantization: dict[str, Any] | None = None,
         attn_implementation: str = "auto",
         peft: PeftConfig | None = None,
+        tool_format: ToolFormat = "auto",
         special_tokens: list[str] | None = None,
         supervise: Supervise = "assistant",
         preference: Preference | None = None,
@@ -126,9 +132,9 @@ class FunctionCallingModule(LightningModule):
         self.peft = PeftConfig.from_peft_type(**peft) if isinstance(peft, dict) else peft
         self.preference = Preference(**preference) if isinstance(preference, dict) else preference
         self.token_weights = TokenWeights(**token_weights) if isinstance(token_weights, dict) else token_weights
+        self.tool_format = tool_format
         self.special_tokens = list(SpecialToken) if special_tokens is None else special_tokens
         self.model: Any = None  # an nn.Module once Lightning has called configure_model
-        self.chosen = ""  # how the base was loaded, for the summary
         self._base_digest = ""
         # Training
         self.supervise = supervise
@@ -161,11 +167,11 @@ class FunctionCallingModule(LightningModule):
     @property
     def tokenizer(self) -> Any:
         """The base's tokenizer with the tags registered."""
-        return load_tokenizer(self.base, self.revision, tuple(self.special_tokens))[0]
+        return load_tokenizer(self.base, self.revision, tuple(self.special_tokens), self.tool_format)[0]
 
     @functools.cached_property
     def turn_generator(self) -> TurnGenerator:
-        return TurnGenerator(self.tokenizer, self.generation, self.constrained)
+        return TurnGenerator(self.tokenizer, self.generation, self.constrained, self.tool_format)
 
     def setup(self, stage: str) -> None:
         check_trainer(self.trainer)
@@ -189,7 +195,7 @@ class FunctionCallingModule(LightningModule):
         # 1) The base, with rows for the new tokens
         model = load_base(self.base, self.revision, getattr(torch, dtype), attention, self.quantization, device)
         self._base_digest = base_digest(self.base, self.revision)
-        _, pieces = load_tokenizer(self.base, self.revision, tuple(self.special_tokens))
+        _, pieces = load_tokenizer(self.base, self.revision, tuple(self.special_tokens), self.tool_format)
         add_token_rows(model, pieces)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
