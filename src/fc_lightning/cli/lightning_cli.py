@@ -79,22 +79,22 @@ class FunctionCallingTrainer(Trainer):
         super().fit(model, datamodule=datamodule, ckpt_path=checkpoint_to_resume_from(self, ckpt_path))
 
     def validate(self, model: LightningModule, datamodule: LightningDataModule, ckpt_path: str | None = None) -> Any:
-        """Measure a checkpoint, or the untouched base, on ``data.validation``.
+        """Measure a checkpoint, or the base model, on ``data.validation``.
 
         Args:
             model: The module.
             datamodule: The data.
-            ckpt_path: A checkpoint file, or ``best`` or ``last`` of the newest run; the untouched base if not given.
+            ckpt_path: A checkpoint file, or ``best`` or ``last`` of the newest run; the base model if not given.
         """
         return super().validate(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
 
     def test(self, model: LightningModule, datamodule: LightningDataModule, ckpt_path: str | None = None) -> Any:
-        """Measure a checkpoint, or the untouched base, on ``data.test``.
+        """Measure a checkpoint, or the base model, on ``data.test``.
 
         Args:
             model: The module.
             datamodule: The data.
-            ckpt_path: A checkpoint file, or ``best`` or ``last`` of the newest run; the untouched base if not given.
+            ckpt_path: A checkpoint file, or ``best`` or ``last`` of the newest run; the base model if not given.
         """
         return super().test(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
 

@@ -194,7 +194,7 @@ def measure(
 
 
 def is_baseline_validation(trainer: Trainer) -> bool:
-    """Whether this is the validation of the untouched base on all prompts, before training.
+    """Whether this is the validation of the base model on all prompts, before training.
 
     Lightning runs it with ``trainer.num_sanity_val_steps: -1``; any other sanity check covers a part of the data only.
     """
