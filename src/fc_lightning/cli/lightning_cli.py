@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from argparse import SUPPRESS
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -255,10 +256,15 @@ class _ParserOnly(FunctionCallingCLI):
         raise _ParserReady(parser, subcommand_parsers(self))
 
 
-def make_parser(subcommand: str | None = None) -> LightningArgumentParser:
-    """The parser of the command line, or the one of a subcommand, without running anything."""
+def make_parser(subcommand: str | None = None, arguments: Sequence[str] = ()) -> LightningArgumentParser:
+    """The parser of the command line, or the one of a subcommand, without running anything.
+
+    Args:
+        subcommand: The name of the subcommand.
+        arguments: Arguments that may name classes of the user's own.
+    """
     try:
-        _ParserOnly([])
+        _ParserOnly(list(arguments))
     except _ParserReady as ready:
         parser, parsers = ready.args
     return parsers[subcommand] if subcommand else parser

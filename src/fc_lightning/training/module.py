@@ -8,7 +8,6 @@ from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
-import torch.distributed
 from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
 from peft import PeftConfig
@@ -72,8 +71,7 @@ class FunctionCallingModule(LightningModule):
         token_weights: Weights of the supervised tokens in the training loss, by what they are; 1 each by default.
         compile: Compile each decoder layer with ``torch.compile``; ``auto`` does so on a GPU.
         gradient_checkpointing: Save memory by recomputing each layer in the backward pass.
-        head_chunk: Rows of logits in memory at a time. With more supervised tokens, chunks are recomputed in the
-            backward pass. 512 rows of a vocabulary of 262,144 are half a gigabyte in fp32.
+        head_chunk: Rows of logits in memory at a time. 512 of a vocabulary of 262,144 are half a gigabyte in fp32.
         generation: Fields of transformers' ``GenerationConfig``; greedy with 256 new tokens by default. With
             ``do_sample: true`` and ``num_return_sequences: k`` each turn is generated k times and pass@k is logged.
         constrained: Constrain decoding to the grammar and the offered tools (needs xgrammar).
@@ -144,7 +142,6 @@ class FunctionCallingModule(LightningModule):
         self.optimization = OptimizationSettings(
             learning_rate, weight_decay, warmup, schedule, lora_plus_ratio, optimizer, lr_scheduler
         )
-        self.optimization.check()
         self._saved_order: list[str] = []  # of the parameters in the optimizer's state of a checkpoint
         self.non_finite = non_finite
         self.skipped_steps = 0
@@ -184,9 +181,9 @@ class FunctionCallingModule(LightningModule):
         """
         if self.model is not None:
             return
-        trainer = attached_trainer(self)
-        precision = str(trainer.precision) if trainer else "32-true"
-        device = trainer.strategy.root_device if trainer else torch.device("cpu")
+        precision, device = "32-true", torch.device("cpu")
+        if (trainer := attached_trainer(self)) is not None:
+            precision, device = str(trainer.precision), trainer.strategy.root_device
         dtype = base_dtype(precision, self.weight_dtype, self.peft is not None, bool(self.quantization))
         attention, reason = self.attn_implementation, "as configured"
         if attention == "auto":
@@ -285,9 +282,9 @@ class FunctionCallingModule(LightningModule):
         checkpoint["adapter"] = adapter_settings(self.model)
         # For `load_from_checkpoint`; LightningCLI's way of making the module would want classes by path.
         checkpoint["hyper_parameters"].pop("_instantiator", None)
-        checkpoint["hyper_parameters"] |= {"peft": checkpoint["adapter"] or None}
-        checkpoint["hyper_parameters"] |= {"preference": self.preference and asdict(self.preference)}
-        checkpoint["hyper_parameters"] |= {"token_weights": self.token_weights and asdict(self.token_weights)}
+        classes = {"preference": self.preference, "token_weights": self.token_weights}
+        as_mappings = {name: value and asdict(value) for name, value in classes.items()}
+        checkpoint["hyper_parameters"] |= {"peft": checkpoint["adapter"] or None, **as_mappings}
         save_settings(checkpoint, self.optimization, self.trainer.optimizers, trained)
         checkpoint["state_dict"] = {name: saved for name, saved in checkpoint["state_dict"].items() if name in trained}
 
@@ -339,9 +336,8 @@ class FunctionCallingModule(LightningModule):
     def _finish_evaluation(self, stage: str) -> None:
         turns, self.evaluated_turns = self.evaluated_turns, []
         evaluated = gather_turns(turns)
-        values: dict[str, Any] = measure(
-            [turn for _, turn in turns], evaluated, self.device, self.turn_generator.samples
-        )
+        local = [turn for _, turn in turns]
+        values: dict[str, Any] = measure(local, evaluated, self.device, self.turn_generator.samples)
         if self.free_running:
             rows, self.prompt_rows = self.prompt_rows, []
             with generation_mode(self.model), merged_for_inference(self.model) as causal:
