@@ -33,7 +33,7 @@ Every key can be set in a YAML file (`--config FILE`; a later file overrides an 
 (`--model.learning_rate 1e-4`), or as an environment variable (`FC_FIT__MODEL__LEARNING_RATE=1e-4`, lowest precedence).
 `python main.py fit --print_config` prints the complete configuration.
 """
-SHARED = ("base", "revision", "special_tokens", "supervise", "token_weights", "pairs")
+SHARED = ("base", "revision", "tool_format", "special_tokens", "supervise", "token_weights", "pairs")
 LIGHTNINGS = {
     "fit": "Trains, validates with generation, and writes a run folder.",
     "validate": "Measures a checkpoint, or the base model, on `data.validation`.",
@@ -156,8 +156,8 @@ def reference() -> str:
         "### model.token_weights\n",
         *table(TokenWeights, TokenWeights.__doc__),
         "## data\n",
-        "`base`, `revision`, `special_tokens`, `supervise` and `token_weights` follow those of `model`, and `pairs` "
-        "follows `model.preference`; do not set them here.\n",
+        "`base`, `revision`, `tool_format`, `special_tokens`, `supervise` and `token_weights` follow those of `model`, "
+        "and `pairs` follows `model.preference`; do not set them here.\n",
         *table(FunctionCallingDataModule.__init__, FunctionCallingDataModule.__doc__, SHARED),
         "### A source\n",
         "`data.train`, `data.validation` and `data.test` are lists of these:\n",

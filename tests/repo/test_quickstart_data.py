@@ -142,3 +142,30 @@ def test_nearly_all_validation_rows_have_calls():
     rows = rows_of("validation")
     assert {row["category"] for row in rows if not calls_of(row)} == {"no_tool"}
     assert sum(not calls_of(row) for row in rows) <= 0.06 * len(rows)
+
+
+def form(question):
+    """A question without its values."""
+    question = re.sub(r"\d+(\.\d+)?", "0", question)
+    question = re.sub(r"(in|and|,) [A-Z][a-z]+( [A-Z][a-z]+)?", r"\1 X", question)
+    return re.sub(r"about .*", "about X", question)
+
+
+@pytest.mark.parametrize("example", ["langgraph_agent.py", "end_to_end.py"])
+def test_the_example_agent_asks_what_was_taught(example):
+    """The questions have the form of training questions; a second question is about the first one's tool, as there."""
+    tree = ast.parse((ROOT / "examples" / example).read_text(encoding="utf-8"))
+    targets = {
+        target.id: node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign | ast.AnnAssign)
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        if isinstance(target, ast.Name)
+    }
+    asked = [entry if isinstance(entry, str) else entry[0] for entry in ast.literal_eval(targets["QUESTIONS"])]
+    taught = {form(question) for row in rows_of("train") for question in said(row, "human")}
+    assert len(asked) >= 4
+    for conversation in asked:
+        questions = [form(question.strip()) for question in conversation.split("|")]
+        assert set(questions) <= taught
+        assert len(set(questions)) == 1

@@ -124,13 +124,22 @@ def keys(subcommand: str) -> dict[str, list[Key]]:
     """The keys of a subcommand by group; the options of the subcommand itself are under its name."""
     if subcommand == "init":
         return {}
-    shared = ("base", "revision", "special_tokens", "supervise", "token_weights", "pairs")  # given, under `model`
+    # Given under `model`
+    shared = ("base", "revision", "tool_format", "special_tokens", "supervise", "token_weights", "pairs")
     return {
         subcommand: _parameters(_FUNCTIONS[subcommand], subcommand, ("trainer", "model", "datamodule")),
-        "model": _parameters("training/module.py", "FunctionCallingModule", prefix="model."),
-        "data": _parameters("data/datamodule.py", "FunctionCallingDataModule", shared, "data."),
+        "model": [_own_class("model"), *_parameters("training/module.py", "FunctionCallingModule", prefix="model.")],
+        "data": [
+            _own_class("data"),
+            *_parameters("data/datamodule.py", "FunctionCallingDataModule", shared, "data."),
+        ],
         "trainer": [Key(f"trainer.{name}", "", "", text) for name, text in TRAINER.items()],
     }
+
+
+def _own_class(group: str) -> Key:
+    text = "A class of your own that is derived from this package's; its settings are keys of this group too."
+    return Key(f"{group}.class_path", "str | None", "None", text)
 
 
 def help_for(arguments: Sequence[str], program: str, width: int = 100) -> str | None:

@@ -39,7 +39,7 @@ def write_model(
     """
     tokenizer = template.tokenizer
     if template.chat_format and template.has_generation_prompt(template.chat_format.generation_prompt):
-        tokenizer.response_template = response_template(template.chat_format, tokenizer.eos_token)
+        tokenizer.response_template = response_template(template.chat_format, tokenizer.eos_token, template.syntax)
     save_tokenizer(tokenizer, folder)
     (folder / "chat_template.jinja").write_text(template.source, encoding="utf-8")
     if isinstance(model, PeftModel) and not merge:
@@ -49,7 +49,7 @@ def write_model(
     merged.generation_config = GenerationConfig(
         do_sample=False,
         bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=template.end_ids(tokenizer),
+        eos_token_id=template.end_ids(tokenizer, template.syntax),
         pad_token_id=tokenizer.pad_token_id,
     )
     merged.to(dtype or merged.dtype).save_pretrained(str(folder))
