@@ -12,6 +12,7 @@ from fc_lightning.evaluation.report_tables import EvaluatedRun
 from fc_lightning.evaluation.turns import EvaluatedTurn
 
 _MAX_TEXT = 240  # characters of a question, and of a text that is shown instead of calls
+_MAX_LINES = 8
 _CHANGES = {
     (False, True): "corrected",
     (True, False): "now wrong",
@@ -96,4 +97,5 @@ def _generated(turn: EvaluatedTurn) -> list[Piece]:
 
 
 def _shorten(text: str) -> str:
-    return text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}…"
+    short = "\n".join(text[:_MAX_TEXT].split("\n")[:_MAX_LINES])
+    return short if short == text else f"{short}…"
