@@ -47,8 +47,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--reference", type=int, help="prompts for transformers, evenly spaced; by default all")
     parser.add_argument("--profile", action="store_true", help="print where the time goes, without transformers")
     parser.add_argument("--max_new_tokens", type=int, default=192)
-    parser.add_argument("--batch_tokens", type=int, default=16384)
-    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--batch_tokens", type=int, default=32768)
+    parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     return parser.parse_args()
 

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from jsonargparse import Namespace
 from tests.helpers.command_line import parsed, parser
 
@@ -182,3 +183,11 @@ def test_only_paths_after_a_key_of_sources_are_joined():
 def test_the_module_runs_as_a_program():
     command = [sys.executable, "-m", "fc_lightning", "--version"]
     assert subprocess.check_output(command, cwd=Path.cwd(), text=True).strip()
+
+
+def test_a_default_that_is_a_member_of_an_enum_is_written_as_its_value():
+    """Lightning's Timer has one, which YAML cannot represent."""
+    timer = "--trainer.callbacks=[{class_path: lightning.pytorch.callbacks.Timer}]"
+    text = parser().dump(parser().parse_args(["fit", "--config", TINY, timer]))
+    (callback,) = yaml.safe_load(text)["fit"]["trainer"]["callbacks"]
+    assert callback["init_args"]["interval"] == "step"

@@ -1,38 +1,22 @@
 """The Berkeley leaderboard: rows of a package with its layout, and the table against plain counting."""
 
-import json
-
 import pytest
+from tests.helpers.bfcl import FUNCTION, write_bfcl_package
 
 from fc_lightning.conversation.types import ToolCall
 from fc_lightning.data.bfcl import CATEGORIES, IRRELEVANCE, LIVE, NON_LIVE
 from fc_lightning.data.sources import DataError, Source
 from fc_lightning.evaluation.leaderboard import leaderboard
 from fc_lightning.evaluation.metrics import evaluate_turn
-from fc_lightning.evaluation.report import EvaluatedRun, html_report, markdown_report
+from fc_lightning.evaluation.report import html_report, markdown_report
+from fc_lightning.evaluation.report_tables import EvaluatedRun
 
-FUNCTION = {
-    "name": "clock",
-    "description": "Tells the time.",
-    "parameters": {"type": "dict", "properties": {"city": {"type": "string"}}, "required": ["city"]},
-}
 RIGHT = '<tool_call>{"name": "clock", "arguments": {"city": "rome"}}</tool_call>'
 
 
 @pytest.fixture
 def bfcl_package(tmp_path, monkeypatch):
-    data = tmp_path / "site" / "bfcl_eval" / "data"
-    (data / "possible_answer").mkdir(parents=True)
-    (data.parent / "__init__.py").write_text("raise ImportError('the package is not imported')")
-    for category in CATEGORIES:
-        rows = [
-            {"id": f"{category}_{number}", "question": [[{"role": "user", "content": "Time?"}]], "function": [FUNCTION]}
-            for number in range(2)
-        ]
-        (data / f"BFCL_v4_{category}.json").write_text("\n".join(map(json.dumps, rows)))
-        answers = [{"id": row["id"], "ground_truth": [{"clock": {"city": ["Rome", "Roma"]}}]} for row in rows]
-        if category not in IRRELEVANCE:
-            (data / "possible_answer" / f"BFCL_v4_{category}.json").write_text("\n".join(map(json.dumps, answers)))
+    write_bfcl_package(tmp_path / "site")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
 
 

@@ -206,7 +206,7 @@ def test_last_passes_over_a_broken_checkpoint_and_waits_for_nobody(tmp_path, cap
     assert f"resuming from {other}" in caplog.text
     with pytest.raises(SystemExit):
         fit(tmp_path, "third", f"--ckpt_path={tmp_path / 'nowhere.ckpt'}")
-    assert "nowhere.ckpt: there is no such checkpoint (`--ckpt_path`)" in capsys.readouterr().err.splitlines()[-1]
+    assert "nowhere.ckpt: checkpoint not found (`--ckpt_path`)" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_two_processes_do_not_train_in_one_folder(tmp_path, monkeypatch):

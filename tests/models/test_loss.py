@@ -2,11 +2,14 @@
 
 import pytest
 import torch
-from tests.helpers.losses import DOCUMENTS
+from peft import LoraConfig
+from tests.helpers.losses import DOCUMENTS, loss_alone
 from tests.helpers.small_models import adapted
 
 from fc_lightning.data.collator import PackingCollator
-from fc_lightning.models.lora import unwrap_peft
+from fc_lightning.models.attention import BY_DOCUMENT
+from fc_lightning.models.loading import load_base
+from fc_lightning.models.lora import add_adapter, add_token_rows, unwrap_peft
 from fc_lightning.models.loss import token_loss_sum
 from fc_lightning.models.peft_internals import frozen_head
 from fc_lightning.models.preference_loss import Preference
@@ -42,6 +45,24 @@ def test_the_gradient_of_a_frozen_head_is_that_of_autograd(base, chunk, new_toke
     assert len(actual) == len(expected) > 7 + 2 * new_tokens
     for new, old in zip(actual, expected, strict=True):
         assert (new - old).norm() <= 1e-6 * old.norm()
+
+
+@pytest.mark.parametrize("saved", [None, ["lm_head", "embed_tokens"], ["lm_head"]], ids=str)
+def test_a_bf16_base_trains_fp32_weights_without_autocast(base, saved):
+    """Against plain forward passes of an fp32 base, within the precision of bf16."""
+    losses = []
+    for dtype in (torch.bfloat16, torch.float32):
+        model = load_base(str(base), None, dtype, BY_DOCUMENT)
+        add_token_rows(model, {} if saved else {128: [10, 11]})
+        config = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=saved)
+        model = add_adapter(model, config, [] if saved else [128])
+        losses.append(loss_and_gradients(model, PackingCollator(0)([DOCUMENTS]), 8)[0])
+        trained = [p for p in model.parameters() if p.requires_grad]
+        assert all(p.dtype == torch.float32 and p.grad is not None for p in trained)
+    with torch.no_grad():
+        expected = sum(loss_alone(model, document) for document in DOCUMENTS)
+    assert losses[1].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert losses[0].item() == pytest.approx(expected.item(), rel=0.03)
 
 
 def test_a_batch_without_labels_has_a_loss_of_zero_and_gradients(base):

@@ -20,12 +20,13 @@ from fc_lightning.chat_template.control_tokens import break_control_tokens, cont
 from fc_lightning.chat_template.tokens import SpecialToken
 from fc_lightning.chat_template.tool_formats import ChatFormat, chat_format_of
 from fc_lightning.conversation.types import Conversation, Message
+from fc_lightning.utils.errors import UserError
 
 Render = Literal["canonical", "verbatim"]
 Supervise = Literal["assistant", "all"]
 
 
-class ChatTemplateError(ValueError):
+class ChatTemplateError(UserError):
     """No chat template fits the tokenizer, or the template does not support the requested rendering."""
 
 
@@ -216,10 +217,9 @@ def _template_source(
         source = path.read_text(encoding="utf-8")
     elif render == "verbatim" and not is_gemma:
         raise ChatTemplateError(f"{name}: only Gemma supports verbatim rendering; use `data.render: canonical`")
-    elif is_gemma:
-        names = ["gemma_verbatim"] if render == "verbatim" else ["macros", "gemma_canonical"]
-        source = control_tokens_jinja(control_tokens) + _shipped("control_tokens", *names)
-    elif chat_format is not None and "endgeneration" not in str(own_template):
+    elif render == "verbatim":
+        source = control_tokens_jinja(control_tokens) + _shipped("control_tokens", "gemma_verbatim")
+    elif chat_format is not None and (is_gemma or "endgeneration" not in str(own_template)):
         source = control_tokens_jinja(control_tokens) + chat_format.jinja()
         source += _shipped("control_tokens", "macros", "turns_canonical")
     elif isinstance(own_template, str):

@@ -26,6 +26,7 @@ class ChatFormat:
         turn_separator: Text between two turns.
         model_role: Role name of the model's turns.
         tool_role: Role name of turns with a tool's response.
+        system_role: Role name of the system text; ``user`` puts it in front of the first user turn.
         has_bos: Whether a conversation begins with the tokenizer's BOS token.
     """
 
@@ -37,6 +38,7 @@ class ChatFormat:
     turn_separator: str
     model_role: str = "assistant"
     tool_role: str = "tool"
+    system_role: str = "system"
     has_bos: bool = True
 
     @property
@@ -50,7 +52,6 @@ class ChatFormat:
 
 
 CHAT_FORMATS = (
-    # Gemma 1 to 3 have no system role and therefore a template of their own, templates/gemma_canonical.jinja.
     ChatFormat(
         "gemma",
         ("<start_of_turn>", "<end_of_turn>"),
@@ -59,6 +60,7 @@ CHAT_FORMATS = (
         turn_end="<end_of_turn>",
         turn_separator="\n",
         model_role="model",
+        system_role="user",  # Gemma 1 to 3 have no system role
     ),
     ChatFormat(
         "gemma4",

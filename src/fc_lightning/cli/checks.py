@@ -13,7 +13,7 @@ from typing import Any
 from transformers import BitsAndBytesConfig, GenerationConfig
 
 from fc_lightning.cli.errors import ConfigurationError
-from fc_lightning.cli.help import nearest
+from fc_lightning.cli.help import did_you_mean
 from fc_lightning.utils.atomic_files import wrap_os_errors
 from fc_lightning.utils.errors import first_line
 
@@ -75,8 +75,7 @@ def _describe_range(smallest: float, largest: float) -> str:
 def _check_names(key: str, given: Iterable[str], known: Iterable[str]) -> None:
     for name in given:
         if name not in known:
-            meant = nearest(name, list(known))
-            raise ConfigurationError(f"{key}: unknown key {name}" + (f"; did you mean {meant}?" if meant else ""))
+            raise ConfigurationError(f"{key}: unknown key {name}{did_you_mean(name, list(known))}")
 
 
 def check_generation(given: Mapping[str, Any], constrained: bool) -> None:
@@ -119,10 +118,7 @@ def check_environment(known: Iterable[str], subcommands: Sequence[str]) -> None:
         if not variable.startswith("FC_") or "__" not in variable or variable in names:
             continue
         above = next((name for name in names if name.count("__") > 1 and variable.startswith(f"{name}__")), None)
-        meant = nearest(variable, sorted(names))
-        hint = f"; did you mean {meant}?" if meant else ""
-        if above:
-            hint = f"; set {above} to a YAML mapping"
+        hint = f"; set {above} to a YAML mapping" if above else did_you_mean(variable, sorted(names))
         raise ConfigurationError(f"{variable}: this environment variable sets no key{hint}")
 
 

@@ -17,7 +17,8 @@ import yaml
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.strategies import StrategyRegistry
 
-from fc_lightning.cli.help import nearest
+from fc_lightning.cli.help import did_you_mean, nearest
+from fc_lightning.utils.errors import UserError
 
 # Modules in which a class named without its module is looked for.
 _CLASSES = (
@@ -38,7 +39,7 @@ _TYPES = {
 }
 
 
-class ConfigurationError(ValueError):
+class ConfigurationError(UserError):
     """The configuration is not possible. The message says what to do."""
 
 
@@ -95,8 +96,7 @@ def explain_trainer(error: Exception) -> str:
     if match := re.search(r"invalid (strategy|accelerator) name: `\w+='(.*?)'`", text):
         kind, given = match.groups()
         names = StrategyRegistry if kind == "strategy" else AcceleratorRegistry
-        meant = nearest(given, ["auto", *names])
-        return f"trainer.{kind}: unknown {kind} {given}" + (f"; did you mean {meant}?" if meant else "")
+        return f"trainer.{kind}: unknown {kind} {given}{did_you_mean(given, ['auto', *names])}"
     if match := re.search(r"(?i)(?:no module|module not found|needs|requirement).*?\b(wandb|mlflow|trackio)\b", text):
         return f'trainer.callbacks: {match[1]} is not installed: pip install "fc-lightning[{match[1]}]"'
     if "No supported gpu backend" in text:
@@ -124,8 +124,8 @@ def _class(key: str, path: str, reason: str, files: Sequence[str]) -> str:
         return f"{_place(path, files)}{key}: unknown class {path}{hint}"
     if match := re.search(r"Option '(.*?)' is not accepted", reason):
         owner = getattr(importlib.import_module(module), name)
-        meant = nearest(match[1], list(inspect.signature(owner).parameters), 0.5)
-        hint = f"; did you mean {meant}?" if meant else f"; --{key}.help={path} lists its arguments"
+        arguments = list(inspect.signature(owner).parameters)
+        hint = did_you_mean(match[1], arguments, f"; --{key}.help={path} lists its arguments", 0.5)
         return f"{_place(match[1], files)}{key}: {name} has no argument {match[1]}{hint}"
     if match := re.search(r"No module named '(.*?)'", reason):
         return f"{_place(path, files)}{key}: {path}: no module {match[1]} in this folder or on the PYTHONPATH"
@@ -146,8 +146,7 @@ def _short_name(key: str, name: str) -> str:
 
 def _choice(key: str, choices: str, value: str) -> str:
     names = re.findall(r"'(.*?)'", choices)
-    meant = nearest(value, names, 0.5)
-    return f"{key}: {value} is not one of {', '.join(names)}" + (f"; did you mean {meant}?" if meant else "")
+    return f"{key}: {value} is not one of {', '.join(names)}{did_you_mean(value, names, cutoff=0.5)}"
 
 
 def _type(key: str, kind: str, value: str) -> str:
@@ -165,8 +164,7 @@ def _union(key: str, errors: str, value: str) -> str:
 def _missing_file(path: str) -> str:
     there = [str(file) for file in Path("configs").rglob("*.yaml")]
     shown = str(Path(path).relative_to(Path.cwd())) if Path(path).is_relative_to(Path.cwd()) else path
-    meant = nearest(shown, there)
-    return f"{shown}: configuration file not found" + (f"; did you mean {meant}?" if meant else "")
+    return f"{shown}: configuration file not found{did_you_mean(shown, there)}"
 
 
 def _broken_file(message: str, files: Sequence[str]) -> str:

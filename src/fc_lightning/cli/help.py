@@ -44,7 +44,7 @@ SUBCOMMANDS = {
         "predict --config configs/quickstart.yaml --question 'Weather in Oslo?' --tools tools.json",
     ),
     "chat": (
-        "Try a model in the terminal, and type the results of its tools.",
+        "Chat with a model in the terminal; you type the results of its tools.",
         "chat --config configs/quickstart.yaml --tools tools.json --ckpt_path best",
     ),
     "export": (
@@ -83,16 +83,12 @@ TRAINER = {
     "num_sanity_val_steps": "-1 measures the untouched base before training.",
     "limit_val_batches": "Number of batches to validate on.",
     "log_every_n_steps": "Optimizer steps between two logged values.",
-    "logger": "The logger, a class; its folder is the folder of the run.",
+    "logger": "The logger class; its folder becomes the run folder.",
     "callbacks": "A list of classes that replaces the default list; `callbacks+` in a file appends to it.",
 }
-_CHECKPOINT = {
-    "fit": "A checkpoint file to resume from; `last` is the newest one of this configuration.",
-    "validate": "A checkpoint file, or `best` or `last` of the newest run; the untouched base if not given.",
-}
-_CHECKPOINT["test"] = _CHECKPOINT["validate"]
-# Files of the functions behind the other subcommands; each function is named after its subcommand.
+# Files of the functions behind the subcommands; each function is named after its subcommand.
 _FUNCTIONS = {
+    **dict.fromkeys(("fit", "validate", "test"), "cli/lightning_cli.py"),
     "predict": "commands/predict.py",
     "chat": "commands/chat.py",
     "export": "commands/export/__init__.py",
@@ -128,14 +124,9 @@ def keys(subcommand: str) -> dict[str, list[Key]]:
     """The keys of a subcommand by group; the options of the subcommand itself are under its name."""
     if subcommand == "init":
         return {}
-    options: list[Key] = []
-    if subcommand in _CHECKPOINT:
-        options = [Key("ckpt_path", "str | None", "None", _CHECKPOINT[subcommand])]
-    elif subcommand in _FUNCTIONS:
-        options = _parameters(_FUNCTIONS[subcommand], subcommand, ("trainer", "model", "datamodule"))
     shared = ("base", "revision", "special_tokens", "supervise", "token_weights", "pairs")  # given, under `model`
     return {
-        subcommand: options,
+        subcommand: _parameters(_FUNCTIONS[subcommand], subcommand, ("trainer", "model", "datamodule")),
         "model": _parameters("training/module.py", "FunctionCallingModule", prefix="model."),
         "data": _parameters("data/datamodule.py", "FunctionCallingDataModule", shared, "data."),
         "trainer": [Key(f"trainer.{name}", "", "", text) for name, text in TRAINER.items()],
@@ -171,6 +162,12 @@ def help_for(arguments: Sequence[str], program: str, width: int = 100) -> str | 
 def nearest(word: str, known: Sequence[str], cutoff: float = 0.6) -> str | None:
     """The known word that is most similar to a mistyped one; None if there is none."""
     return next(iter(difflib.get_close_matches(word, known, 1, cutoff)), None)
+
+
+def did_you_mean(word: str, known: Sequence[str], otherwise: str = "", cutoff: float = 0.6) -> str:
+    """The end of a message about a mistyped word: the most similar one, or other text if there is none."""
+    meant = nearest(word, known, cutoff)
+    return f"; did you mean {meant}?" if meant else otherwise
 
 
 def _overview(program: str, width: int) -> str:
@@ -263,7 +260,7 @@ def _wrapped(text: str, width: int, indent: str) -> list[str]:
 def _parameters(file: str, name: str, skip: Sequence[str] = (), prefix: str = "") -> list[Key]:
     """The parameters of a function, a class's constructor or a dataclass, with their descriptions in the docstring."""
     tree = ast.parse((_SOURCE / file).read_text(encoding="utf-8"))
-    owner = next(n for n in tree.body if isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name == name)
+    owner = next(n for n in ast.walk(tree) if isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name == name)
     documented = google.parse(ast.get_docstring(owner) or "").params
     texts = {parameter.arg_name: parameter.description for parameter in documented}
     keys = []

@@ -20,57 +20,32 @@ from fc_lightning.callbacks import ExtraLogger
 from fc_lightning.callbacks.failures import Failures
 from fc_lightning.callbacks.preemption import Preemption
 from fc_lightning.callbacks.resumable import checkpoint_to_resume_from, make_resumable
-from fc_lightning.chat_template.template import ChatTemplateError
 from fc_lightning.cli.checks import check_environment, check_folder, check_values
 from fc_lightning.cli.defaults import drop_impossible_defaults, trainer_defaults
 from fc_lightning.cli.errors import ConfigurationError, explain_trainer
 from fc_lightning.cli.help import SOURCES
 from fc_lightning.cli.parser import Parser, config_files
 from fc_lightning.cli.quiet import silence
-from fc_lightning.commands.audit import AuditError
 from fc_lightning.commands.audit import audit as audit_command
 from fc_lightning.commands.chat import chat as chat_command
 from fc_lightning.commands.checkpoints import find_checkpoint
-from fc_lightning.commands.distill import TeacherError
 from fc_lightning.commands.distill import think as think_command
-from fc_lightning.commands.export import ExportError
 from fc_lightning.commands.export import export as export_command
 from fc_lightning.commands.predict import predict as predict_command
 from fc_lightning.commands.report import report as report_command
-from fc_lightning.data import DataError, FunctionCallingDataModule
-from fc_lightning.data.formats import UnknownFormatError
-from fc_lightning.evaluation.report import ReportError
+from fc_lightning.data import FunctionCallingDataModule
 from fc_lightning.training import distributed as ranks
-from fc_lightning.training.accumulation import NonFiniteError
-from fc_lightning.training.checkpoint_io import CheckpointError
-from fc_lightning.training.lightning_internals import subcommand_parsers
+from fc_lightning.training.lightning_internals import replace_launcher, subcommand_parsers
 from fc_lightning.training.loggers import make_robust
 from fc_lightning.training.module import FunctionCallingModule
-from fc_lightning.training.optimization import SettingsError
 from fc_lightning.training.run_folders import runs_root
-from fc_lightning.utils.atomic_files import DiskError, wrap_os_errors, write_text
+from fc_lightning.utils.atomic_files import wrap_os_errors, write_text
 from fc_lightning.utils.environment import describe_environment
+from fc_lightning.utils.errors import UserError
 from fc_lightning.utils.hub import use_cache_if_offline
 from fc_lightning.utils.malloc import keep_freed_memory
-from fc_lightning.utils.pretrained import BaseModelError
 from fc_lightning.utils.secrets import redact_config
 
-# Errors that the user can fix: reported in one line, without a traceback.
-USER_ERRORS = (
-    AuditError,
-    BaseModelError,
-    ChatTemplateError,
-    CheckpointError,
-    ConfigurationError,
-    DataError,
-    DiskError,
-    ExportError,
-    NonFiniteError,
-    ReportError,
-    SettingsError,
-    TeacherError,
-    UnknownFormatError,
-)
 # Settings of the model that the data needs too: given once, under `model`.
 _LINKED = ("base", "revision", "special_tokens", "supervise", "token_weights")
 
@@ -95,9 +70,8 @@ class FunctionCallingTrainer(Trainer):
         Args:
             model: The module.
             datamodule: The data.
-            ckpt_path: A checkpoint file to resume from, or ``last``: the newest intact checkpoint of the newest run of
-                this configuration. The run continues in its folder; if there is none yet, training starts from the
-                beginning.
+            ckpt_path: A checkpoint file to resume from; ``last`` is the newest one of this configuration. The run
+                continues in its folder; if there is no intact checkpoint yet, training starts from the beginning.
         """
         super().fit(model, datamodule=datamodule, ckpt_path=checkpoint_to_resume_from(self, ckpt_path))
 
@@ -225,7 +199,7 @@ class FunctionCallingCLI(LightningCLI):
             trainer = super().instantiate_trainer(**kwargs)
         except (TypeError, ValueError, ImportError, MisconfigurationException) as error:
             raise ConfigurationError(explain_trainer(error)) from error
-        ranks.use_launcher(trainer)
+        replace_launcher(trainer, ranks.Launcher)
         trainer.callbacks[:0] = [Failures(), Preemption()]  # before the user's, which may wait for other ranks
         return trainer
 
@@ -233,7 +207,7 @@ class FunctionCallingCLI(LightningCLI):
         """Make trainer, module and data; checkpoints are atomic whatever the configuration says."""
         try:
             super().instantiate_classes()
-        except USER_ERRORS:
+        except UserError:
             raise
         except ValueError as error:
             if "Given value type" not in str(error):
@@ -283,5 +257,5 @@ def main(args: Any = None) -> None:
     sys.path.insert(0, os.getcwd())  # so that a YAML file can name the user's own classes
     keep_freed_memory()
     silence()
-    with ranks.exit_on_error(USER_ERRORS):
+    with ranks.exit_on_error():
         FunctionCallingCLI(args)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import fc_lightning
-from fc_lightning.cli.help import SUBCOMMANDS, help_for, nearest
+from fc_lightning.cli.help import SUBCOMMANDS, did_you_mean, help_for
 from fc_lightning.cli.quiet import silence
 from fc_lightning.commands.init import InitError, init
 
@@ -90,9 +90,8 @@ def _check_subcommand(word: str) -> None:
     """Report a mistyped subcommand before the slow imports."""
     if word.startswith("-") or word in SUBCOMMANDS:
         return
-    meant = nearest(word, list(SUBCOMMANDS))
-    hint = f"did you mean {meant}?" if meant else f"choose from {', '.join(SUBCOMMANDS)}"
-    _fail(f"{word}: unknown subcommand; {hint}")
+    choices = f"; choose from {', '.join(SUBCOMMANDS)}"
+    _fail(f"{word}: unknown subcommand{did_you_mean(word, list(SUBCOMMANDS), choices)}")
 
 
 def _fail(message: str) -> None:

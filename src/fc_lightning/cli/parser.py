@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -94,4 +95,6 @@ def as_sources(value: Any) -> Any:
     return value
 
 
+# Defaults of classes may be members of an enum, which YAML cannot represent.
+yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
 prepare_values(lambda key, value: as_sources(value) if key in SOURCES else value)

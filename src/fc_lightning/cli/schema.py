@@ -19,8 +19,6 @@ from fc_lightning.cli.lightning_cli import make_parser
 
 _LISTED = {"Callback", "Logger", "Strategy", "PeftConfig"}  # base classes whose subclasses are all listed
 _LIBRARIES = r"^(lightning|fc_lightning|peft)\."  # paths of listed classes start with these
-# Adapters whose arguments are written out; the others are listed by name.
-_ADAPTERS = {f"peft.{name}Config" for name in ("Lora", "AdaLora", "IA3", "LoHa", "LoKr", "OFT", "BOFT", "Vera", "HRA")}
 _ARGUMENTS = {"type": "object"}
 _FURTHER = [
     {
@@ -64,41 +62,16 @@ def make_schema() -> dict[str, Any]:
     for definition in schema["$defs"].values():
         if "anyOf" in definition:
             definition["anyOf"] = _classes(definition["anyOf"])
-    return _reachable(_plain(schema))
+    return schema
 
 
 def _classes(options: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """A choice of classes, the user's own among them."""
-    paths = [path for path in map(_path, options) if path]
-    if not paths:
+    paths = [option.get("properties", {}).get("class_path", {}).get("const") for option in options]
+    if not any(paths):
         return options
-    full = [one for one in options if not _path(one).startswith("peft.") or _path(one) in _ADAPTERS]
-    full = [one for one in full if not _path(one) or re.match(_LIBRARIES, _path(one))]
-    names = [path for path in paths if path.startswith("peft.") and path not in _ADAPTERS]
-    by_name = {"properties": {"class_path": {"enum": names}, "init_args": _ARGUMENTS}, "additionalProperties": False}
-    return [*full, *([{"type": "object", **by_name, "required": ["class_path"]}] if names else []), *_FURTHER]
-
-
-def _path(option: dict[str, Any]) -> str:
-    return str(option.get("properties", {}).get("class_path", {}).get("const", ""))
-
-
-def _plain(value: Any) -> Any:
-    """Without default values that contain an object's address: they differ with each process."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items() if " at 0x" not in str(item) or key != "default"}
-    return [_plain(item) for item in value] if isinstance(value, list) else value
-
-
-def _reachable(schema: dict[str, Any]) -> dict[str, Any]:
-    """Without definitions that nothing refers to any more."""
-    definitions, wanted, pending = schema.pop("$defs"), set(), [schema]
-    while pending:
-        for name in re.findall(r'"#/\$defs/([^"]+)"', json.dumps(pending.pop())):
-            if name not in wanted:
-                wanted.add(name)
-                pending.append(definitions[name])
-    return {**schema, "$defs": {name: definitions[name] for name in sorted(wanted)}}
+    of_libraries = [one for one, path in zip(options, paths, strict=True) if not path or re.match(_LIBRARIES, path)]
+    return [*of_libraries, *_FURTHER]
 
 
 if __name__ == "__main__":

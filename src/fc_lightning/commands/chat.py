@@ -81,10 +81,10 @@ def _tools_of_training(data: FunctionCallingDataModule, console: Console) -> tup
     rows = read_conversations(data.sources["train"], data.template, data.preparation("train"))
     first = next((conversation for _, _, conversation in rows if conversation.tools), None)
     if first is None:
-        console.print("No tools: give some with `--tools FILE`, a JSON list in OpenAI's shape.")
+        console.print("No tools: pass `--tools FILE`, a JSON list in OpenAI format.")
         return ()
     names = ", ".join(tool.name for tool in first.tools)
-    console.print(f"tools: {names} (of the training data; `--tools FILE` offers others)", markup=False)
+    console.print(f"tools: {names} (from the training data; `--tools FILE` offers others)", markup=False)
     question = next((message.content for message in first.messages if message.role == "user"), "")
     console.print(f"try:   {printable_text(question)}", markup=False)
     return first.tools

@@ -26,6 +26,7 @@ from fc_lightning.data import DataError, FunctionCallingDataModule
 from fc_lightning.data.prepare import read_conversations
 from fc_lightning.training.module import FunctionCallingModule
 from fc_lightning.utils.atomic_files import wrap_os_errors, write_text
+from fc_lightning.utils.errors import UserError
 from fc_lightning.utils.progress import track
 
 _TAGS = re.compile(r"</?(?:think|tool_call|tool_response|tools|start_of_turn|end_of_turn)>")
@@ -36,7 +37,7 @@ leads to it: what is asked, which tool fits and why, and where each argument com
 Write the reasoning only: no call, no JSON, no tags, no heading."""
 
 
-class TeacherError(ValueError):
+class TeacherError(UserError):
     """The teacher cannot be queried. The message says what to do."""
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from fc_lightning.utils.errors import UserError
+
 _PACKAGE = Path(__file__).parents[1]
 _COPIED = ("configs", "data/quickstart")
 
 
-class InitError(ValueError):
+class InitError(UserError):
     """The folder cannot be filled. The message says why."""
 
 

@@ -96,7 +96,7 @@ def parse_turn(text: str, strict: bool = False) -> Turn:
     has_stray_tags = any(tag in content for tag in _TAGS) or THINK_OPEN in reasoning
     grammatical = bool(calls or errors) != bool(content) and not has_stray_tags
     if strict and CALL_OPEN in reasoning:  # vLLM's parser would deliver it
-        errors.insert(0, f"a call inside of the think block: {_shorten(reasoning)}")
+        errors.insert(0, f"a call inside the think block: {_shorten(reasoning)}")
         grammatical = False
     return Turn(reasoning.strip() if think else None, content, tuple(calls), tuple(errors), grammatical)
 

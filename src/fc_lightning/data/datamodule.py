@@ -18,6 +18,7 @@ from fc_lightning.data import dataloaders
 from fc_lightning.data.augmentation import Augmentation, Perturbation
 from fc_lightning.data.augmented_epochs import AugmentedSampler, EpochDataset
 from fc_lightning.data.collator import PackingCollator
+from fc_lightning.data.contamination import without_trained_questions
 from fc_lightning.data.encoding import EncodingSettings
 from fc_lightning.data.prepare import Prepared, fingerprint, load_prepared, prepare
 from fc_lightning.data.prompts import prompt_rows
@@ -45,7 +46,7 @@ class FunctionCallingDataModule(ResumableDataModule):
         thoughts: How to handle reasoning: ``keep`` leaves rows unchanged, ``none`` removes it, ``template`` writes a
             short rationale for each model turn that has none.
         thoughts_share: Share of the conversations, selected by id, that have reasoning; the others have none.
-        max_length: Length of a pack in tokens; a longer conversation is handled as ``too_long`` says.
+        max_length: Length of a pack in tokens; ``too_long`` says what happens to a longer conversation.
         too_long: How to handle a conversation that is too long: ``drop`` it, or ``cut`` it after the last model turn
             that fits.
         packing: Whether a row holds as many conversations as fit, or one.
@@ -61,7 +62,7 @@ class FunctionCallingDataModule(ResumableDataModule):
         shuffle_buffer: Rows that are shuffled and packed together when streaming.
         preparation_processes: Processes that prepare data; by default one per core if there is enough data (Linux
             only). The result does not depend on it.
-        augmentation: How training rows are varied, again in each epoch. Canonical rendering only.
+        augmentation: Random variations of training rows, drawn again in each epoch. Canonical rendering only.
         perturbations: Perturbations under which ``validate`` and ``test`` evaluate each held-out turn as well.
             Canonical rendering only.
         token_weights: Weights of supervised tokens in the training loss. Follows ``model.token_weights``.
@@ -92,8 +93,8 @@ class FunctionCallingDataModule(ResumableDataModule):
         packing: bool = True,
         batch_size: int = 1,
         validation_prompts: int | None = None,
-        generation_batch_tokens: int = 8192,
-        generation_batch_size: int = 32,
+        generation_batch_tokens: int = 32768,
+        generation_batch_size: int = 64,
         num_workers: int = 0,
         seed: int | None = 0,
         streaming: bool = False,
@@ -186,7 +187,8 @@ class FunctionCallingDataModule(ResumableDataModule):
         for split in self._splits(stage):
             if split not in self.prepared:
                 self._prepare(split)
-                self.prepared[split] = load_prepared(self._folder(split))
+                prepared = load_prepared(self._folder(split))
+                self.prepared[split] = without_trained_questions(prepared, split, self.sources)
                 lines = self.prepared[split].report.lines(split)
                 if stage == "fit":  # the run's summary prints the first line
                     lines = [f"{split}:", *lines[1:]] if lines[1:] else []
@@ -306,7 +308,8 @@ class FunctionCallingDataModule(ResumableDataModule):
 
     def _prompt_loader(self, prompts: Any) -> DataLoader:
         ids = [row["input_ids"] for row in prompts]
-        batches = plan_generation(ids, self.generation_batch_tokens, self.generation_batch_size)
+        size = min(self.generation_batch_size, -(-len(ids) // self._world_size))  # so that every rank has some
+        batches = plan_generation(ids, self.generation_batch_tokens, size)
         sampler = shard_batches(batches, self._world_size, self._rank)
         return dataloaders.loader(dataloaders.PromptDataset(prompts), sampler=sampler, collate_fn=lambda batch: batch)
 
@@ -318,7 +321,7 @@ class FunctionCallingDataModule(ResumableDataModule):
         if stage is not None and not self.sources[wanted[0]]:
             raise DataError(f"nothing to read: set `data.{wanted[0]}` to a list of sources, such as `- path: FILE`")
         if self.streaming and self.held_out:
-            raise DataError("`data.streaming`: a stream has no share to hold out; set `data.validation` to sources")
+            raise DataError("`data.streaming`: no share of a stream can be held out; set `data.validation` to sources")
         streamed = "train" if self.streaming and stage is not None else None
         return [split for split in wanted if self.sources[split] and split != streamed]
 

@@ -79,7 +79,7 @@ def _data_files(folder: Path) -> Iterator[Path]:
         if any(part.startswith(".") or part == "__MACOSX" for part in parts) or not has_rows(file):
             continue
         if file.is_symlink() and not file.exists():
-            raise DataError(f"{file}: the link leads nowhere")
+            raise DataError(f"{file}: broken link")
         if file.is_file():
             yield file
 

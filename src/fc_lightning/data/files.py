@@ -15,6 +15,7 @@ import pyarrow.parquet as parquet
 
 from fc_lightning.conversation.parsing import unambiguous_object
 from fc_lightning.data.formats import RowError
+from fc_lightning.utils.errors import UserError
 
 # Characters, about a million tokens; a longer row is not parsed.
 MAX_ROW = 4_000_000
@@ -38,7 +39,7 @@ _ENCODINGS = {
 Row = dict[str, Any] | RowError
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """The data cannot be used as configured. The message says where the problem is and what to do."""
 
 
@@ -165,7 +166,7 @@ def _read_table(stream: TextIO, file: Path, delimiter: str) -> Iterator[tuple[st
 
 def _table_row(row: dict[str | None, Any]) -> Row:
     if None in row or None in row.values():
-        return RowError("the row has another number of fields than the header")
+        return RowError("the row does not have as many fields as the header")
     return {str(key): value for key, value in row.items() if value != ""}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from fc_lightning.chat_template.template import ChatTemplate
 from fc_lightning.conversation.parsing import call_from_value, tool_from_value
 from fc_lightning.evaluation.constrained import CallGrammars, GrammarConstraint
-from fc_lightning.evaluation.generation import generate
+from fc_lightning.evaluation.generation import generate, ignore_step
 from fc_lightning.evaluation.metrics import EvaluatedTurn, evaluate_turn, groups_of, tool_call_metrics
 from fc_lightning.evaluation.robustness import plain_turns, robustness
 
@@ -32,6 +32,9 @@ class TurnGenerator:
         settings: Fields of transformers' ``GenerationConfig``.
         constrained: Whether to constrain decoding to the grammar and the offered tools.
         seed: Seed of sampling; the same prompts in the same batches give the same turns.
+
+    Attributes:
+        on_step: See :func:`fc_lightning.evaluation.generation.generate`.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class TurnGenerator:
         self.settings = settings
         self.constrained = constrained
         self.seed = seed
+        self.on_step: Callable[[int], None] = ignore_step
         self.end_ids = ChatTemplate.end_ids(tokenizer)
         self._grammars: CallGrammars | None = None
 
@@ -73,7 +77,14 @@ class TurnGenerator:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(self.seed + seed)
             outputs = generate(
-                model, prompts, self.settings, self.end_ids, self.tokenizer.pad_token_id, constraint, synced_gpus
+                model,
+                prompts,
+                self.settings,
+                self.end_ids,
+                self.tokenizer.pad_token_id,
+                constraint,
+                synced_gpus,
+                self.on_step,
             )
         return [(self.tokenizer.decode(ids), finished) for ids, finished in outputs]
 

@@ -17,7 +17,7 @@ _UNSUPPORTED = {
     PeftType.ADAMSS: "it changes its budget during training, and PEFT does not save that state",
     PeftType.ADAPTION_PROMPT: "it cannot be merged into the base",
     PeftType.BEFT: "it trains biases, and cannot be merged into layers that have none",
-    PeftType.CPT: "it puts tokens of its own before each row, so packs cannot be kept apart",
+    PeftType.CPT: "it puts its own tokens before each row, so packed conversations cannot be kept apart",
     PeftType.LILY: "it cannot be merged into the base",
     PeftType.POLY: "it needs a task number with each row",
     PeftType.SHADOW: "it cannot be merged into the base",
@@ -43,19 +43,11 @@ def trains_whole_module(peft: PeftConfig, name: str) -> bool:
 
 
 def check_supported(peft: PeftConfig, model: Any) -> None:
-    """Refuse what cannot be trained, saved, resumed, merged and loaded again.
-
-    Args:
-        peft: The configuration of an adapter.
-        model: The base.
-
-    Raises:
-        BaseModelError: If it cannot. The message says what to do.
-    """
+    """Refuse what cannot be trained on a base, saved, resumed, merged and loaded again."""
     kind = type(peft).__name__
     if peft.is_prompt_learning:
         raise BaseModelError(
-            f"`model.peft`: {kind} puts tokens of its own before each row, so packs cannot be kept apart"
+            f"`model.peft`: {kind} puts its own tokens before each row, so packed conversations cannot be kept apart"
         )
     if peft.peft_type in _UNSUPPORTED:
         raise BaseModelError(f"`model.peft`: {kind} is not supported: {_UNSUPPORTED[PeftType(peft.peft_type)]}")
@@ -90,26 +82,19 @@ def _adapts_zero_row(peft: PeftConfig, model: Any) -> bool:
 
 
 def _check_names(model: nn.Module, field: str, names: Sequence[str], regular: bool) -> None:
-    """Refuse a name that matches no module of the model; PEFT overlooks it if another name matches one.
-
-    Args:
-        model: The base.
-        field: Where the names were configured.
-        names: Names, or one regular expression.
-        regular: Whether it is a regular expression.
-    """
+    """Refuse a name that matches no module of the model; PEFT overlooks it if another name matches one."""
     modules = [name for name, _ in model.named_modules()]
     for name in names:
         if name != "all-linear" and not any(_matches(name if regular else [name], module) for module in modules):
-            suffixes = [module.rpartition(".")[2] for module, layer in model.named_modules() if _has_matrix(layer)]
+            suffixes = [
+                module.rpartition(".")[2]
+                for module, layer in model.named_modules()
+                if isinstance(layer, nn.Linear | nn.Embedding)
+            ]
             raise BaseModelError(
                 f"`model.peft`: `{field}` names {name}, and the model has no such module; it has "
                 f"{', '.join(dict.fromkeys(suffixes))}"
             )
-
-
-def _has_matrix(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear | nn.Embedding)
 
 
 def _matches(names: str | Sequence[str] | None, module: str) -> bool:

@@ -73,7 +73,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
         for part, targets, out, part_weights in rows_of:
             logits = F.linear(part, weight)  # (chunk, vocabulary)
             if rows is not None and new_tokens is not None:
-                logits.index_copy_(-1, new_tokens, F.linear(part, rows).to(logits.dtype))
+                logits.index_copy_(-1, new_tokens, F.linear(part, rows.to(part.dtype)).to(logits.dtype))
             loss, gradient = differentiate(logits, targets, cap, part_weights)
             total += loss
             if rows is None or new_tokens is None:
@@ -81,7 +81,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
                 continue
             of_new = gradient.index_select(-1, new_tokens)  # (chunk, new)
             gradient.index_fill_(-1, new_tokens, 0.0)
-            out.copy_(gradient @ weight + of_new @ rows)
+            out.copy_(gradient @ weight + of_new @ rows.to(of_new.dtype))
             rows_gradient += of_new.T @ part
         ctx.save_for_backward(hidden_gradient, rows_gradient)
         return total

@@ -29,9 +29,7 @@ def unwrap_peft(model: nn.Module) -> Any:
 def add_token_rows(model: PreTrainedModel, pieces: Mapping[int, Sequence[int]]) -> None:
     """Initialise the rows of new tokens, in the embedding and in the head, to the mean of their pieces' rows.
 
-    Args:
-        model: Changed in place. Its matrices grow if the new ids do not fit.
-        pieces: For each new id, the ids of the pieces that its text was tokenized into before.
+    Pieces are the ids that the text of a new token was tokenized into before. Matrices grow if new ids do not fit.
     """
     if not pieces:
         return
@@ -56,11 +54,6 @@ def add_adapter(model: PreTrainedModel, peft: PeftConfig, new_tokens: Sequence[i
 
     Everything that is trained is part of PEFT's configuration, so that PEFT alone restores the same model.
 
-    Args:
-        model: The base, with rows for the new tokens.
-        peft: A configuration whose weights are inside the model: LoRA and its relatives.
-        new_tokens: Ids whose rows are trained.
-
     Raises:
         BaseModelError: If this configuration cannot train what is asked for.
     """
@@ -78,8 +71,24 @@ def add_adapter(model: PreTrainedModel, peft: PeftConfig, new_tokens: Sequence[i
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    for module in adapted.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            _convert_between_dtypes(module)
     use_fast_forward(adapted)
     return adapted
+
+
+def _convert_between_dtypes(wrapper: ModulesToSaveWrapper) -> None:
+    """Have fp32 copies of modules work between layers of another dtype. With autocast, autocast does it."""
+    base = next(wrapper.original_module.parameters()).dtype
+
+    def convert(value: Any, dtype: torch.dtype) -> Any:
+        is_float = isinstance(value, Tensor) and value.is_floating_point()
+        return value.to(dtype) if is_float and not torch.is_autocast_enabled(value.device.type) else value
+
+    for copy in wrapper.modules_to_save.values():
+        copy.register_forward_pre_hook(lambda _, inputs: tuple(convert(one, torch.float32) for one in inputs))
+        copy.register_forward_hook(lambda _, inputs, output: convert(output, base))
 
 
 def _train_token_rows(model: PreTrainedModel, peft: PeftConfig, new_tokens: Sequence[int]) -> None:

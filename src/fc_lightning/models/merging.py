@@ -25,9 +25,6 @@ def merged_for_inference(model: nn.Module) -> Iterator[Any]:
 
     Left as they are: layers that are not plain LoRA on a linear layer, such as quantized ones and DoRA; sharded ones;
     rows of new tokens, which cost nothing; and every layer if memory is short of a second copy.
-
-    Args:
-        model: A PeftModel, or a causal language model, which is returned unchanged.
     """
     causal = unwrap_peft(model)
     layers = [module for module in causal.modules() if _is_mergeable(module)] if isinstance(model, PeftModel) else []

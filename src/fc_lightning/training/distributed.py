@@ -27,8 +27,8 @@ from typing import Any
 from lightning import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from fc_lightning.training.lightning_internals import SubprocessLauncher, replace_launcher
-from fc_lightning.utils.errors import first_line
+from fc_lightning.training.lightning_internals import SubprocessLauncher
+from fc_lightning.utils.errors import UserError, first_line
 from fc_lightning.utils.escaping import printable_text
 from fc_lightning.utils.secrets import redact
 
@@ -43,12 +43,9 @@ _EXIT_TIMEOUT = 15.0  # that a process has to exit
 
 
 class Ranks:
-    """What this process knows about the ranks on its machine.
+    """What this process, of a rank on its machine, knows about the others: their errors are in a folder.
 
-    Args:
-        folder: Where ranks write their errors.
-        rank: Of this process on its machine.
-        procs: The processes that this one has started: those of ranks 1, 2, …
+    The first one has started the processes of ranks 1, 2, …
     """
 
     def __init__(self, folder: Path, rank: int, procs: list[subprocess.Popen]):
@@ -117,7 +114,6 @@ class Ranks:
 
 
 _ranks: Ranks | None = None  # None where this run has one process
-_user_errors: tuple[type[BaseException], ...] = ()
 
 
 class Launcher(SubprocessLauncher):
@@ -139,11 +135,6 @@ class Launcher(SubprocessLauncher):
         return super().launch(function, *args, trainer=trainer, **kwargs)
 
 
-def use_launcher(trainer: Trainer) -> None:
-    """Make a trainer that starts its own processes start them with :class:`Launcher`."""
-    replace_launcher(trainer, Launcher)
-
-
 def record_error(error: BaseException) -> None:
     """Record an error as soon as it is known, so that follow-up errors are not mistaken for the cause."""
     if _ranks is not None and isinstance(error, Exception):
@@ -151,21 +142,19 @@ def record_error(error: BaseException) -> None:
 
 
 @contextmanager
-def exit_on_error(user_errors: tuple[type[BaseException], ...]) -> Iterator[None]:
+def exit_on_error() -> Iterator[None]:
     """Run a rank, or a run with a single process: on an error, print it and exit with code 1.
 
-    Args:
-        user_errors: Errors that are printed in one line. Others are raised again, or if there are several ranks,
-            printed once with their traceback by the first process.
+    A :class:`UserError` is printed in one line. Others are raised again, or if there are several ranks, printed once
+    with their traceback by the first process.
     """
-    global _ranks, _user_errors
-    _user_errors = user_errors
+    global _ranks
     _join_parent()
     try:
         yield
     except Exception as error:
         if _ranks is None:
-            if not isinstance(error, user_errors) and not is_raised_by_lightning(error):
+            if not isinstance(error, UserError) and not is_raised_by_lightning(error):
                 raise
             print(printable_text(redact(format_error(error))), file=sys.stderr)
             sys.exit(1)
@@ -179,7 +168,7 @@ def exit_on_error(user_errors: tuple[type[BaseException], ...]) -> Iterator[None
 
 def format_error(error: BaseException) -> str:
     """An error in one line if the user can fix it, or with its traceback."""
-    if isinstance(error, _user_errors):
+    if isinstance(error, UserError):
         return f"error: {error}"
     if is_raised_by_lightning(error):
         return f"error: trainer: {first_line(error)}"

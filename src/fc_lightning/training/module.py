@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import Any, Literal
 
 import torch
@@ -11,7 +10,7 @@ import torch.distributed
 from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
 from peft import PeftConfig
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from fc_lightning.chat_template.template import Supervise
@@ -132,13 +131,9 @@ class FunctionCallingModule(LightningModule):
         self.compile_layers = compile
         self.gradient_checkpointing = gradient_checkpointing
         self.head_chunk = head_chunk
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.warmup = warmup
-        self.schedule = schedule
-        self.lora_plus_ratio = lora_plus_ratio
-        self.optimizer = optimizer
-        self.lr_scheduler = lr_scheduler
+        self.optimization = OptimizationSettings(
+            learning_rate, weight_decay, warmup, schedule, lora_plus_ratio, optimizer, lr_scheduler
+        )
         self.optimization.check()
         self._saved_order: list[str] = []  # of the parameters in the optimizer's state of a checkpoint
         self.non_finite = non_finite
@@ -164,19 +159,12 @@ class FunctionCallingModule(LightningModule):
         return load_tokenizer(self.base, self.revision, tuple(self.special_tokens))[0]
 
     @property
-    def optimization(self) -> OptimizationSettings:
-        """The settings of optimizer and schedule."""
-        return OptimizationSettings(**{item.name: getattr(self, item.name) for item in fields(OptimizationSettings)})
-
-    @property
     def turn_generator(self) -> TurnGenerator:
-        """Generates turns as configured."""
         if self._turn_generator is None:
             self._turn_generator = TurnGenerator(self.tokenizer, self.generation, self.constrained)
         return self._turn_generator
 
     def setup(self, stage: str) -> None:
-        """Refuse trainer settings that do not work here."""
         check_trainer(self.trainer)
 
     def configure_model(self) -> None:
@@ -265,27 +253,24 @@ class FunctionCallingModule(LightningModule):
         return [turn.to_dict() for _, turn in turns]
 
     def on_validation_epoch_end(self) -> None:
-        """Log the metrics and notify the callbacks."""
         self._finish_evaluation("val")
         release_freed_memory()  # generation leaves gaps in which no activation fits
 
     def on_test_epoch_end(self) -> None:
-        """As after validation."""
         self._finish_evaluation("test")
 
     def on_predict_epoch_end(self) -> None:
-        """Notify the callbacks."""
         evaluated, self.evaluated_turns = gather_turns(self.evaluated_turns), []
         notify_callbacks(self.trainer, self, evaluated)
 
     def configure_optimizers(self) -> Any:
         """The optimizer over the trained weights, and its schedule over the whole run."""
         steps = int(self.trainer.estimated_stepping_batches)
-        return configure(self._trained_weights(), self.optimization, steps, self._saved_order)
+        return configure(self.trained_parameters(), self.optimization, steps, self._saved_order)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only the trained weights, and record the base and the vocabulary that they belong to."""
-        trained = self._trained_weights()
+        trained = self.trained_parameters()
         checkpoint["vocabulary"] = vocabulary_digest(self.tokenizer)
         checkpoint["base"] = {"name": self.base, "revision": self.revision, "weights": self._base_digest}
         checkpoint["adapter"] = adapter_settings(self.model)
@@ -300,19 +285,20 @@ class FunctionCallingModule(LightningModule):
             BaseModelError, CheckpointError: If not.
         """
         self.configure_model()
-        check_weights(checkpoint["state_dict"], self._trained_weights())
+        check_weights(checkpoint["state_dict"], self.trained_parameters())
         check_base(checkpoint, self.base, self._base_digest, vocabulary_digest(self.tokenizer))
         check_adapter(checkpoint, adapter_settings(self.model))
         if (trainer := attached_trainer(self)) is not None and trainer.state.fn == "fit":
             trainer.num_sanity_val_steps = 0  # the base was measured when the run began
-            self._saved_order = check_settings(checkpoint, self.optimization) or list(self._trained_weights())
+            self._saved_order = check_settings(checkpoint, self.optimization) or list(self.trained_parameters())
 
     @property
     def _is_sharded(self) -> bool:
         """Whether every rank must take part in every forward pass."""
         return self.device_mesh is not None
 
-    def _trained_weights(self) -> dict[str, Tensor]:
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """Those that have a gradient, by name."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def _skip_step(self, window: Sequence[MicroBatchLoss], what: str) -> None:
@@ -320,7 +306,7 @@ class FunctionCallingModule(LightningModule):
         problem = describe_non_finite(window, what, self.trainer.global_step + 1)
         if self.non_finite == "stop":
             raise NonFiniteError(
-                f"{problem}. The weights are as they were before it. Look at these rows, lower `model.learning_rate`, "
+                f"{problem}. The weights are those before this step. Inspect these rows, lower `model.learning_rate`, "
                 "or set `model.non_finite: skip`"
             )
         self.skipped_steps += 1

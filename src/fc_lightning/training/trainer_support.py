@@ -39,7 +39,7 @@ SETTINGS = [
     Supported("logger: false", "checkpoints go to `default_root_dir/checkpoints`"),
     Supported("sync_batchnorm", "without effect: these models have no batch norm"),
     Supported("reload_dataloaders_every_n_epochs"),
-    Supported("plugins", "an own `CheckpointIO` replaces the atomic one"),
+    Supported("plugins", "your own `CheckpointIO` replaces the atomic one"),
     Supported("num_nodes", "with one start per node, as torchrun and SLURM do"),
 ]
 CALLBACKS = [
@@ -80,11 +80,11 @@ def check_trainer(trainer: Trainer) -> None:
         keep_samplers(trainer)
     if trainer.overfit_batches:
         raise SettingsError(
-            "trainer.overfit_batches does not work here: each epoch has a plan of its own; give the source in "
+            "trainer.overfit_batches does not work here: each epoch has its own plan; give the source in "
             "`data.train` a `limit`, and raise `trainer.max_epochs`"
         )
     if starts_processes_from_memory(trainer):
         raise SettingsError(
-            "trainer.strategy: processes are started with the command, not from memory; use `ddp` instead of "
+            "trainer.strategy: processes are started by running the command again; use `ddp` instead of "
             "`ddp_spawn`, `ddp_fork` or `ddp_notebook`"
         )

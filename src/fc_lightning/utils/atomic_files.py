@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from fc_lightning.utils.errors import UserError
+
 PARTIAL_SUFFIX = ".partial"  # being written
 OLD_SUFFIX = ".old"  # being replaced
 
 
-class DiskError(ValueError):
+class DiskError(UserError):
     """A file or folder cannot be written. The message says which, why, and how much space is free."""
 
 

@@ -1,6 +1,10 @@
-"""Formatting other libraries' exceptions for one-line error messages."""
+"""Errors that the command line prints in one line."""
 
 from __future__ import annotations
+
+
+class UserError(ValueError):
+    """An error that the user can fix: reported without a traceback. The message says what to do."""
 
 
 def first_line(error: BaseException) -> str:

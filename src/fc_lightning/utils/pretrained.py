@@ -17,12 +17,13 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from fc_lightning.utils.atomic_files import partial_path, wrap_os_errors
+from fc_lightning.utils.errors import UserError
 from fc_lightning.utils.malloc import release_freed_memory
 
 _PYPI_PREFIX = "pypi:"
 
 
-class BaseModelError(ValueError):
+class BaseModelError(UserError):
     """The base model cannot be used. The message says what to do."""
 
 

@@ -34,11 +34,11 @@ class Counter:
         self.done += count
         self.note = note or self.note
 
-    def describe(self) -> str:
+    def describe(self, with_time_left: bool = True) -> str:
         """One line: ``validation: 40/200 turns, exact match 0.35, 4:10 left``."""
         total = f"/{self.total:,}" if self.total is not None else ""
         parts = [f"{self.title}: {self.done:,}{total} {self.unit}", self.note]
-        if self.total is not None and 0 < self.done < self.total:
+        if with_time_left and self.total is not None and 0 < self.done < self.total:
             seconds = (time.monotonic() - self._started) / self.done * (self.total - self.done)
             parts.append(f"{int(seconds) // 60}:{int(seconds) % 60:02} left")
         return ", ".join(filter(None, parts))
@@ -60,35 +60,30 @@ def track(title: str, total: int | None, unit: str, interval: float = INTERVAL) 
         unit: Their name, in the plural.
         interval: Seconds between two lines where there is no terminal.
     """
-    if sys.stdout.isatty():
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        remaining = (TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
-        bar = Progress(*columns, *remaining, transient=True)
-        try:
-            yield _Bar(bar, title, total, unit)
-        finally:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    remaining = (TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    bar = Progress(*columns, *remaining, transient=True) if sys.stdout.isatty() else None
+    try:
+        yield _Tracker(title, total, unit, interval, bar)
+    finally:
+        if bar is not None:
             bar.stop()
-    else:
-        yield _Lines(title, total, unit, interval)
 
 
-class _Lines(Counter):
-    def __init__(self, title: str, total: int | None, unit: str, interval: float):
+class _Tracker(Counter):
+    """Shows itself: in a bar, or without one as lines."""
+
+    def __init__(self, title: str, total: int | None, unit: str, interval: float, bar: Progress | None):
         super().__init__(title, total, unit)
         self._interval = interval
-
-    def advance(self, count: int = 1, note: str = "") -> None:
-        super().advance(count, note)
-        self.print_if_due(self._interval)
-
-
-class _Bar(Counter):
-    def __init__(self, bar: Progress, title: str, total: int | None, unit: str):
-        super().__init__(title, total, unit)
         self._bar = bar
-        self._task = bar.add_task(title, total=total, note="")
+        if bar is not None:
+            self._task = bar.add_task(title, total=total, note="")
 
     def advance(self, count: int = 1, note: str = "") -> None:
         super().advance(count, note)
+        if self._bar is None:
+            self.print_if_due(self._interval)
+            return
         self._bar.start()  # its thread starts when work is done: processes for the work may be forked before
         self._bar.update(self._task, completed=self.done, note=self.note)

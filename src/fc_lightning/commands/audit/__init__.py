@@ -22,11 +22,12 @@ from fc_lightning.data.row_report import RowReport
 from fc_lightning.data.sources import Source
 from fc_lightning.training.module import FunctionCallingModule
 from fc_lightning.utils.atomic_files import write_text
+from fc_lightning.utils.errors import UserError
 
 __all__ = ["AuditError", "Finding", "Statistics", "audit", "find", "measure"]
 
 
-class AuditError(ValueError):
+class AuditError(UserError):
     """A strict audit exceeded the limits of the configuration."""
 
 

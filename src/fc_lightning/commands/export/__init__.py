@@ -1,25 +1,29 @@
-"""``export``: writes the model of a checkpoint for other programs, one module per target."""
+"""``export``: writes the model of a checkpoint for other programs."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Literal
 
+import torch
 from huggingface_hub import HfApi
 from huggingface_hub.utils import HfHubHTTPError, HFValidationError, validate_repo_id
 from lightning import Trainer
 
 from fc_lightning.commands.checkpoints import find_checkpoint, load_checkpoint
-from fc_lightning.commands.export.huggingface import write_huggingface_folder
+from fc_lightning.commands.export.model_card import write_card
 from fc_lightning.data import FunctionCallingDataModule
+from fc_lightning.models.loading import load_config
+from fc_lightning.models.saving import write_model
 from fc_lightning.training.module import FunctionCallingModule
 from fc_lightning.utils.atomic_files import atomic_folder, wrap_os_errors
-from fc_lightning.utils.errors import first_line
+from fc_lightning.utils.errors import UserError, first_line
+from fc_lightning.utils.pretrained import commit_of
 
 __all__ = ["ExportError", "export"]
 
 
-class ExportError(ValueError):
+class ExportError(UserError):
     """The export is impossible as requested. The message says what to do."""
 
 
@@ -61,12 +65,17 @@ def export(
         model.weight_dtype, model.quantization = "float32", None
     print(f"loading {model.base} and {checkpoint}", flush=True)
     state = load_checkpoint(model, checkpoint)
+    base_dtype = load_config(model.base, model.revision).dtype or torch.float32
+    weight_dtype = base_dtype if dtype == "auto" else getattr(torch, dtype)
     print(f"writing {folder}", flush=True)
     with (
         wrap_os_errors(folder, error_type=ExportError, details="; nothing was left there"),
         atomic_folder(folder) as partial,
     ):
-        write_huggingface_folder(partial, trainer, model, datamodule, checkpoint, state, merge, dtype)
+        write_model(
+            model.model, datamodule.template, partial, merge, weight_dtype, commit_of(model.base, model.revision)
+        )
+        write_card(partial, trainer, model, datamodule, checkpoint, state, weight_dtype if merge else None)
     print(f"{checkpoint} → {folder}" + (f"\nnext:    transformers serve {folder}" if merge else ""))
     if push_to_hub:
         _upload(folder, push_to_hub)

@@ -139,8 +139,9 @@ def _recipe(
             yield name, ", ".join(sorted(value)) if isinstance(value, set | list) else value
     yield "tags as tokens", " ".join(module.special_tokens) or "none"
     yield "supervised", module.supervise
-    yield "learning rate", f"{module.learning_rate:g}, {module.schedule}, warm-up {module.warmup:g} of the steps"
-    yield "weight decay", f"{module.weight_decay:g}"
+    how = module.optimization
+    yield "learning rate", f"{how.learning_rate:g}, {how.schedule}, warm-up {how.warmup:g} of the steps"
+    yield "weight decay", f"{how.weight_decay:g}"
     yield "rows per step", f"{data.batch_size} per micro-batch × {trainer.accumulate_grad_batches} on each device"
     yield "maximum length", f"{data.max_length} tokens, {'packed' if data.packing else 'not packed'}"
     yield "training precision", trainer.precision

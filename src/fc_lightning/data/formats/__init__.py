@@ -40,6 +40,7 @@ from fc_lightning.data.formats.builder import turn_defects
 from fc_lightning.data.formats.chat import Detector, Format, Reader
 from fc_lightning.data.formats.columns import DEFAULT_SYSTEM_PROMPT
 from fc_lightning.data.formats.values import Row, RowError, is_empty, text_of
+from fc_lightning.utils.errors import UserError
 
 __all__ = [
     "DEFAULT_SYSTEM_PROMPT",
@@ -53,7 +54,7 @@ __all__ = [
 ]
 
 
-class UnknownFormatError(ValueError):
+class UnknownFormatError(UserError):
     """A format name that is neither registered nor the import path of a reader."""
 
 
@@ -87,7 +88,7 @@ def read_row(row: Row, format: str | None = None, default_id: str = "") -> Conve
         if format is not None and format not in BUILT_IN:
             raise
         raise RowError(
-            f"its values do not have the types of its format ({type(problem).__name__}: {problem})"
+            f"its values do not have the types that its format requires ({type(problem).__name__}: {problem})"
         ) from problem
     if not isinstance(conversation, Conversation):
         raise TypeError(f"the reader of format {name!r} returned {type(conversation).__name__}, not a Conversation")
