@@ -190,11 +190,12 @@ def test_groups():
     ],
 )
 def test_wrong_settings_are_one_line(chosen, said):
-    def use(wrong):
-        wrong.check()
-        configure(trained(model()), wrong, STEPS)
+    parameters = trained(model())
+
+    def use() -> None:
+        configure(parameters, settings(**chosen), STEPS)
 
     with pytest.raises(SettingsError) as caught:
-        use(settings(**chosen))
+        use()
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -49,6 +49,10 @@ class RunSummary(Callback):
         self._evaluation_started = 0.0
         self._evaluation_seconds = 0.0
         self._tokens = 0
+        # The sanity check before training
+        self._batch_started = 0.0
+        self._generation_seconds = 0.0
+        self._num_prompts = 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the plan."""
@@ -69,6 +73,29 @@ class RunSummary(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Pause the clock of training."""
         self._evaluation_started = time.monotonic()
+
+    def on_validation_batch_start(self, *_: Any) -> None:
+        """Start the clock of a batch."""
+        self._batch_started = time.monotonic()
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        """Measure how long generation takes, before training."""
+        if trainer.sanity_checking and isinstance(batch, dict) and "order" in batch:
+            self._generation_seconds += time.monotonic() - self._batch_started
+            self._num_prompts += len(batch["order"])
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say how long an evaluation will take."""
+        if not trainer.is_global_zero or not self._num_prompts:
+            return
+        total = sum(map(len, trainer.val_dataloaders[1].sampler))  # on this rank, and about as many on the others
+        minutes = self._generation_seconds / self._num_prompts * total / 60
+        print(
+            f"evaluation: about {minutes:.1f} min each, measured on {self._num_prompts} of {total} prompts\n",
+            flush=True,
+        )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Resume the clock of training, or print the results of ``validate``."""

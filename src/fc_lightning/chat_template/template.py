@@ -133,11 +133,12 @@ class ChatTemplate:
             for message in conversation.messages if self.syntax else ():
                 _check_native(message, self.syntax)
             return [openai_message(message) for message in conversation.messages]
-        if not all(message.supervised for message in conversation.messages):
-            raise ChatTemplateError("the row has unsupervised turns: use `data.render: canonical`")
         if not conversation.raw_turns:
             raise ChatTemplateError("the row has no text of its own: use `data.render: canonical`")
-        return [{"role": role, "content": text} for role, text in conversation.raw_turns]
+        messages: list[dict[str, Any]] = [{"role": role, "content": text} for role, text in conversation.raw_turns]
+        for index in conversation.context_turns:
+            messages[index]["supervised"] = False
+        return messages
 
     def model_turns(self, messages: Sequence[dict[str, Any]]) -> list[int]:
         """Indices of the model's turns."""

@@ -33,7 +33,7 @@ def chat(
         model: The module, configured as for training.
         datamodule: Has the chat template.
         tools: A JSON file with a list of tools; without it, those of the first training conversation are offered.
-        ckpt_path: A checkpoint file, or ``best`` or ``last``; the untouched base if not given.
+        ckpt_path: A checkpoint file, or ``best`` or ``last``; the base model if not given.
     """
     console = Console(highlight=False)
     offered = read_tools(tools) if tools else _tools_of_training(datamodule, console)

@@ -34,7 +34,7 @@ def predict(
         prompts: A file of rows with ``messages`` and ``tools``.
         question: A single question.
         tools: A JSON file with the offered tools, for the question and for rows that have none.
-        ckpt_path: A checkpoint file, or ``best`` or ``last``; the untouched base if not given.
+        ckpt_path: A checkpoint file, or ``best`` or ``last``; the base model if not given.
     """
     if prompts is not None or question is not None:
         datamodule.prompt_conversations = read_prompts(prompts, question, tools)

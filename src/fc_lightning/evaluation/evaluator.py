@@ -17,7 +17,7 @@ from fc_lightning.chat_template.template import ChatTemplate
 from fc_lightning.chat_template.tool_formats import ToolFormat, native_syntax
 from fc_lightning.conversation.parsing import call_from_value, tool_from_value
 from fc_lightning.evaluation.constrained import CallGrammars, GrammarConstraint
-from fc_lightning.evaluation.generation import generate
+from fc_lightning.evaluation.generation import generate, ignore_step
 from fc_lightning.evaluation.metrics import EvaluatedTurn, evaluate_turn, groups_of, tool_call_metrics
 from fc_lightning.evaluation.robustness import plain_turns, robustness
 from fc_lightning.utils.pretrained import BaseModelError
@@ -61,7 +61,7 @@ class TurnGenerator:
         self.settings = settings
         self.constrained = constrained
         self.seed = seed
-        self.on_step: Callable[[int], None] = lambda num_ended: None
+        self.on_step: Callable[[int], None] = ignore_step
         self.end_ids = ChatTemplate.end_ids(tokenizer, self.syntax)
         self._grammars: CallGrammars | None = None
 
@@ -194,7 +194,7 @@ def measure(
 
 
 def is_baseline_validation(trainer: Trainer) -> bool:
-    """Whether this is the validation of the untouched base on all prompts, before training.
+    """Whether this is the validation of the base model on all prompts, before training.
 
     Lightning runs it with ``trainer.num_sanity_val_steps: -1``; any other sanity check covers a part of the data only.
     """

@@ -46,6 +46,10 @@ class Constraint(Protocol):
         """Set the scores ``(rows, vocabulary)`` of forbidden tokens to minus infinity, given the ids so far."""
 
 
+def ignore_step(num_ended: int) -> None:
+    """Do nothing."""
+
+
 @torch.inference_mode()
 def generate(
     model: nn.Module,
@@ -55,7 +59,7 @@ def generate(
     pad_id: int,
     constraint: Constraint | None = None,
     synced_gpus: bool = False,
-    on_step: Callable[[int], None] = lambda num_ended: None,
+    on_step: Callable[[int], None] = ignore_step,
 ) -> list[Output]:
     """Generate a continuation of each prompt.
 

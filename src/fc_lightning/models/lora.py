@@ -14,7 +14,12 @@ from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fc_lightning.models.adapter_support import check_supported, targets_module, trains_whole_module
+from fc_lightning.models.adapter_support import (
+    check_supported,
+    targets_module,
+    trains_token_rows,
+    trains_whole_module,
+)
 from fc_lightning.models.peft_internals import use_fast_forward
 from fc_lightning.utils.errors import first_line
 from fc_lightning.utils.pretrained import BaseModelError
@@ -110,7 +115,7 @@ def _train_token_rows(model: PreTrainedModel, peft: PeftConfig, new_tokens: Sequ
     matrices = [name for name in matrices if not trains_whole_module(peft, name)]
     if not matrices:
         return
-    if not hasattr(peft, "trainable_token_indices"):
+    if not trains_token_rows(type(peft)):
         raise BaseModelError(f"`model.peft`: {kind} cannot train rows of new tokens; set `model.special_tokens: []`")
     if targets_module(peft, embedding):
         raise BaseModelError(

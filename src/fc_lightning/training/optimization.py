@@ -38,8 +38,7 @@ class OptimizationSettings:
     optimizer: Any = None
     lr_scheduler: Any = None
 
-    def check(self) -> None:
-        """Refuse a number that is out of range."""
+    def __post_init__(self) -> None:
         for name, low, high in (
             ("learning_rate", 0.0, None),
             ("weight_decay", 0.0, None),

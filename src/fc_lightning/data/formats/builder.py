@@ -100,7 +100,7 @@ class ConversationBuilder:
     def read_tools(self, value: Any, python_types: bool = False) -> None:
         """Read the available tools; tools that cannot be read are a defect."""
         try:
-            self.tools = values.read_tools(value, python_types)
+            self.tools = values.read_tools(value, python_types, self.note_unread)
         except CallSyntaxError as problem:
             self.defects.append(f"tools: {problem}")
 
@@ -129,15 +129,17 @@ class ConversationBuilder:
             try:
                 calls.append(values.read_call(item))
                 ids.append(values.call_id(item))
+                if isinstance(item, dict):
+                    function = item["function"] if isinstance(item.get("function"), dict) else {}
+                    self.note_unread("call", {**item, **function}, values.CALL_KEYS)
             except CallSyntaxError as problem:
                 self.defects.append(f"turn {number}, call {index}: {problem}")
         return tuple(calls), tuple(ids)
 
-    def note_unread(self, where: str, value: Row, known: frozenset[str]) -> None:
+    def note_unread(self, where: str, value: Row, known: frozenset[str] = frozenset()) -> None:
         """Note the keys of an object that have a value and are not read."""
-        self.notices += [
-            ("unread_key", f"{where}.{key}") for key, item in value.items() if key not in known and not is_empty(item)
-        ]
+        if unread := value.keys() - known:
+            self.notices += [("unread_key", f"{where}.{key}") for key in sorted(unread) if not is_empty(value[key])]
 
     def build(self, row: Row, raw_turns: list[tuple[str, str]] | None = None) -> Conversation:
         """Make the conversation; a message that cannot be written and read back is a defect."""
