@@ -28,8 +28,7 @@ ELSEWHERE = {
     "transformers serve ./exported --port 8000": "tests/commands/test_serving.py serves an export",
     "vllm serve ./exported --enable-auto-tool-choice --tool-call-parser hermes": "needs vLLM and a GPU",
     "python -m sglang.launch_server --model-path ./exported --tool-call-parser hermes": "needs SGLang and a GPU",
-    "python convert_hf_to_gguf.py ./exported --outfile model.gguf --outtype bf16": "a script of llama.cpp",
-    "llama-server -m model.gguf --jinja": "a program of llama.cpp",
+    "llama-server -m exported_gguf/model.gguf --jinja": "a program of llama.cpp",
 }
 
 

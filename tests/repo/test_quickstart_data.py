@@ -155,14 +155,9 @@ def form(question):
 def test_the_example_agent_asks_what_was_taught(example):
     """The questions have the form of training questions; a second question is about the first one's tool, as there."""
     tree = ast.parse((ROOT / "examples" / example).read_text(encoding="utf-8"))
-    targets = {
-        target.id: node.value
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Assign | ast.AnnAssign)
-        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
-        if isinstance(target, ast.Name)
-    }
-    asked = [entry if isinstance(entry, str) else entry[0] for entry in ast.literal_eval(targets["QUESTIONS"])]
+    named = (node for node in ast.walk(tree) if isinstance(node, ast.Assign | ast.AnnAssign))
+    (entries,) = (node.value.elts for node in named if "QUESTIONS" in ast.unparse(node).partition(" = ")[0])
+    asked = [ast.literal_eval(entry.elts[0] if isinstance(entry, ast.Tuple) else entry) for entry in entries]
     taught = {form(question) for row in rows_of("train") for question in said(row, "human")}
     assert len(asked) >= 4
     for conversation in asked:

@@ -6,6 +6,7 @@ and ``{% endgeneration %}``, so no string matching is involved in finding the mo
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -197,6 +198,12 @@ class ChatTemplate:
                 spans = _merge_spans([(0, len(starts))])
             encoded.append(Encoded(encoding.ids, spans, starts))
         return encoded
+
+
+def without_generation_marks(source: str) -> str:
+    """A template for engines that do not know the tag ``generation``. It renders the same text."""
+    source = re.sub(r"\{%(-?)\s*generation\s*(-?)%\}", r"{%\1 if true \2%}", source)
+    return re.sub(r"\{%(-?)\s*endgeneration\s*(-?)%\}", r"{%\1 endif \2%}", source)
 
 
 def openai_message(message: Message) -> dict[str, Any]:
