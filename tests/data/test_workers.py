@@ -20,6 +20,7 @@ from fc_lightning.data import DataError, FunctionCallingDataModule, Source, prep
 from fc_lightning.data.formats import FORMATS, RowError, UnknownFormatError, register_format
 from fc_lightning.data.workers import choose_num_processes, run_ordered
 
+read_hermes = FORMATS["hermes"].reader
 BASE = "tests/models/tiny_gemma2"
 read_hermes = FORMATS["hermes"].reader
 LINES = Path("data/quickstart/train.jsonl").read_text(encoding="utf-8").splitlines()[:40]

@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from argparse import SUPPRESS
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -50,7 +51,7 @@ from fc_lightning.utils.malloc import keep_freed_memory
 from fc_lightning.utils.secrets import redact_config
 
 # Settings of the model that the data needs too: given once, under `model`.
-_LINKED = ("base", "revision", "special_tokens", "supervise", "token_weights")
+_LINKED = ("base", "revision", "tool_format", "special_tokens", "supervise", "token_weights")
 
 
 def _is_given(value: Any) -> bool:
@@ -79,22 +80,22 @@ class FunctionCallingTrainer(Trainer):
         super().fit(model, datamodule=datamodule, ckpt_path=checkpoint_to_resume_from(self, ckpt_path))
 
     def validate(self, model: LightningModule, datamodule: LightningDataModule, ckpt_path: str | None = None) -> Any:
-        """Measure a checkpoint, or the untouched base, on ``data.validation``.
+        """Measure a checkpoint, or the base model, on ``data.validation``.
 
         Args:
             model: The module.
             datamodule: The data.
-            ckpt_path: A checkpoint file, or ``best`` or ``last`` of the newest run; the untouched base if not given.
+            ckpt_path: A checkpoint file, or ``best`` or ``last`` of the newest run; the base model if not given.
         """
         return super().validate(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
 
     def test(self, model: LightningModule, datamodule: LightningDataModule, ckpt_path: str | None = None) -> Any:
-        """Measure a checkpoint, or the untouched base, on ``data.test``.
+        """Measure a checkpoint, or the base model, on ``data.test``.
 
         Args:
             model: The module.
             datamodule: The data.
-            ckpt_path: A checkpoint file, or ``best`` or ``last`` of the newest run; the untouched base if not given.
+            ckpt_path: A checkpoint file, or ``best`` or ``last`` of the newest run; the base model if not given.
         """
         return super().test(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
 
@@ -259,10 +260,15 @@ class _ParserOnly(FunctionCallingCLI):
         raise _ParserReady(parser, subcommand_parsers(self))
 
 
-def make_parser(subcommand: str | None = None) -> LightningArgumentParser:
-    """The parser of the command line, or the one of a subcommand, without running anything."""
+def make_parser(subcommand: str | None = None, arguments: Sequence[str] = ()) -> LightningArgumentParser:
+    """The parser of the command line, or the one of a subcommand, without running anything.
+
+    Args:
+        subcommand: The name of the subcommand.
+        arguments: Arguments that may name classes of the user's own.
+    """
     try:
-        _ParserOnly([])
+        _ParserOnly(list(arguments))
     except _ParserReady as ready:
         parser, parsers = ready.args
     return parsers[subcommand] if subcommand else parser

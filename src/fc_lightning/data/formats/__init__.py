@@ -24,6 +24,7 @@ from fc_lightning.data.formats import (
     glm,
     hermes,
     langchain,
+    mistral,
     openai,
     openai_responses,
     preference,
@@ -155,7 +156,7 @@ def _no_format_fits(row: Row) -> str:
         near = f"; the nearest is {nearest}, which also needs {missing}"
     elif nearest and shares[nearest] == 1:
         needs = ", ".join(f"`{key}`" for key in FORMATS[nearest].needs)
-        near = f"; the nearest is {nearest}, but {needs} has another type of value"
+        near = f"; the nearest is {nearest}, but {needs} is not in its form"
     return (
         f"no format fits a row with the keys {keys}{near}; known are {', '.join(FORMATS)}. To read it, write "
         "`def read(row): return Conversation(str(row['id']), (Message('user', …), Message('assistant', …)))` in "
@@ -178,7 +179,7 @@ def _import_reader(name: str) -> Reader:
 # Detectors are asked from top to bottom: formats with a feature of their own come before those that take any turns.
 _MODULES = (
     *(preference, bfcl, gemini, api_log, bedrock, anthropic, openai_responses, langchain, swift, glm, react, toolace),
-    *(sharegpt, openai, hermes, columns, xlam, trl, glaive, alpaca, rendered),
+    *(sharegpt, openai, hermes, columns, xlam, trl, glaive, alpaca, rendered, mistral),
 )
 FORMATS: dict[str, Format] = {module.__name__.rpartition(".")[2]: module.FORMAT for module in _MODULES}
 BUILT_IN = frozenset(FORMATS)

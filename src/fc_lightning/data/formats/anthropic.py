@@ -44,9 +44,10 @@ def _messages(
     for item in turn["content"]:
         block = to_anthropic(item) if isinstance(item, dict) else {"type": "text", "text": item}
         if block.get("type") == "tool_result":
-            yield {"role": "tool", "content": block.get("content"), "tool_call_id": block.get("tool_use_id")}
+            rest_of_block = {key: value for key, value in block.items() if key not in ("type", "tool_use_id")}
+            yield {"content": None, **rest_of_block, "role": "tool", "tool_call_id": block.get("tool_use_id")}
         elif block.get("type") == "tool_use":
-            calls.append({"name": block.get("name"), "arguments": block.get("input"), "id": block.get("id")})
+            calls.append({key: value for key, value in block.items() if key not in ("type", "toolUseId")})
         elif block.get("type") != "redacted_thinking":
             rest.append(block)
     if rest or calls or not turn["content"]:

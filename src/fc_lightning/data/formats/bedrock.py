@@ -29,9 +29,8 @@ def _tools(specs: list[Any]) -> list[Any]:
     tools = []
     for value in specs:
         spec = value.get("toolSpec", value) if isinstance(value, dict) else value
-        schema = spec.get("inputSchema") if isinstance(spec, dict) else None
-        if isinstance(schema, dict) and "json" in schema:
-            spec = {**spec, "inputSchema": schema["json"]}
+        if isinstance(spec, dict) and isinstance(spec.get("inputSchema"), dict):
+            spec = {**spec, "inputSchema": spec["inputSchema"].get("json", spec["inputSchema"])}
         tools.append(spec)
     return tools
 

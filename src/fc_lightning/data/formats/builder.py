@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -100,7 +101,7 @@ class ConversationBuilder:
     def read_tools(self, value: Any, python_types: bool = False) -> None:
         """Read the available tools; tools that cannot be read are a defect."""
         try:
-            self.tools = values.read_tools(value, python_types)
+            self.tools = values.read_tools(value, python_types, self.note_unread)
         except CallSyntaxError as problem:
             self.defects.append(f"tools: {problem}")
 
@@ -129,23 +130,22 @@ class ConversationBuilder:
             try:
                 calls.append(values.read_call(item))
                 ids.append(values.call_id(item))
+                if isinstance(item, dict):
+                    function = item["function"] if isinstance(item.get("function"), dict) else {}
+                    self.note_unread("call", {**item, **function}, values.CALL_KEYS)
             except CallSyntaxError as problem:
                 self.defects.append(f"turn {number}, call {index}: {problem}")
         return tuple(calls), tuple(ids)
 
-    def note_unread(self, where: str, value: Row, known: frozenset[str]) -> None:
+    def note_unread(self, where: str, value: Row, known: frozenset[str] = frozenset()) -> None:
         """Note the keys of an object that have a value and are not read."""
-        self.notices += [
-            ("unread_key", f"{where}.{key}") for key, item in value.items() if key not in known and not is_empty(item)
-        ]
+        if unread := value.keys() - known:
+            self.notices += [("unread_key", f"{where}.{key}") for key in sorted(unread) if not is_empty(value[key])]
 
     def build(self, row: Row, raw_turns: list[tuple[str, str]] | None = None) -> Conversation:
         """Make the conversation; a message that cannot be written and read back is a defect."""
         tools = {tool.name: tool for tool in self.tools}
-        self.turns = [
-            _with_calls(turn, [values.drop_filled_nulls(c, tools) for c in turn.message.tool_calls])
-            for turn in self.turns
-        ]
+        self.turns = [_without_filled_nulls(turn, tools) if turn.message.tool_calls else turn for turn in self.turns]
         self._pair_results()
         self.defects += turn_defects([(turn.number, turn.message) for turn in self.turns], self.defects)
         gold = self._read_gold(row.get("gold"))
@@ -232,8 +232,11 @@ def turn_defects(turns: Sequence[tuple[int, Message]], known: Sequence[str] = ()
     return defects
 
 
-def _with_calls(turn: BuiltTurn, calls: list[ToolCall]) -> BuiltTurn:
-    return replace(turn, message=replace(turn.message, tool_calls=tuple(calls))) if calls else turn
+def _without_filled_nulls(turn: BuiltTurn, tools: dict[str, Tool]) -> BuiltTurn:
+    calls = tuple(values.drop_filled_nulls(call, tools) for call in turn.message.tool_calls)
+    if all(map(operator.is_, calls, turn.message.tool_calls)):
+        return turn
+    return replace(turn, message=replace(turn.message, tool_calls=calls))
 
 
 def _continues(first: Message, second: Message) -> bool:

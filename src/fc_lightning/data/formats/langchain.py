@@ -10,7 +10,7 @@ from fc_lightning.data.formats.values import Row
 
 _TYPES = ("human", "ai", "system", "tool", "function")
 _CLASSES = {"HumanMessage": "human", "AIMessage": "ai", "SystemMessage": "system", "ToolMessage": "tool"}
-_IGNORED = frozenset(("type", "data", "id", "response_metadata", "usage_metadata", "example", "invalid_tool_calls"))
+_IGNORED = frozenset(("type", "data", "id", "response_metadata", "usage_metadata", "example"))
 
 
 def _detect(row: Row) -> bool:

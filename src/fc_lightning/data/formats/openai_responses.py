@@ -6,7 +6,7 @@ from typing import Any
 
 from fc_lightning.conversation.types import Conversation
 from fc_lightning.data.formats.chat import COMMON_KEYS, Format, decoded_list, read_chat, turns_of
-from fc_lightning.data.formats.values import Row, column_text
+from fc_lightning.data.formats.values import Row, RowError, column_text
 
 _COLUMNS = ("input", "messages", "items")
 _TYPES = ("function_call", "function_call_output", "reasoning")
@@ -39,6 +39,8 @@ def _message(item: dict[str, Any]) -> dict[str, Any]:
         parts = [*(item.get("summary") or []), *(item.get("content") or [])]
         text = "\n".join(str(part.get("text") or "") for part in parts if isinstance(part, dict))
         return {"role": "assistant", "content": "", "reasoning_content": text or " "}
+    if "role" not in item:
+        raise RowError(f"an item of type {kind!r:.40} is neither a message nor a call of a function")
     return {key: value for key, value in item.items() if key not in ("type", "id", "status")}
 
 
