@@ -124,8 +124,12 @@ class SaveConfig(SaveConfigCallback):
         super().__init__(parser, config, **kwargs)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Save the configuration and the environment; a run that resumes in its folder overwrites its own."""
-        self.overwrite = self._resumes or any(getattr(one, "resumes_in_place", False) for one in trainer.callbacks)
+        """Save the configuration and the environment.
+
+        A run that resumes in its folder overwrites its own, and one without a logger, which has no folder, the last.
+        """
+        resumes = self._resumes or any(getattr(one, "resumes_in_place", False) for one in trainer.callbacks)
+        self.overwrite = resumes or not trainer.loggers
         folder = trainer.log_dir  # a collective
         with wrap_os_errors(Path(folder or ".") / self.config_filename):
             super().setup(trainer, pl_module, stage)
