@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from fc_lightning.conversation.types import Conversation, Message, Tool, ToolCall
@@ -471,3 +471,47 @@ def test_a_mutated_row_is_refused_or_read_without_an_exception(name, data):
         return
     for message in conversation.messages if not conversation.defects else ():
         assert message.role != "assistant" or message.content or message.tool_calls
+
+
+TEXTS = {"content", "value", "parts"}  # another text or value would be a valid row
+IDENTIFIERS = {"name", "id", "tool_call_id", "tool_use_id", "call_id", "toolUseId"}
+STRUCTURE = {
+    *("role", "from", "messages", "conversations", "contents", "tool_calls", "function", "functionCall"),
+    *("functionResponse", "toolUse", "toolResult", "arguments", "args", "input", "answers", "ground_truth"),
+}
+VALUES = {"arguments", "args", "input", "tools", "toolConfig"}  # what is inside of them is free
+
+
+@pytest.mark.parametrize("name", [name for name in WRITERS if "text" not in name and name not in ("glaive", "alpaca")])
+@settings(max_examples=25, deadline=None, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_a_row_with_broken_structure_is_refused_or_reported_but_not_read_differently(name, data):
+    write, strategy = WRITERS[name]
+    conversation = data.draw(strategy)
+    row = json.loads(json.dumps(write(conversation)))
+    *path, key = data.draw(
+        st.sampled_from(
+            [
+                path
+                for path in walk(row)
+                if path[-1] in STRUCTURE | TEXTS | IDENTIFIERS
+                and not VALUES & set(path[1:-1])
+                and path[0] not in ("tools", "function", "ground_truth", "toolConfig")
+            ]
+        )
+    )
+    holder = row
+    for step in path:
+        holder = holder[step]
+    if key in TEXTS and {"tool_calls", "reasoning_content"} & holder.keys():
+        return  # a turn needs no text beside these
+    if key in TEXTS or data.draw(st.booleans()):
+        del holder[key]
+    else:
+        holder[key] = data.draw(st.sampled_from([7, True] if key in IDENTIFIERS else [7, True, "{"]))
+    try:
+        read = read_row(row)
+    except RowError:
+        return
+    if not read.defects and not read.notices:
+        assert read.messages == expected(name, conversation), (path, key)
