@@ -25,6 +25,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 TRAIN, VALIDATION = "data/quickstart/train.jsonl", "data/quickstart/validation.jsonl"
 LORA = {"r": 2, "lora_alpha": 4}
+OURS = ("EMA", "EvaluationReport", "LastCheckpoint", "PredictionWriter", "SampleTable", "SaveAdapter", "Throughput")
 
 
 def lora(**more: Any) -> dict[str, Any]:
@@ -34,7 +35,7 @@ def lora(**more: Any) -> dict[str, Any]:
 
 def callback(name: str, **settings: Any) -> dict[str, Any]:
     """A callback of Lightning or of this project."""
-    package = "fc_lightning.callbacks" if name in ("Throughput", "SaveAdapter") else "lightning.pytorch.callbacks"
+    package = "fc_lightning.callbacks" if name in OURS else "lightning.pytorch.callbacks"
     return {"class_path": f"{package}.{name}", "init_args": settings}
 
 
@@ -53,6 +54,8 @@ CHOICES: dict[str, list[Any]] = {
     "data.seed": [3, None],
     "data.streaming": [True],
     "data.generation_batch_size": [1],
+    "data.augmentation": [{"shuffle_tools": 1.0, "distractors": 0.5}, {"drop_tool": 0.3, "mask_names": 1.0}],
+    "data.preparation_processes": [2],
     "data.train": [[{"path": TRAIN, "limit": 8, "weight": 1.0}, {"path": VALIDATION, "limit": 4, "weight": 2.0}]],
     "model.peft": [
         None,
@@ -73,6 +76,11 @@ CHOICES: dict[str, list[Any]] = {
     "model.dtype": ["float32", "bfloat16"],
     "model.gradient_checkpointing": [True],
     "model.head_chunk": [1, 7],
+    "model.token_weights": [{"argument_value": 3.0, "tag": 0.0}],
+    "model.lora_plus_ratio": [16.0],
+    "model.optimizer": ["SGD", {"class_path": "torch.optim.Adam", "init_args": {"betas": [0.8, 0.9]}}],
+    "model.lr_scheduler": [{"class_path": "torch.optim.lr_scheduler.StepLR", "init_args": {"step_size": 1}}],
+    "model.free_running": [True],
     "model.generation": [
         {"max_new_tokens": 1},
         {"max_new_tokens": 4, "do_sample": True, "num_return_sequences": 2},
@@ -92,7 +100,6 @@ CHOICES: dict[str, list[Any]] = {
     "trainer.log_every_n_steps": [1, 50],
     "trainer.limit_val_batches": [0, 1, 0.5],
     "trainer.limit_train_batches": [2, 0.5],
-    "trainer.overfit_batches": [1],
     "trainer.fast_dev_run": [True],
     "trainer.logger": [False],
     "trainer.enable_checkpointing": [False],
@@ -105,7 +112,8 @@ CHOICES: dict[str, list[Any]] = {
         [callback("Throughput"), callback("SaveAdapter"), callback("ModelCheckpoint", every_n_train_steps=1)],
         [callback("EarlyStopping", monitor="val/exact_match", mode="max")],
         [callback("ModelCheckpoint", monitor="val/loss", save_top_k=2), callback("LearningRateMonitor")],
-        [callback("EMAWeightAveraging")],
+        [callback("EMA"), callback("PredictionWriter"), callback("EvaluationReport"), callback("SaveAdapter")],
+        [callback("LastCheckpoint", every_n_train_steps=1), callback("SampleTable")],
         [callback("GradientAccumulationScheduler", scheduling={0: 2})],
         [callback("RichProgressBar"), callback("DeviceStatsMonitor"), callback("Timer")],
     ],

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.helpers.printed_lines import ALLOWED, surplus_lines
 from tests.helpers.teacher import Teacher
 
 from fc_lightning.cli.help import SUBCOMMANDS
@@ -24,30 +25,6 @@ for command in commands:
     sys.stdin = io.StringIO("What time is it in Oslo?\\n\\n\\n\\n\\n")
     main(command)
 """
-TABLE = r"[┏┡└│┃].*|\s*(exact match|audit|sources)\s*"
-ROWS = r"\w+: 5 of 5 rows, .*"
-LIMIT = r"(train|validation|test):|  \S+: first \d+ rows of \d+ \(`limit`\)"
-# Regular expressions for every line that a subcommand may print.
-ALLOWED = {
-    "fit": [
-        r"(model|train|validation|per epoch|training|memory|run|before|evaluation|best|last|adapter|report|next) *: .*",
-        r"trainable params: .*",
-        r"\d\d:\d\d:\d\d  step .*",
-        r"\d optimizer steps in .*",
-        r"question: .*",
-        r"  (before|after|expected): .*",
-        r" +python main\.py chat .*",
-    ],
-    "validate": [ROWS, r"(run|report): .*"],
-    "test": [ROWS, r"(run|report): .*"],
-    "predict": [r"predictions: .*"],  # and the answer, in the last lines before that one
-    "chat": [r"(tools|try): .*", "An empty line ends the chat.", "you> .*"],
-    "export": [r"loading .*", r"writing .*", r".* → .*", r"next: +transformers serve .*"],
-    "audit": [r"\w+: \d+ of \d+ rows, .*", r"no findings|\d+ findings", r"─+ \w+: \w+ ─+", r".*/audit\.(html|json)"],
-    "report": [r".*/comparison\.(html|md)"],
-    "think": [r".*: \d+ conversations; answers: .*"],
-    "init": [".*/work", r"next: +cd .* && fc-lightning fit --config configs/quickstart\.yaml"],
-}
 NOISE = re.compile(
     r"loftq|[GT]PU available|litlogger|litmodels|[Ss]eed set|AMP|train_dataloader|dirpath has changed"
     r"|gemm_4bit|sync_dist|broadcast_buffers|[Dd]eprecat|Warning|distributed_backend|GLOBAL_RANK"
@@ -92,8 +69,7 @@ def output(folder: Path, jobs: list[list[str]]) -> dict[str, list[str]]:
 
 def surplus(subcommand: str, lines: list[str]) -> list[str]:
     """The lines that are not on the subcommand's list."""
-    allowed = re.compile("|".join([TABLE, LIMIT, *ALLOWED[subcommand]]))
-    others = [line for line in lines if line.strip() and not allowed.fullmatch(line)]
+    others = surplus_lines(subcommand, lines)
     # What a random model says can be anything.
     return [line for line in others if NOISE.search(line)] if subcommand in ("predict", "chat") else others
 

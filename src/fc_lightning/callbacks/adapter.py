@@ -10,6 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.io import CheckpointIO
 from peft import PeftModel
 
+from fc_lightning.chat_template.template import ChatTemplate
 from fc_lightning.models.fsdp import trained_weights
 from fc_lightning.models.saving import write_model
 from fc_lightning.training.checkpoint_io import wrap_write_errors
@@ -89,7 +90,7 @@ def save_adapter(trainer: Trainer, folder: Path, weights: dict[str, Any]) -> Non
     with wrap_write_errors(folder), atomic_folder(folder, replace=True) as partial:
         write_model(
             module.model,
-            trainer.datamodule.template,
+            getattr(trainer.datamodule, "template", None) or ChatTemplate(module.tokenizer),
             partial,
             merge=False,
             revision=commit_of(module.base, module.revision),

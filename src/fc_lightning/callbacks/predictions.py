@@ -19,7 +19,7 @@ _UNLABELLED = dict.fromkeys(("expected", "exact_match", "name_match"))
 class PredictionWriter(Callback):
     """Writes ``predictions.jsonl`` to the run's folder in test and predict, and after each validation.
 
-    The predictions of the untouched base go to ``predictions_before.jsonl``, if Lightning validates before training
+    The predictions of the base model go to ``predictions_before.jsonl``, if Lightning validates before training
     (``trainer.num_sanity_val_steps: -1``), those of perturbed prompts (``data.perturbations``) to
     ``predictions_perturbed.jsonl``.
 

@@ -90,7 +90,7 @@ class ProgressBar(RichProgressBar):
         """Begin to count with the first batch."""
         super().on_validation_batch_start(trainer, pl_module, *args)
         if trainer.sanity_checking:
-            title, limits, task = "untouched base", trainer.num_sanity_val_batches, self.val_sanity_progress_bar_id
+            title, limits, task = "base model", trainer.num_sanity_val_batches, self.val_sanity_progress_bar_id
         else:
             title, limits, task = "validation", trainer.num_val_batches, self.val_progress_bar_id
         self._begin_batch(title, pl_module, trainer.val_dataloaders, limits, task, *args)

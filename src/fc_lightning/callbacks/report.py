@@ -22,7 +22,7 @@ class EvaluationReport(Callback):
 
     They say what was evaluated, show the results by category and under perturbations, the evaluated turns next to the
     expected calls, and training curves. If Lightning validates before training (``trainer.num_sanity_val_steps: -1``),
-    they compare the model with the untouched base.
+    they compare it with the base model.
 
     Args:
         filename: Name of the files in the run's folder, without a suffix.

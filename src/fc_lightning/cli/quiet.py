@@ -8,14 +8,16 @@ import warnings
 
 # Warnings, by the beginning of their message.
 _WARNINGS = (
-    r".*is_gradient_checkpointing. is deprecated",
+    r".*gradient_checkpointing(_enable)?. is deprecated",
     r".*isinstance\(treespec, LeafSpec\). is deprecated",
     r".*loftq_config. specified but will be ignored",
     r".*recommended to use .self\.log\(.*sync_dist=True",  # metrics here are sums over all ranks already
     r".*broadcast_buffers",
     r".*dirpath has changed",  # a run that was moved, or validated from elsewhere
     r".*does not have many workers",  # prepared data is memory-mapped
+    r".*You're resuming from a checkpoint that ended before the epoch ended",  # samplers here resume in its midst
     r".*Checkpoint directory .* exists and is not empty",
+    r"You're resuming from a checkpoint that ended before the epoch ended",  # the data module restores its position
 )
 # Lines of loggers; a filter counts for one logger alone, not for those below it.
 _LOGGERS = {

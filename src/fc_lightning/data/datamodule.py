@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from fc_lightning.chat_template.template import ChatTemplate, Render, Supervise
 from fc_lightning.chat_template.token_parts import TokenWeights
 from fc_lightning.chat_template.tokens import SpecialToken, load_tokenizer
+from fc_lightning.chat_template.tool_formats import ToolFormat
 from fc_lightning.conversation.types import Conversation
 from fc_lightning.data import dataloaders
 from fc_lightning.data.augmentation import Augmentation, Perturbation
@@ -39,6 +40,7 @@ class FunctionCallingDataModule(ResumableDataModule):
         validation: Sources to validate on, or the share of ``train`` to hold out for validation.
         test: Sources to test on and to predict; defaults to those of ``validation``.
         revision: Hub revision of the base. Follows ``model.revision``.
+        tool_format: How tools and calls are written. Follows ``model.tool_format``.
         special_tokens: Tags that are one token each. Follows ``model.special_tokens``.
         supervise: Supervised tokens: the model's turns, or all. Follows ``model.supervise``.
         render: ``canonical`` parses tools and calls and writes them as JSON; ``verbatim`` keeps the text of the rows.
@@ -82,6 +84,7 @@ class FunctionCallingDataModule(ResumableDataModule):
         validation: list[Source] | float | None = None,
         test: list[Source] | None = None,
         revision: str | None = None,
+        tool_format: ToolFormat = "auto",
         special_tokens: list[str] | None = None,
         supervise: Supervise = "assistant",
         render: Render = "canonical",
@@ -119,15 +122,15 @@ class FunctionCallingDataModule(ResumableDataModule):
         self.base = base
         self.held_out = float(validation) if isinstance(validation, int | float) else 0.0
         train_sources = train or []
-        held_out_sources = train_sources if self.held_out else []
-        validation_sources = validation if isinstance(validation, list) else held_out_sources
+        own_sources = [source for source in train_sources if self.held_out]  # a share of them is held out
         self.sources: dict[str, list[Source]] = {
             "train": train_sources,
-            "validation": validation_sources,
-            "test": test or validation_sources,
+            "validation": validation if isinstance(validation, list) else own_sources,
+            "test": test or (validation if isinstance(validation, list) else own_sources),
         }
         # Tokenizer and rendering
         self.revision = revision
+        self.tool_format = tool_format
         self.special_tokens = list(SpecialToken) if special_tokens is None else special_tokens
         self.supervise = supervise
         self.render = render
@@ -164,8 +167,8 @@ class FunctionCallingDataModule(ResumableDataModule):
     def template(self) -> ChatTemplate:
         """The chat template, with its tokenizer."""
         if self._template is None:
-            tokenizer, _ = load_tokenizer(self.base, self.revision, tuple(self.special_tokens))
-            self._template = ChatTemplate(tokenizer, self.render, self.chat_template)
+            tokenizer, _ = load_tokenizer(self.base, self.revision, tuple(self.special_tokens), self.tool_format)
+            self._template = ChatTemplate(tokenizer, self.render, self.chat_template, self.tool_format)
         return self._template
 
     def prepare_data(self) -> None:

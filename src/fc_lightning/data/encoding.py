@@ -125,8 +125,8 @@ def _document(
 ) -> Document:
     row = Document(id=id, input_ids=encoded.input_ids, supervised=[*chain.from_iterable(encoded.supervised_spans)])
     if settings.token_parts:
-        ends = template.tokenizer.convert_ids_to_tokens(template.end_ids(template.tokenizer))
-        row["parts"] = supervised_parts(rendered, encoded, ends)
+        ends = template.tokenizer.convert_ids_to_tokens(template.end_ids(template.tokenizer, template.syntax))
+        row["parts"] = supervised_parts(rendered, encoded, ends, template.syntax)
     return row
 
 
