@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from fc_lightning.evaluation.constrained import CallGrammars, GrammarConstraint
 from fc_lightning.evaluation.generation import generate
 from fc_lightning.evaluation.metrics import EvaluatedTurn, evaluate_turn, groups_of, tool_call_metrics
 from fc_lightning.evaluation.robustness import plain_turns, robustness
+from fc_lightning.utils.errors import UserError, first_line
 
 T = TypeVar("T")
 IndexedTurn = tuple[int, EvaluatedTurn]  # with its index in the data
@@ -72,9 +74,14 @@ class TurnGenerator:
         constraint = self._constraint(model, tools) if self.constrained else None
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(self.seed + seed)
-            outputs = generate(
-                model, prompts, self.settings, self.end_ids, self.tokenizer.pad_token_id, constraint, synced_gpus
-            )
+            try:
+                outputs = generate(
+                    model, prompts, self.settings, self.end_ids, self.tokenizer.pad_token_id, constraint, synced_gpus
+                )
+            except ValueError as error:
+                if "/transformers/generation/" not in traceback.extract_tb(error.__traceback__)[-1].filename:
+                    raise
+                raise UserError(f"model.generation: {first_line(error)}") from error
         return [(self.tokenizer.decode(ids), finished) for ids, finished in outputs]
 
     def turns(self, model: nn.Module, batch: Mapping[str, Any], synced_gpus: bool = False) -> list[IndexedTurn]:

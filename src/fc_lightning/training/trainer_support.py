@@ -83,6 +83,15 @@ def check_trainer(trainer: Trainer) -> None:
             "trainer.overfit_batches does not work here: each epoch has a plan of its own; give the source in "
             "`data.train` a `limit`, and raise `trainer.max_epochs`"
         )
+    check_launcher(trainer)
+
+
+def check_launcher(trainer: Trainer) -> None:
+    """Refuse strategies that fork or spawn processes. The command line does it before it starts any.
+
+    Raises:
+        SettingsError: With what to do instead.
+    """
     if starts_processes_from_memory(trainer):
         raise SettingsError(
             "trainer.strategy: processes are started with the command, not from memory; use `ddp` instead of "
