@@ -51,8 +51,9 @@ format: install ## fix style and formatting in place
 docs: install ## build the documentation into build/docs; a broken link fails
 	$(BIN)/python -m mkdocs build --strict --quiet
 
-reference: install ## write docs/reference.md from the code
+reference: install ## write docs/reference.md and docs/compatibility.md from the code
 	$(BIN)/python scripts/make_reference.py
+	$(BIN)/python scripts/make_compatibility.py
 
 figures: install ## draw the figures of the documentation
 	$(BIN)/python scripts/make_figures.py

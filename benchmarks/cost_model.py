@@ -47,7 +47,7 @@ class Shape:
         return self.layers * sum(RANK * (a + b) for a, b in self.matrices())
 
     def flops(self) -> float:
-        """Operations per token in training, as `fc_lightning.models.flops.training_flops` counts them."""
+        """Operations per token in training, as `fc_lightning.models.flops.TrainingCost` counts them."""
         attention = 12 * self.heads * self.head_width * (TOKENS + 1) / 2 * self.layers
         return 4 * self.body + 6 * self.adapter + SUPERVISED * 4 * self.head + attention
 

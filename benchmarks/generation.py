@@ -32,7 +32,8 @@ from fc_lightning.evaluation.generation import generate, shared_length
 from fc_lightning.evaluation.kv_cache import BufferedCache, BufferedLayer
 from fc_lightning.models.attention import BY_DOCUMENT
 from fc_lightning.models.loading import load_base
-from fc_lightning.models.lora import add_token_rows, merge_adapter
+from fc_lightning.models.lora import add_token_rows
+from fc_lightning.models.merging import merge_adapter
 from fc_lightning.utils.malloc import keep_freed_memory
 from fc_lightning.utils.pretrained import resolve_base
 
@@ -47,8 +48,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--reference", type=int, help="prompts for transformers, evenly spaced; by default all")
     parser.add_argument("--profile", action="store_true", help="print where the time goes, without transformers")
     parser.add_argument("--max_new_tokens", type=int, default=192)
-    parser.add_argument("--batch_tokens", type=int, default=16384)
-    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--batch_tokens", type=int, default=32768)
+    parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     return parser.parse_args()
 

@@ -33,11 +33,11 @@ Every key can be set in a YAML file (`--config FILE`; a later file overrides an 
 (`--model.learning_rate 1e-4`), or as an environment variable (`FC_FIT__MODEL__LEARNING_RATE=1e-4`, lowest precedence).
 `python main.py fit --print_config` prints the complete configuration.
 """
-SHARED = ("base", "revision", "special_tokens", "supervise", "token_weights", "pairs")
+SHARED = ("base", "revision", "tool_format", "special_tokens", "supervise", "token_weights", "pairs")
 LIGHTNINGS = {
     "fit": "Trains, validates with generation, and writes a run folder.",
-    "validate": "Measures a checkpoint, or the untouched base, on `data.validation`.",
-    "test": "Measures a checkpoint, or the untouched base, on `data.test`.",
+    "validate": "Measures a checkpoint, or the base model, on `data.validation`.",
+    "test": "Measures a checkpoint, or the base model, on `data.test`.",
 }
 TRAINER = """## trainer
 
@@ -46,7 +46,7 @@ Everything under `trainer` is Lightning's own `Trainer`: `max_epochs`, `accumula
 
 | key | here | why |
 |---|---|---|
-| `num_sanity_val_steps` | 0 | -1 measures the untouched base on the whole validation split first |
+| `num_sanity_val_steps` | 0 | -1 measures the base model on the complete validation split first |
 | `use_distributed_sampler` | false | the data module shards batches itself; Lightning's sampler repeats some |
 | `precision` | `bf16-mixed` or `32-true` | `bf16-true` and `16-true` would round the adapter, and are rejected |
 | `enable_model_summary` | false | `RunSummary` describes the model |
@@ -156,8 +156,8 @@ def reference() -> str:
         "### model.token_weights\n",
         *table(TokenWeights, TokenWeights.__doc__),
         "## data\n",
-        "`base`, `revision`, `special_tokens`, `supervise` and `token_weights` follow those of `model`, and `pairs` "
-        "follows `model.preference`; they are not given here.\n",
+        "`base`, `revision`, `tool_format`, `special_tokens`, `supervise` and `token_weights` follow those of `model`, "
+        "and `pairs` follows `model.preference`; do not set them here.\n",
         *table(FunctionCallingDataModule.__init__, FunctionCallingDataModule.__doc__, SHARED),
         "### A source\n",
         "`data.train`, `data.validation` and `data.test` are lists of these:\n",

@@ -74,8 +74,15 @@ def test_report_and_samples(run, capsys, tmp_path):
     for text in (html, markdown):
         assert "before training" in text
         assert first["expected"][0]["name"] in text.replace("\\", "")
-    assert ">train/loss</figcaption>" in html
-    assert ">val/loss</figcaption>" not in html  # one point is no curve
+    assert ">Loss: mean cross-entropy of supervised tokens</figcaption>" in html
+    for said in (
+        "tests/models/tiny_gemma2, 56,128 parameters",
+        "data/quickstart/train.jsonl (4 rows)",
+        " UTC",
+        " cores",
+    ):
+        assert said in html
+        assert said in markdown.replace("\\", "")
     # The same from what lies in the folder, by the subcommand.
     run("report", f"--runs=[{folder}]", f"--output={tmp_path / 'again'}")
     table = markdown[markdown.index("## Metrics") : markdown.index("## Failures")]

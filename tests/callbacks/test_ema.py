@@ -10,6 +10,8 @@ from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from fc_lightning import FunctionCallingModule
+
 DECAY = 0.5
 SMALL = (
     "--data.train=[{path: data/quickstart/train.jsonl, limit: 6}]",
@@ -76,10 +78,16 @@ def test_the_average_is_evaluated_saved_and_exported(run, tmp_path):
     output = tmp_path / "exported"
     run("export", "--ckpt_path=last", f"--output={output}", config=folder / "config.yaml")
     ids = AutoTokenizer.from_pretrained(output)("<start_of_turn>user\nhi", return_tensors="pt").input_ids
-    merged = AutoModelForCausalLM.from_pretrained(output, dtype=torch.float32)
-    adapted = AutoPeftModelForCausalLM.from_pretrained(folder / "adapter", dtype=torch.float32)
+    evaluated = FunctionCallingModule.load_from_checkpoint(folder / "checkpoints" / "last.ckpt")
+    assert_same(trained(evaluated), Follower.evaluated[-1])
+    models = {
+        "saved": AutoPeftModelForCausalLM.from_pretrained(folder / "adapter", dtype=torch.float32),
+        "exported": AutoModelForCausalLM.from_pretrained(output, dtype=torch.float32),
+    }
     with torch.no_grad():
-        torch.testing.assert_close(merged(ids).logits, adapted(ids).logits, atol=1e-5, rtol=1e-5)
+        expected = evaluated.model.eval()(ids).logits
+        for name, model in models.items():
+            torch.testing.assert_close(model.eval()(ids).logits, expected, atol=1e-5, rtol=1e-5, msg=name)
 
 
 @pytest.mark.slow

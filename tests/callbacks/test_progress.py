@@ -6,12 +6,13 @@ from types import SimpleNamespace
 import pytest
 
 from fc_lightning.callbacks import ProgressBar
-from fc_lightning.callbacks.summary import _example, question_of
+from fc_lightning.callbacks.summary import _example
 from fc_lightning.chat_template.template import ChatTemplate
 from fc_lightning.chat_template.tokens import SpecialToken, load_tokenizer
 from fc_lightning.conversation.parsing import parse_turn
 from fc_lightning.conversation.types import Conversation, Message, Tool
 from fc_lightning.evaluation.metrics import evaluate_turn
+from fc_lightning.evaluation.report_turns import question_of
 
 CALL = '<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>'
 
@@ -25,12 +26,15 @@ def prompts(count):
 
 
 def evaluation(bar, batches, turns):
-    """An evaluation whose model has generated these turns when a batch ends."""
+    """An evaluation in which one row of a batch ends in the second step, and the others with the batch."""
     loader = SimpleNamespace(sampler=[list(range(len(batch["order"]))) for batch in batches])
-    module = SimpleNamespace(evaluated_turns=[])
+    module = SimpleNamespace(evaluated_turns=[], turn_generator=SimpleNamespace(samples=1))
     for number, batch in enumerate(batches):
+        bar._begin_batch("validation", module, loader, [len(batches)], None, batch, number)
+        for num_ended in (0, 1):
+            module.turn_generator.on_step(num_ended)
         module.evaluated_turns += [(0, one) for one in turns[number]]
-        bar._count("validation", module, batch, number, loader, len(batches), None)
+        bar._end_batch(module, None, batch, number)
 
 
 @pytest.fixture
@@ -51,13 +55,15 @@ def test_lines_of_a_file_count_turns(bar, capsys):
     right, wrong = turn(CALL), turn("Hello.")
     evaluation(bar, [prompts(2), prompts(2), prompts(4)], [[right, wrong], [wrong, wrong], [right] * 4])
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("validation")]
-    assert re.fullmatch(r"validation: 4/8 turns, exact match 0.25, \d:\d\d left", lines[0])
-    assert len(lines) < 3
+    assert re.fullmatch(r"validation: 1/8 turns, \d+:\d\d left", lines[0])  # before the first batch has ended
+    assert re.fullmatch(r"validation: \d/8 turns, exact match 0.\d\d, \d+:\d\d left", lines[1])
+    assert bar._evaluation.done == 8
 
 
 def test_batches_of_an_endless_loader_have_no_total(bar, capsys):
     for number in range(3):
-        bar._count("validation", None, {"input_ids": []}, number, None, float("inf"), None)
+        bar._begin_batch("validation", None, None, [float("inf")], None, {"input_ids": []}, number)
+        bar._end_batch(None, None, {"input_ids": []}, number)
     assert capsys.readouterr().out.splitlines()[0] == "validation: 2 batches"
 
 

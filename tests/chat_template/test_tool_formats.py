@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.helpers.chat import CALL_PARIS, CLOCK, HEAD, PARIS, WEATHER, encode, mark, render
+from tests.helpers.native_conversations import native_tokenizer
 from tests.helpers.tokenizers import tokenizer_of
 from transformers import (
     AutoModelForCausalLM,
@@ -36,21 +37,17 @@ SIZES = {
     "max_position_embeddings": 4096,
 }
 LAYERS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 64}
+GEMMA4_LAYERS = {**LAYERS, "global_head_dim": 16, "hidden_size_per_layer_input": 8, "num_global_key_value_heads": 1}
 # ChatFormat of the template, how the text begins and ends, the model's class and configuration.
 BASES = {
     "qwen2": ("chatml", None, "<|im_end|>", Qwen2ForCausalLM, Qwen2Config, {}),
     "qwen3": ("chatml", None, "<|im_end|>", Qwen3ForCausalLM, Qwen3Config, {"tie_word_embeddings": True}),
     "llama3": ("llama3", "<|begin_of_text|>", "<|end_of_text|>", LlamaForCausalLM, LlamaConfig, {}),
     "gemma3": ("gemma", "<bos>", "<eos>", Gemma3ForCausalLM, Gemma3TextConfig, LAYERS),
-    "gemma4": (
-        "gemma4",
-        "<bos>",
-        "<eos>",
-        Gemma4ForCausalLM,
-        Gemma4TextConfig,
-        {**LAYERS, "global_head_dim": 16, "hidden_size_per_layer_input": 8, "num_global_key_value_heads": 1},
-    ),
+    "gemma4": ("gemma4", "<bos>", "<eos>", Gemma4ForCausalLM, Gemma4TextConfig, GEMMA4_LAYERS),
 }
+# Those whose vocabulary has the tags of a native tool format too.
+NATIVE = {"gemma3 with tags": ("gemma3", "functiongemma"), "gemma4 with tags": ("gemma4", "gemma4")}
 CONVERSATION = Conversation(
     "",
     (
@@ -88,9 +85,10 @@ EXPECTED = {
 @pytest.fixture
 def base(request, tmp_path) -> Path:
     """A folder with random weights and a tokenizer of one of the families."""
-    family, bos, eos, model_class, config_class, extra = BASES[request.param]
+    architecture, tool_format = NATIVE.get(request.param, (request.param, ""))
+    family, bos, eos, model_class, config_class, extra = BASES[architecture]
     torch.manual_seed(0)
-    tokenizer = tokenizer_of(family, bos, eos)
+    tokenizer = native_tokenizer(tool_format) if tool_format else tokenizer_of(family, bos, eos)
     ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
     config = config_class(**SIZES, **extra, **ids, bos_token_id=tokenizer.bos_token_id, vocab_size=len(tokenizer))
     if hasattr(config, "vocab_size_per_layer_input"):
@@ -126,7 +124,7 @@ def test_the_models_own_template_counts_if_it_marks_its_turns(tmp_path):
     assert ChatTemplate(tokenizer_of("llama3", None, "<|end_of_text|>"), file=file).source == own
 
 
-slowly = [pytest.param(name, marks=pytest.mark.slow) for name in ("llama3", "gemma4")]
+slowly = [pytest.param(name, marks=pytest.mark.slow) for name in ("llama3", "gemma4", *NATIVE)]
 
 
 @pytest.mark.parametrize("base", ["qwen3", *slowly], indirect=True)
@@ -141,6 +139,7 @@ def test_a_run_of_another_model(base, run, tmp_path):
     tokenizer, merged = AutoTokenizer.from_pretrained(output), AutoModelForCausalLM.from_pretrained(output)
     trained_with, _ = load_tokenizer(str(base), None, tuple(SpecialToken))
     template = ChatTemplate(trained_with)
+    assert (template.syntax is not None) == ("tags" in base.name)
     messages, tools = template.messages(CONVERSATION), [tool.to_openai() for tool in CONVERSATION.tools]
     text = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False)
     assert text == render(CONVERSATION, template).text
@@ -148,12 +147,14 @@ def test_a_run_of_another_model(base, run, tmp_path):
     answer = text[len(prompt) :].split(template.chat_format.turn_start)[0]
     parsed = tokenizer.parse_response(answer, prefix=prompt)
     assert parsed["reasoning_content"] == "A city."
-    assert json.loads(parsed["tool_calls"][0]["function"]["arguments"]) == {"city": "Paris"}
+    arguments = parsed["tool_calls"][0]["function"]["arguments"]
+    assert (json.loads(arguments) if isinstance(arguments, str) else arguments) == {"city": "Paris"}
     # The exported weights say what the run's last validation says it said.
     first = json.loads((folder / "predictions.jsonl").open().readline())
     ids = tokenizer(first["prompt"], add_special_tokens=False, return_tensors="pt")
     out = merged.generate(**ids, max_new_tokens=16, do_sample=False)[0, ids.input_ids.shape[1] :]
-    ends = ChatTemplate.end_ids(tokenizer)
+    ends = ChatTemplate.end_ids(tokenizer, template.syntax)
+    assert merged.generation_config.eos_token_id == ends
     said = [token for token in out.tolist() if token not in ends]
     assert tokenizer.decode(said).startswith(first["text"][:20])
 

@@ -135,3 +135,14 @@ def test_rows_of_files(path):
     assert rows
     for number, row in enumerate(rows, 1):
         assert ours(row) == original(row), f"{path}:{number}"
+
+
+@pytest.mark.parametrize("flag", [{"weight": 0}, {"train": False}, {"train_on_turn": False}, {"loss": False}])
+def test_a_flag_leaves_a_turn_out_of_the_training_targets(flag):
+    row = card(("system", SYSTEM), ("human", "Paris?"), ("gpt", CALL), ("tool", RESPONSE), ("gpt", "Grey."))
+    row["conversations"][2] |= flag
+    conversation = read_row(row)
+    rendered = TEMPLATE.render(TEMPLATE.messages(conversation), conversation)
+    supervised = [rendered.text[start:end] for start, end in rendered.supervised_spans]
+    assert supervised == ["Grey.<end_of_turn><eos>"]
+    assert "Paris', 'exact': True" in rendered.text  # the call is still in the context

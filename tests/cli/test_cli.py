@@ -144,7 +144,7 @@ def test_half_precision_that_would_round_the_adapter(capsys):
 
 def test_shared_settings_are_given_once(capsys):
     data = printed_config(capsys, "--config", TINY)["data"]
-    assert not {"base", "revision", "special_tokens", "supervise"} & set(data)
+    assert not {"base", "revision", "tool_format", "special_tokens", "supervise"} & set(data)
 
 
 @pytest.mark.slow

@@ -102,7 +102,10 @@ def test_the_short_help_has_every_key_of_ours(subcommand):
     actions = parser()._subcommands_action.choices[subcommand]._actions
     known = {action.dest: action for action in actions if not action.dest.endswith(".help")}
     shown = {key.name: key for members in keys(subcommand).values() for key in members}
-    linked = {f"data.{name}" for name in ("base", "revision", "special_tokens", "supervise", "token_weights", "pairs")}
+    linked = {
+        f"data.{name}"
+        for name in ("base", "revision", "tool_format", "special_tokens", "supervise", "token_weights", "pairs")
+    }
     ours = {name for name in known if name.partition(".")[0] in ("model", "data") and "." in name}
     lightnings = {"help", "config", "print_config", "seed_everything", "optimizer", "lr_scheduler", "model", "data"}
     lightnings |= {"trainer", "weights_only", "verbose", "return_predictions"}

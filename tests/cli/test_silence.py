@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 from tests.helpers.printed_lines import ALLOWED, surplus_lines
+from tests.helpers.teacher import Teacher
 
+from fc_lightning.cli.help import SUBCOMMANDS
 from fc_lightning.utils.progress import Counter, track
 
 # Runs subcommands one after the other: importing everything takes most of the time of one.
@@ -30,7 +32,7 @@ NOISE = re.compile(
 )
 
 
-def commands(folder: Path, *more: str) -> list[list[str]]:
+def commands(folder: Path, teacher: str, *more: str) -> list[list[str]]:
     tools = folder / "tools.json"
     first = Path("data/quickstart/train.jsonl").read_text(encoding="utf-8").splitlines()[0]
     tools.write_text(json.loads(first)["tools"])
@@ -44,6 +46,8 @@ def commands(folder: Path, *more: str) -> list[list[str]]:
         ["export", *every, f"--output={folder / 'exported'}"],
         ["audit", *every, "--examples=0"],
         ["report", *every, f"--runs=[{folder / 'tiny/version_0'}]", f"--output={folder / 'comparison'}"],
+        ["think", *every, f"--base_url={teacher}", "--teacher=m", f"--output={folder / 'thoughts.jsonl'}"],
+        ["init", str(folder / "work")],
     ]
 
 
@@ -63,27 +67,31 @@ def output(folder: Path, jobs: list[list[str]]) -> dict[str, list[str]]:
     return {lines[0]: [line for line in lines[1:] if line.strip()] for lines in (part.splitlines() for part in parts)}
 
 
+def surplus(subcommand: str, lines: list[str]) -> list[str]:
+    """The lines that are not on the subcommand's list."""
+    others = surplus_lines(subcommand, lines)
+    # What a random model says can be anything.
+    return [line for line in others if NOISE.search(line)] if subcommand in ("predict", "chat") else others
+
+
 @pytest.mark.slow
 def test_every_line_is_one_of_ours(tmp_path):
-    printed = output(tmp_path, commands(tmp_path))
-    assert set(printed) == set(ALLOWED)
-    for subcommand, lines in printed.items():
-        surplus = surplus_lines(subcommand, lines)
-        if subcommand in ("predict", "chat"):  # what a random model says
-            surplus = [line for line in surplus if NOISE.search(line)]
-        assert surplus == [], subcommand
+    pytest.importorskip("openai")
+    with Teacher() as teacher:
+        printed = output(tmp_path, commands(tmp_path, teacher.url))
+    assert set(printed) == set(ALLOWED) == set(SUBCOMMANDS)
+    assert {name: surplus(name, lines) for name, lines in printed.items()} == {name: [] for name in printed}
     assert len(printed["predict"]) > 1  # the answer
 
 
 @pytest.mark.slow
 def test_two_ranks_are_as_silent(tmp_path):
     ranks = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.packing=false"]
-    fit, validate, *_ = commands(tmp_path, *ranks)
-    for job in (fit, validate):
+    for job in commands(tmp_path, "", *ranks)[:4]:  # what a trainer runs
         command = [sys.executable, "main.py", *job]
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
         assert done.returncode == 0, done.stdout
-        assert [line for line in done.stdout.splitlines() if NOISE.search(line)] == []
+        assert surplus(job[0], done.stdout.splitlines()) == [], job[0]
 
 
 def test_a_line_of_progress(capsys, monkeypatch):

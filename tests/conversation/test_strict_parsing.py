@@ -10,8 +10,10 @@ from tests.helpers.chat import TOKENIZER, filled, texts, values
 from tests.helpers.hermes import hermes
 
 from fc_lightning.chat_template.response_template import response_template
+from fc_lightning.chat_template.tool_formats import CHAT_FORMATS
 from fc_lightning.conversation.parsing import CallSyntaxError, parse_call, parse_turn, render_turn
 from fc_lightning.conversation.types import Message, ToolCall
+from fc_lightning.evaluation.turns import evaluate_turn
 
 TEMPLATE = response_template()
 CALL = '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>'
@@ -97,6 +99,34 @@ def test_what_some_server_does_not_deliver_is_an_error(text):
     except ValueError:
         return  # no server can write such a response
     assert not calls or calls != hermes(text)
+
+
+@pytest.mark.parametrize("chat_format", CHAT_FORMATS, ids=lambda chat_format: chat_format.name)
+def test_the_verdict_is_the_servers(chat_format):
+    """A turn is an exact match exactly if both servers hand a client the expected calls, in every chat format."""
+    template = response_template(chat_format, "<eos>")
+    call = ToolCall("f", {"a": 1})
+    bodies = ['{"name": "f", "arguments": {"a": 1}}', "{'name': 'f', 'arguments': {'a': 1}}",
+              '{"name": "f", "arguments": "{\\"a\\": 1}"}', '{"arguments": {"a": 1.0}, "name": "f"}',
+              '{"name": "f", "arguments": {"a": "1"}}', '{"name": "f", "arguments": {"a": 1}', '{"name": "f"}',
+              '{"name": "f", "arguments": {"a": 1}, "id": 2}', '{"name": "f", "arguments": {"a": 2, "a": 1}}',
+              ]  # fmt: skip
+    shapes = ["<tool_call>{}</tool_call>", "Fine. <tool_call>\n{}\n</tool_call>", "<tool_call>{}", "{}",
+              "<think>Hm.</think><tool_call>{}</tool_call>", "<think>Hm.<tool_call>{}</tool_call>",
+              "<tool_call>{}</tool_call><tool_call>oops</tool_call>", "<think><tool_call>{}</tool_call></think>",
+              ]  # fmt: skip
+    verdicts = []
+    for text in (shape.replace("{}", body) for shape in shapes for body in bodies):
+        ended = f"{text}{chat_format.turn_end}\n"
+        parsed = TOKENIZER.parse_response(ended, template, prefix=chat_format.generation_prompt)
+        functions = [each["function"] for each in parsed.get("tool_calls", [])]
+        served = [ToolCall(each["name"], json.loads(each["arguments"])) for each in functions]
+        by_vllm = [ToolCall(each["name"], each["arguments"]) for each in hermes(text) or []]
+        turn = evaluate_turn(text, [call])
+        assert turn.exact_match == (served == by_vllm == [call]), text
+        assert not evaluate_turn(text, [call], finished=False).exact_match
+        verdicts.append(turn.exact_match)
+    assert 0 < sum(verdicts) < len(verdicts) / 3
 
 
 def test_the_lenient_reading_accepts_what_datasets_contain():

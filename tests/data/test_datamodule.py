@@ -3,11 +3,13 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
+import torch
 
 from fc_lightning.conversation.types import Conversation, Message, Tool, ToolCall
 from fc_lightning.data import DataError, FunctionCallingDataModule, Source
@@ -258,3 +260,17 @@ def test_prompts_carry_tools_gold_and_the_schema_of_the_answer(tmp_path):
         ("tools", 2, json.dumps([tool]), "", ""),
         ("row1", 0, "[]", "", json.dumps(schema)),
     ]
+
+
+def test_every_rank_has_prompts_where_one_batch_would_hold_all(tmp_path):
+    data = FunctionCallingDataModule(BASE, validation=[Source(TRAIN, limit=12)], cache_dir=str(tmp_path))
+    data.setup("validate")
+    count = len(data.prepared["validation"].prompts)
+    assert len(list(data.val_dataloader()[1])) == 1
+    asked = []
+    for rank in range(2):
+        data.trainer = SimpleNamespace(world_size=2, global_rank=rank, state=SimpleNamespace(fn="validate"))
+        data.trainer.strategy = SimpleNamespace(root_device=torch.device("cpu"))
+        asked.append([order for batch in data.val_dataloader()[1] for order in batch["order"]])
+    assert all(asked)
+    assert sorted(asked[0] + asked[1]) == list(range(count))

@@ -147,7 +147,7 @@ def test_an_object_with_a_key_twice_is_refused(tmp_path):
 def test_a_table_with_a_field_too_many_is_refused(tmp_path):
     (tmp_path / "a.csv").write_text("id,messages\n1,[],extra\n")
     ((_, found),) = Source(str(tmp_path / "a.csv")).rows()
-    assert "another number of fields" in str(found)
+    assert "does not have as many fields" in str(found)
 
 
 def test_limits(tmp_path):
@@ -175,3 +175,23 @@ def test_a_path_that_is_not_there(tmp_path):
     for path in (tmp_path / "a.jsonl", tmp_path / "link.jsonl", Path("a.jsonl.gz")):
         with pytest.raises(DataError, match="file or folder not found"):
             conversations(path)
+
+
+ONCE, TWICE = '{"id": "a", "query": "Hi"}', '{"id": "b", "tools": [{"name": "f", "x": {"n": 1, "n": 2}}]}'
+
+
+@pytest.mark.parametrize("text", [f"[{ONCE}, {TWICE}]", f'{{"data": [{ONCE}, {TWICE}]}}', f"{ONCE}\n{TWICE}\n"])
+def test_a_key_that_an_object_has_twice_is_an_error_of_its_row_in_json_files_too(tmp_path, text):
+    file = tmp_path / "rows.json"
+    file.write_text(text)
+    good, bad = (row for _, row in Source(str(file)).rows())
+    assert good == {"id": "a", "query": "Hi"}
+    assert isinstance(bad, RowError)
+    assert "the key 'n' twice" in str(bad)
+
+
+def test_rows_under_a_key_that_a_file_has_twice_are_an_error_of_the_file(tmp_path):
+    file = tmp_path / "rows.json"
+    file.write_text(f'{{"data": [{ONCE}], "data": []}}')
+    with pytest.raises(DataError, match=r"rows\.json: the object has the key 'data' twice"):
+        list(Source(str(file)).rows())

@@ -18,10 +18,11 @@ import pytest
 
 from fc_lightning.data import DataError, FunctionCallingDataModule, Source, prepare
 from fc_lightning.data.formats import FORMATS, RowError, UnknownFormatError, register_format
-from fc_lightning.data.formats.hermes import read_hermes
 from fc_lightning.data.workers import choose_num_processes, run_ordered
 
+read_hermes = FORMATS["hermes"].reader
 BASE = "tests/models/tiny_gemma2"
+read_hermes = FORMATS["hermes"].reader
 LINES = Path("data/quickstart/train.jsonl").read_text(encoding="utf-8").splitlines()[:40]
 needs_fork = pytest.mark.skipif(sys.platform != "linux", reason="processes are copied on Linux alone")
 pytestmark = needs_fork

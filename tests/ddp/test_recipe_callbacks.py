@@ -37,7 +37,7 @@ def run(folder: Path, devices: int, subcommand: str) -> dict[str, str]:
     for name in ("report.md", "predictions.jsonl", "predictions_before.jsonl"):
         if name in files:
             text = (version / name).read_text()
-            files[name] = text.partition("\n")[2] if name == "report.md" else text  # its title is the run's folder
+            files[name] = text.partition("\n## ")[2] if name == "report.md" else text  # its head names folder and time
     return files
 
 

@@ -33,7 +33,7 @@ def test_constrained_turns_are_grammatical_and_their_calls_valid():
     weather = [Tool("weather", "", SCHEMA), Tool("clock")]
     constraint = grammars.constrain([weather] * 12 + [[]] * 2, 10_000)
     ids = torch.full((14, 5), 7)
-    constraint.start_leg(range(14))
+    constraint.set_rows(range(14))
     for step in range(150):
         scores = torch.randn(14, len(tokenizer) + 3, generator=generator)
         scores[:, opening] += 20.0 if step < 3 else 0.0  # so that there are calls

@@ -1,8 +1,10 @@
 """Free running with a scripted model: what it is asked, and what comes of it, from plain strings."""
 
 import json
+from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -10,6 +12,7 @@ from fc_lightning.chat_template.tokens import SpecialToken, load_tokenizer
 from fc_lightning.evaluation.conversations import (
     conversation_metrics,
     group_conversations,
+    measure_conversations,
     play_conversations,
     rows_of,
 )
@@ -119,14 +122,32 @@ def test_conversations_are_played_to_the_first_mistake(script):
     assert metrics["conversation_match"] == pytest.approx(num_right / len(script))
 
 
-def test_two_ranks_play_what_one_does():
-    script = {"n0": ["recorded", "reworded", "recorded"], "n1": ["reworded", "wrong"], "n2": ["silent"]}
-    generator, batch = Scripted(script), batch_of(script)
-    teacher_forced, conversations = dict(generator.turns(None, batch)), group_conversations(rows_of(batch))
-    alone = play_conversations(generator, None, conversations, teacher_forced)
-    ranks = [play_conversations(generator, None, conversations[rank::2], teacher_forced) for rank in range(2)]
-    assert sorted((one for rank in ranks for one in rank), key=lambda one: one.order) == alone
-    assert conversation_metrics(alone) == pytest.approx({"conversation_match": 1 / 3, "first_mistake": 1.5})
+SCRIPT = {"n0": ["recorded", "reworded", "recorded"], "n1": ["reworded", "wrong"], "n2": ["silent"]}
+MEASURED = {"conversation_match": 1 / 3, "first_mistake": 1.5}
+
+
+def measure_on(rank, world_size, folder):
+    """Measure on one of several ranks; each has evaluated every second prompt, so conversations are torn apart."""
+    if world_size > 1:
+        store = f"file://{folder}/store"
+        torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
+    generator = Scripted(SCRIPT)
+    rows = rows_of(batch_of(SCRIPT))[rank::world_size]
+    turns = generator.turns(None, {key: [row[key] for row in rows] for key in rows[0]})
+    generator.asked.clear()
+    measured = measure_conversations(generator, None, rows, turns)
+    (Path(folder) / f"{rank}_of_{world_size}.json").write_text(json.dumps([measured, generator.asked]))
+
+
+@pytest.mark.slow
+def test_two_ranks_measure_what_one_does(tmp_path):
+    measure_on(0, 1, tmp_path)
+    torch.multiprocessing.spawn(measure_on, args=(2, str(tmp_path)), nprocs=2)
+    alone, *ranks = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("0_of_1", "0_of_2", "1_of_2"))
+    assert alone[0] == pytest.approx(MEASURED)
+    assert [measured for measured, _ in ranks] == [alone[0]] * 2
+    assert all(asked for _, asked in ranks)  # each plays a part of the conversations
+    assert sorted(ranks[0][1] + ranks[1][1]) == sorted(alone[1])
 
 
 def test_conversations_without_their_first_turns_are_left_out():

@@ -128,7 +128,7 @@ def test_a_chat_goes_on_with_what_the_tools_return(run, tools_file, monkeypatch,
     assert all(text in out for text in ("Ask.", 'weather({"days": 1})', "Sun.", "Bye."))
 
 
-def test_constrained_generation_goes_through_legs(run):
+def test_samples_are_constrained_too(run):
     pytest.importorskip("xgrammar")
     folder = run("validate", "--model.constrained=true", "--model.generation={do_sample: true, max_new_tokens: 40}")
     lines = [json.loads(line) for line in (folder / "predictions.jsonl").open()]

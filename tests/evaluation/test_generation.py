@@ -1,4 +1,4 @@
-"""Generation in legs from a shared cache, against plain forward passes without a cache, one prompt at a time."""
+"""Generation from a shared cache, against plain forward passes without a cache, one prompt at a time."""
 
 import copy
 
@@ -65,10 +65,10 @@ def test_no_token_is_read_twice_and_no_row_goes_on_after_its_end(model):
     steps = [shape for shape in shapes if shape[1] == 1 and shape[0] == len(PROMPTS)][:1]
     first = shapes.index(steps[0])
     assert sum(rows * length for rows, length in shapes[:first]) == len(beginnings)
-    # A row costs a step for each of its tokens and its end, and until the end of its leg.
+    # A row costs a step for each of its tokens and its end.
     needed = sum(len(ids) + ended for ids, ended in outputs)
     spent = sum(rows for rows, _ in shapes[first:])
-    assert needed <= spent < len(PROMPTS) * len(shapes[first:])
+    assert needed == spent < len(PROMPTS) * len(shapes[first:])
     assert [rows for rows, _ in shapes[first:]] == sorted((rows for rows, _ in shapes[first:]), reverse=True)
 
 
@@ -79,13 +79,14 @@ def test_no_token_is_read_twice_and_no_row_goes_on_after_its_end(model):
         # As saved with a base that is converted from a GGUF file, and with google/gemma-2-2b-it and gemma-3.
         ({"_from_model_config": True, "output_attentions": False, "output_hidden_states": False}, {}, True),
         ({"cache_implementation": "hybrid", "top_k": 64, "top_p": 0.95, "do_sample": True}, {"do_sample": False}, True),
-        ({"do_sample": True}, {}, False),
+        ({"do_sample": True}, {"min_p": 0.1}, True),
+        ({}, {"num_beams": 2}, False),
         ({"repetition_penalty": 1.05}, {"do_sample": False}, False),
         ({}, {"no_repeat_ngram_size": 3}, False),
     ],
     ids=str,
 )
-def test_what_is_decoded_by_the_greedy_loop(monkeypatch, defaults, settings, is_ours):
+def test_which_settings_are_left_to_transformers(monkeypatch, defaults, settings, is_ours):
     model = Gemma3ForCausalLM(CONFIGS["Gemma 3, sliding and full"]).eval()
     model.generation_config = GenerationConfig.from_dict(defaults)
     calls = []
@@ -105,6 +106,27 @@ def test_several_continuations_of_each_prompt(model):
     assert nearly_greedy == [greedy(model, prompt, 6) for prompt in PROMPTS[:2] for _ in range(3)]
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"temperature": 0.6},
+        {"top_k": 5},
+        {"top_k": 0, "top_p": 0.7},
+        {"min_p": 0.2, "top_k": 20, "temperature": 2.0},
+    ],
+    ids=str,
+)
+def test_samples_are_those_of_transformers(model, settings):
+    settings = {"max_new_tokens": NEW, "do_sample": True, **settings}
+    for seed, prompt in enumerate(PROMPTS):
+        torch.manual_seed(seed)
+        out = model.generate(input_ids=torch.tensor([prompt]), eos_token_id=ENDS, pad_token_id=PAD, **settings)
+        expected = [token for token in out[0, len(prompt) :].tolist() if token not in ENDS]
+        torch.manual_seed(seed)
+        assert generate(model, [prompt], settings, ENDS, PAD)[0][0] == expected
+
+
 def test_beams_are_those_of_transformers(model):
     settings = {"max_new_tokens": 6, "num_beams": 3}
     for prompt, (ids, _) in zip(PROMPTS, generate(model, PROMPTS, settings, ENDS, PAD), strict=True):
@@ -113,7 +135,7 @@ def test_beams_are_those_of_transformers(model):
         assert ids == expected
 
 
-def test_a_least_number_of_new_tokens_counts_over_all_legs(model):
+def test_a_least_number_of_new_tokens_counts(model):
     outputs = generate(model, PROMPTS, {"max_new_tokens": NEW, "min_new_tokens": 9}, ENDS, PAD)
     assert all(len(ids) >= 9 for ids, _ in outputs)
 

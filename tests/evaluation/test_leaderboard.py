@@ -1,21 +1,22 @@
 """The Berkeley leaderboard: rows of a package with its layout, and the table against plain counting."""
 
 import pytest
-from tests.helpers.bfcl_package import FUNCTION, write_package
+from tests.helpers.bfcl import FUNCTION, write_bfcl_package
 
 from fc_lightning.conversation.types import ToolCall
 from fc_lightning.data.bfcl import CATEGORIES, IRRELEVANCE, LIVE, NON_LIVE
 from fc_lightning.data.sources import DataError, Source
 from fc_lightning.evaluation.leaderboard import leaderboard
 from fc_lightning.evaluation.metrics import evaluate_turn
-from fc_lightning.evaluation.report import EvaluatedRun, html_report, markdown_report
+from fc_lightning.evaluation.report import html_report, markdown_report
+from fc_lightning.evaluation.report_tables import EvaluatedRun
 
 RIGHT = '<tool_call>{"name": "clock", "arguments": {"city": "rome"}}</tool_call>'
 
 
 @pytest.fixture
 def bfcl_package(tmp_path, monkeypatch):
-    write_package(tmp_path / "site")
+    write_bfcl_package(tmp_path / "site")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
 
 

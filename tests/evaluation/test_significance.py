@@ -8,7 +8,8 @@ import pytest
 
 from fc_lightning.conversation.types import ToolCall
 from fc_lightning.evaluation.metrics import evaluate_turn
-from fc_lightning.evaluation.report import EvaluatedRun, html_report, markdown_report
+from fc_lightning.evaluation.report import html_report, markdown_report
+from fc_lightning.evaluation.report_tables import EvaluatedRun
 from fc_lightning.evaluation.significance import PairedComparison, compare_turns, holm_adjusted, standard_error
 
 

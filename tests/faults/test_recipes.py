@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tests.helpers.bfcl_package import write_package
+from tests.helpers.bfcl import write_bfcl_package
 from tests.helpers.printed_lines import surplus_lines
 from tests.helpers.processes import Run
 from tests.helpers.small_models import SIZES
@@ -93,7 +93,7 @@ class Flow:
         files = [recipe, str(overlay), *overlays]
         self.arguments = [*(f"--config={file}" for file in files), *RANKS[ranks]]
         self.arguments += [f"--trainer.logger.init_args.save_dir={folder / 'runs'}"]
-        write_package(folder / "site")
+        write_bfcl_package(folder / "site")
 
     def _smaller(self, name: str, recipe: dict, bases: dict[str, str]) -> dict:
         """An overlay with another base, other rows and more checkpoints."""

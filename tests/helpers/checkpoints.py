@@ -66,6 +66,21 @@ class Recorder(Callback):
         self.save(trainer, "epoch-end")
 
 
+class Killed(Exception):
+    """Ends a run in its middle, as a kill would."""
+
+
+class RaiseAfter(Callback):
+    """Raises :class:`Killed` when the step after these begins."""
+
+    def __init__(self, steps: int):
+        self.steps = steps
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step == self.steps:
+            raise Killed
+
+
 class Killer(Callback):
     """Kills its process, as nobody can prevent it, behind so many micro-batches or within the checkpoint after them."""
 

@@ -8,7 +8,7 @@ ROWS = r"\w+: \d+ of \d+ rows, .*"
 # Regular expressions for every line that a subcommand may print.
 ALLOWED = {
     "fit": [
-        r"(model|train|validation|per epoch|training|memory|run|before|best|last|adapter|report|next) *: .*",
+        r"(model|train|validation|per epoch|training|memory|run|before|evaluation|best|last|adapter|report|next) *: .*",
         r"trainable params: .*",
         r"\d\d:\d\d:\d\d  step .*",
         r"\d+ optimizer steps(,| in) .*",
@@ -24,6 +24,8 @@ ALLOWED = {
     "export": [r"loading .*", r"writing .*", r".* → .*", r"next: +transformers serve .*"],
     "audit": [r"\w+: \d+ of \d+ rows, .*", r"no findings|\d+ findings", r"─+ \w+: \w+ ─+", r".*/audit\.(html|json)"],
     "report": [r".*/comparison\.(html|md)"],
+    "think": [r".*: \d+ conversations; answers: .*"],
+    "init": [".*/work", r"next: +cd .* && fc-lightning fit --config configs/quickstart\.yaml"],
 }
 
 

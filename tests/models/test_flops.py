@@ -5,7 +5,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from fc_lightning.data.collator import PackingCollator
-from fc_lightning.models.flops import training_flops
+from fc_lightning.models.flops import TrainingCost
 from fc_lightning.models.loss import token_loss_sum
 
 
@@ -17,7 +17,7 @@ def test_full_training_takes_the_operations_that_torch_counts():
         token_loss_sum(model, batch, chunk=100).backward()
     # Eager attention computes all pairs of positions, the masked ones too.
     pairs = 12 * 2 * 32 * (50 * 50 - 50 * 51 / 2)
-    assert training_flops(model, batch) + pairs == pytest.approx(counter.get_total_flops(), rel=0.02)
+    assert TrainingCost.of_model(model).flops(batch) + pairs == pytest.approx(counter.get_total_flops(), rel=0.02)
 
 
 def test_frozen_weights_and_unsupervised_positions_take_fewer_operations():
@@ -25,8 +25,8 @@ def test_frozen_weights_and_unsupervised_positions_take_fewer_operations():
     ids = list(range(10, 60))
     all_, few = (PackingCollator(0)([[{"id": "a", "input_ids": ids, "supervised": [start, 50]}]]) for start in (0, 40))
     head = model.get_output_embeddings().weight.numel()
-    assert training_flops(model, all_) - training_flops(model, few) == 39 * 6 * head
-    trained = training_flops(model, all_)
+    assert TrainingCost.of_model(model).flops(all_) - TrainingCost.of_model(model).flops(few) == 39 * 6 * head
+    trained = TrainingCost.of_model(model).flops(all_)
     model.requires_grad_(False)
     matrices = [weight.numel() for weight in model.model.layers.parameters() if weight.dim() == 2]
-    assert trained - training_flops(model, all_) == 2 * (50 * sum(matrices) + 49 * head)
+    assert trained - TrainingCost.of_model(model).flops(all_) == 2 * (50 * sum(matrices) + 49 * head)

@@ -13,7 +13,7 @@ from tests.helpers.command_line import parsed, parser
 from tests.helpers.documentation import PAGES, ROOT, code_blocks
 from transformers import TrainingArguments
 
-from fc_lightning.cli.lightning_cli import main
+from fc_lightning.cli.lightning_cli import main, make_parser
 from fc_lightning.cli.main import main as start
 from fc_lightning.conversation.types import ToolCall
 from fc_lightning.data.formats import read_row
@@ -28,8 +28,7 @@ ELSEWHERE = {
     "transformers serve ./exported --port 8000": "tests/commands/test_serving.py serves an export",
     "vllm serve ./exported --enable-auto-tool-choice --tool-call-parser hermes": "needs vLLM and a GPU",
     "python -m sglang.launch_server --model-path ./exported --tool-call-parser hermes": "needs SGLang and a GPU",
-    "python convert_hf_to_gguf.py ./exported --outfile model.gguf --outtype bf16": "a script of llama.cpp",
-    "llama-server -m model.gguf --jinja": "a program of llama.cpp",
+    "llama-server -m exported_gguf/model.gguf --jinja": "a program of llama.cpp",
 }
 
 
@@ -207,7 +206,11 @@ def test_the_commands_run(workspace, monkeypatch, capsys):
 @pytest.mark.parametrize(("page", "text"), code_blocks("yaml"))
 def test_yaml_is_accepted(page, text, workspace):
     (workspace / "overlay.yaml").write_text(text)
-    parsed("fit", "--config", TINY, "--config", "overlay.yaml")
+    arguments = ["fit", "--config", TINY, "--config", "overlay.yaml"]
+    if "class_path: my_modules" in text:  # the parser has the keys of this class
+        make_parser(arguments=arguments).parse_args(arguments)
+    else:
+        parsed(*arguments)
 
 
 def test_the_page_for_trl_users_names_keys_and_all_training_arguments(workspace):

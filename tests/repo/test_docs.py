@@ -10,6 +10,8 @@ from xml.etree import ElementTree
 
 import pytest
 import yaml
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from tests.helpers.adapters import REFUSED, WORKING
 from tests.helpers.documentation import PAGES, ROOT, code_blocks
 
 import fc_lightning
@@ -17,11 +19,27 @@ import fc_lightning
 SNAPSHOTS = ROOT / "tests" / "cli" / "snapshots"  # error messages of the command line
 
 
-def test_the_reference_is_up_to_date():
-    spec = importlib.util.spec_from_file_location("make_reference", ROOT / "scripts" / "make_reference.py")
+def load_script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    assert script.OUTPUT.read_text(encoding="utf-8") == script.reference(), "run `make reference`"
+    return script
+
+
+@pytest.mark.parametrize(("name", "page"), [("make_reference", "reference"), ("make_compatibility", "page")])
+def test_generated_pages_are_up_to_date(name, page):
+    script = load_script(name)
+    assert script.OUTPUT.read_text(encoding="utf-8") == getattr(script, page)(), "run `make reference`"
+
+
+def test_the_table_of_adapters_names_every_type():
+    """A type that PEFT adds appears, and what the table of tests refuses is refused in the docs too."""
+    rows = re.findall(r"^\| `(\w+Config)` \| (works|refused) ", (ROOT / "docs" / "compatibility.md").read_text(), re.M)
+    assert {name for name, _ in rows} == {config.__name__ for config in PEFT_TYPE_TO_CONFIG_MAPPING.values()}
+    said = dict(rows)
+    whole_types = {kind for kind, _ in WORKING.values()}
+    assert {said[kind] for kind in whole_types} == {"works"}
+    assert {said[kind] for kind, *_ in REFUSED.values() if kind not in whole_types} == {"refused"}
 
 
 def messages_of_the_source() -> list[str]:

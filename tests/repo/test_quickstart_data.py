@@ -142,3 +142,25 @@ def test_nearly_all_validation_rows_have_calls():
     rows = rows_of("validation")
     assert {row["category"] for row in rows if not calls_of(row)} == {"no_tool"}
     assert sum(not calls_of(row) for row in rows) <= 0.06 * len(rows)
+
+
+def form(question):
+    """A question without its values."""
+    question = re.sub(r"\d+(\.\d+)?", "0", question)
+    question = re.sub(r"(in|and|,) [A-Z][a-z]+( [A-Z][a-z]+)?", r"\1 X", question)
+    return re.sub(r"about .*", "about X", question)
+
+
+@pytest.mark.parametrize("example", ["langgraph_agent.py", "end_to_end.py"])
+def test_the_example_agent_asks_what_was_taught(example):
+    """The questions have the form of training questions; a second question is about the first one's tool, as there."""
+    tree = ast.parse((ROOT / "examples" / example).read_text(encoding="utf-8"))
+    named = (node for node in ast.walk(tree) if isinstance(node, ast.Assign | ast.AnnAssign))
+    (entries,) = (node.value.elts for node in named if "QUESTIONS" in ast.unparse(node).partition(" = ")[0])
+    asked = [ast.literal_eval(entry.elts[0] if isinstance(entry, ast.Tuple) else entry) for entry in entries]
+    taught = {form(question) for row in rows_of("train") for question in said(row, "human")}
+    assert len(asked) >= 4
+    for conversation in asked:
+        questions = [form(question.strip()) for question in conversation.split("|")]
+        assert set(questions) <= taught
+        assert len(set(questions)) == 1

@@ -1,13 +1,16 @@
 """The module and the data module from Python, with Lightning's own Trainer."""
 
+import pytest
 import torch
 from lightning import Trainer
+from lightning.pytorch.loggers import CSVLogger
 from peft import LoraConfig
 from torch.utils.data import DataLoader
 
-from fc_lightning import FunctionCallingDataModule, FunctionCallingModule
+from fc_lightning import FunctionCallingDataModule, FunctionCallingModule, callbacks
 from fc_lightning.callbacks import EMA, LastCheckpoint
 from fc_lightning.data.sources import Source
+from fc_lightning.training.optimization import SettingsError
 
 TINY = "tests/models/tiny_gemma2"
 
@@ -69,3 +72,33 @@ def test_a_plain_loader_of_batches(tmp_path):
     run = trainer(tmp_path, logger=False, enable_checkpointing=False)
     run.fit(module(), DataLoader(batches, batch_size=None))
     assert run.global_step == len(batches)
+
+
+def our_callbacks(folder) -> list:
+    """Every callback of ours, with the settings that it needs."""
+    needed = {"ExtraLogger": {"logger": CSVLogger(folder / "extra")}}
+    names = [name for name in callbacks.__all__ if name != "ProgressBar"]  # the bars of these trainers are off
+    return [getattr(callbacks, name)(**needed.get(name, {})) for name in names]
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["data module", "plain loader"])
+def test_all_of_our_callbacks_with_a_plain_trainer(tmp_path, plain):
+    run = trainer(tmp_path, *our_callbacks(tmp_path), logger=CSVLogger(tmp_path, name="run"))
+    if plain:
+        datamodule = data()
+        datamodule.setup("fit")
+        run.fit(module(), DataLoader(list(datamodule.train_dataloader()), batch_size=None))
+    else:
+        run.fit(module(), data())
+        run.test(run.lightning_module, data(), verbose=False)
+    folder = tmp_path / "run" / "version_0"
+    for adapter in (folder / "adapter", folder / "checkpoints" / "last.adapter"):
+        assert (adapter / "adapter_model.safetensors").is_file()
+        assert (adapter / "chat_template.jinja").is_file()
+    assert (folder / "predictions.jsonl").is_file() == (not plain)
+
+
+@pytest.mark.parametrize("generation", [{"temprature": 0.5}, {"max_new_token": 4}])
+def test_an_unknown_setting_of_generation_is_refused(generation):
+    with pytest.raises(SettingsError, match=f"unknown key {next(iter(generation))}"):
+        FunctionCallingModule(base=TINY, generation=generation)

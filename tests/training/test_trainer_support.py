@@ -9,7 +9,13 @@ from lightning import Trainer
 from lightning.pytorch import callbacks as lightning_callbacks
 
 from fc_lightning.training.optimization import SettingsError
-from fc_lightning.training.trainer_support import CALLBACKS, REFUSED_CALLBACKS, SETTINGS, check_trainer
+from fc_lightning.training.trainer_support import (
+    CALLBACKS,
+    REFUSED_CALLBACKS,
+    REFUSED_SETTINGS,
+    SETTINGS,
+    check_trainer,
+)
 
 SMALL = (
     "--data.train=[{path: data/quickstart/train.jsonl, limit: 6}]",
@@ -41,16 +47,30 @@ def test_refused_callbacks(name):
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    "settings",
     [
-        ({"overfit_batches": 2}, "trainer.overfit_batches does not work here"),
-        ({"strategy": "ddp_spawn", "devices": 2}, "trainer.strategy: processes are started with the command"),
-        ({"strategy": "ddp_notebook", "devices": 2}, "trainer.strategy: processes are started with the command"),
+        {"overfit_batches": 2},
+        {"overfit_batches": 0.5},
+        {"strategy": "ddp_spawn", "devices": 2},
+        {"strategy": "ddp_fork", "devices": 2},
+        {"strategy": "ddp_notebook", "devices": 2},
     ],
+    ids=str,
 )
-def test_refused_settings(settings, said):
-    with pytest.raises(SettingsError, match=said):
+def test_refused_settings(settings):
+    named = str(settings.get("strategy", "overfit_batches"))
+    ((name, reason),) = ((name, reason) for name, reason in REFUSED_SETTINGS.items() if named in name)
+    with pytest.raises(SettingsError) as caught:
         check_trainer(Trainer(accelerator="cpu", logger=False, **settings))
+    assert str(caught.value) == f"trainer.{name} does not work here: {reason}"
+
+
+def test_a_callback_derived_from_a_refused_one_is_refused():
+    class Mine(lightning_callbacks.EMAWeightAveraging):
+        pass
+
+    with pytest.raises(SettingsError, match="EMAWeightAveraging does not work here"):
+        check_trainer(Trainer(accelerator="cpu", logger=False, callbacks=[Mine()]))
 
 
 def test_what_is_refused_is_one_line_of_the_command_line(run, capsys):
@@ -87,6 +107,11 @@ def nothing_saved(folder):
     assert not list(folder.rglob("*.ckpt"))
 
 
+def saved_in_the_root(folder):
+    (last,) = folder.rglob("checkpoints/last.ckpt")
+    assert torch.load(last, weights_only=True)["global_step"] == STEPS
+
+
 WORKS = {
     "fast_dev_run": (["--trainer.fast_dev_run=true"], nothing_saved),
     "limit_train_batches, limit_val_batches": (
@@ -102,6 +127,9 @@ WORKS = {
     ),
     "max_time": (["--trainer.max_time=00:00:00:00"], nothing_saved),
     "profiler": (["--trainer.profiler=simple"], reached(STEPS)),
+    "barebones": (["--trainer.barebones=true"], nothing_saved),
+    "logger: false": (["--trainer.logger=false", "--trainer.default_root_dir=ROOT"], saved_in_the_root),
+    "enable_progress_bar: false": (["--trainer.enable_progress_bar=false"], reached(STEPS)),
     "detect_anomaly": (["--trainer.detect_anomaly=true"], reached(STEPS)),
     "deterministic": (["--trainer.deterministic=true"], reached(STEPS)),
     "enable_checkpointing: false": (["--trainer.enable_checkpointing=false"], nothing_saved),
@@ -142,12 +170,12 @@ WORKS = {
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", WORKS)
-def test_what_works(run, name):
+def test_what_works(run, name, tmp_path):
     arguments, check = WORKS[name]
-    check(run("fit", *SMALL, *arguments))
+    check(run("fit", *SMALL, *(argument.replace("ROOT", str(tmp_path)) for argument in arguments)))
 
 
 def test_every_claim_has_a_test():
     names = {supported.name for supported in (*SETTINGS, *CALLBACKS)}
-    elsewhere = {"logger: false", "num_nodes"}
+    elsewhere = {"num_nodes", "strategy: ddp"}  # tests/ddp/test_trainer_settings.py
     assert names - elsewhere <= set(WORKS)

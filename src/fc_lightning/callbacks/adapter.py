@@ -10,6 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.io import CheckpointIO
 from peft import PeftModel
 
+from fc_lightning.chat_template.template import ChatTemplate
 from fc_lightning.models.fsdp import trained_weights
 from fc_lightning.models.saving import write_model
 from fc_lightning.training.checkpoint_io import wrap_write_errors
@@ -32,14 +33,12 @@ class SaveAdapter(Callback):
         self._is_unwritten = False  # the folder of the final adapter
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Make the trainer write checkpoints with their adapters."""
         strategy = trainer.strategy
         self._is_unwritten = stage == "fit"
         if stage == "fit" and not isinstance(strategy.checkpoint_io, AdapterCheckpointIO):
             strategy.checkpoint_io = AdapterCheckpointIO(strategy.checkpoint_io, trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the final adapter."""
         self._is_unwritten = False
         run = trainer.log_dir  # a collective
         if not isinstance(pl_module.model, PeftModel):
@@ -55,12 +54,7 @@ class SaveAdapter(Callback):
 
 
 class AdapterCheckpointIO(CheckpointIO):
-    """Writes and removes adapters together with their checkpoints.
-
-    Args:
-        checkpoint_io: Writes and removes the checkpoints.
-        trainer: The trainer of the model.
-    """
+    """Writes and removes adapters together with their checkpoints."""
 
     def __init__(self, checkpoint_io: CheckpointIO, trainer: Trainer):
         self.checkpoint_io = checkpoint_io
@@ -75,16 +69,13 @@ class AdapterCheckpointIO(CheckpointIO):
             save_adapter(self.trainer, adapter_folder(path), weights)
 
     def load_checkpoint(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Read a checkpoint."""
         return self.checkpoint_io.load_checkpoint(*args, **kwargs)
 
     def remove_checkpoint(self, path: Any) -> None:
-        """Remove a checkpoint and its adapter."""
         self.checkpoint_io.remove_checkpoint(path)
         shutil.rmtree(adapter_folder(path), ignore_errors=True)
 
     def teardown(self) -> None:
-        """Finish writing."""
         self.checkpoint_io.teardown()
 
 
@@ -99,7 +90,7 @@ def save_adapter(trainer: Trainer, folder: Path, weights: dict[str, Any]) -> Non
     with wrap_write_errors(folder), atomic_folder(folder, replace=True) as partial:
         write_model(
             module.model,
-            trainer.datamodule.template,
+            getattr(trainer.datamodule, "template", None) or ChatTemplate(module.tokenizer),
             partial,
             merge=False,
             revision=commit_of(module.base, module.revision),

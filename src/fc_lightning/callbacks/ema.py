@@ -47,41 +47,37 @@ class EMA(Callback):
         if pl_module.device_mesh is not None:
             raise SettingsError("`EMA` does not support sharded weights; remove it from `trainer.callbacks`")
         self._step = trainer.global_step
-        trained = _trained(pl_module)
+        trained = pl_module.trained_parameters()
         average = self._resumed or trained
         self._average = {name: average[name].detach().clone().to(weight) for name, weight in trained.items()}
         self._resumed = {}
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Update the average after an optimizer step."""
         if trainer.global_step == self._step:
             return
         self._step = trainer.global_step
         self.num_updates += 1
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
-        weights = list(_trained(pl_module).values())
+        weights = list(pl_module.trained_parameters().values())
         torch._foreach_lerp_(list(self._average.values()), weights, 1.0 - decay)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluate the average."""
         if self._average and trainer.state.fn == "fit":
             self._swap(pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Continue with the weights of training."""
         if self._is_swapped and trainer.state.fn == "fit":
             self._swap(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the average in the model."""
         self._swap(pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Save the average as the model, and the weights of training beside it."""
         if not self._average:
             return
-        model = {name: weight.detach() for name, weight in _trained(pl_module).items()}
+        model = {name: weight.detach() for name, weight in pl_module.trained_parameters().items()}
         average, training = (model, self._average) if self._is_swapped else (self._average, model)
         checkpoint["state_dict"].update(average)
         checkpoint[_KEY] = {"weights": training, "num_updates": self.num_updates}
@@ -92,18 +88,14 @@ class EMA(Callback):
         if trainer.state.fn != "fit" or _KEY not in checkpoint:
             return
         self.num_updates = checkpoint[_KEY]["num_updates"]
-        for name, weight in _trained(pl_module).items():
+        for name, weight in pl_module.trained_parameters().items():
             self._resumed[name] = weight.detach().clone()
             weight.copy_(checkpoint[_KEY]["weights"][name])
 
     @torch.no_grad()
     def _swap(self, module: LightningModule) -> None:
         self._is_swapped = not self._is_swapped
-        for name, weight in _trained(module).items():
+        for name, weight in module.trained_parameters().items():
             other = self._average[name]
             self._average[name] = weight.detach().clone()
             weight.copy_(other)
-
-
-def _trained(module: LightningModule) -> dict[str, Tensor]:
-    return {name: weight for name, weight in module.named_parameters() if weight.requires_grad}

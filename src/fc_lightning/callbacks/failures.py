@@ -28,37 +28,23 @@ class Failures(Callback):
     def __init__(self) -> None:
         self._batch: Any = None
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Remember the batch."""
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *_: Any) -> None:
         self._batch = batch
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Forget the batch."""
         self._batch = None
 
-    def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Remember the batch."""
-        self._batch = batch
-
-    on_test_batch_start = on_predict_batch_start = on_validation_batch_start
+    on_validation_batch_start = on_test_batch_start = on_predict_batch_start = on_train_batch_start
     on_validation_batch_end = on_test_batch_end = on_predict_batch_end = on_train_batch_end
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Record the error."""
         if isinstance(exception, torch.OutOfMemoryError) and self._batch is not None:
             exception.add_note(describe_batch(self._batch, trainer.training))
         record_error(exception)
 
 
 def describe_batch(batch: Any, training: bool) -> str:
-    """What a batch that did not fit into memory holds, and which settings to lower.
-
-    Args:
-        batch: A :class:`fc_lightning.data.collator.Batch` or a :class:`fc_lightning.data.dataloaders.PromptBatch`.
-        training: Whether it was trained on.
-    """
+    """What a batch of training or of prompts that did not fit into memory holds, and which settings to lower."""
     if "order" in batch:
         lengths = [len(ids) for ids in batch["input_ids"]]
         longest = max(lengths, default=0)

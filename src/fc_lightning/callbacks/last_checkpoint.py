@@ -33,7 +33,6 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save, if it is time to."""
         if trainer.global_step == self._saved_step:
             return
         self._is_outdated = True
@@ -46,7 +45,6 @@ class LastCheckpoint(Checkpoint):
             self._is_outdated = True
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the final state."""
         if self._is_outdated:
             self._save(trainer)
 

@@ -10,7 +10,6 @@ class TensorBoard(Callback):
     """Also writes TensorBoard files to the run's folder: ``tensorboard --logdir runs``."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Add the logger."""
         folder = trainer.log_dir  # a collective
         if folder and not any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
             trainer.loggers = [*trainer.loggers, TensorBoardLogger(folder, name="", version="")]
@@ -27,6 +26,5 @@ class ExtraLogger(Callback):
         self.logger = logger
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Add the logger."""
         if self.logger not in trainer.loggers:
             trainer.loggers = [*trainer.loggers, self.logger]

@@ -19,7 +19,7 @@ _UNLABELLED = dict.fromkeys(("expected", "exact_match", "name_match"))
 class PredictionWriter(Callback):
     """Writes ``predictions.jsonl`` to the run's folder in test and predict, and after each validation.
 
-    The predictions of the untouched base go to ``predictions_before.jsonl``, if Lightning validates before training
+    The predictions of the base model go to ``predictions_before.jsonl``, if Lightning validates before training
     (``trainer.num_sanity_val_steps: -1``), those of perturbed prompts (``data.perturbations``) to
     ``predictions_perturbed.jsonl``.
 
@@ -33,7 +33,6 @@ class PredictionWriter(Callback):
     def on_tool_calls_evaluated(
         self, trainer: Trainer, pl_module: LightningModule, evaluated: list[EvaluatedTurn]
     ) -> None:
-        """Replace the file."""
         folder = trainer.log_dir  # a collective
         if not trainer.is_global_zero or (trainer.sanity_checking and not is_baseline_validation(trainer)):
             return
@@ -43,7 +42,6 @@ class PredictionWriter(Callback):
     def on_perturbed_calls_evaluated(
         self, trainer: Trainer, pl_module: LightningModule, evaluated: list[EvaluatedTurn]
     ) -> None:
-        """Replace the file of perturbed turns."""
         path = Path(trainer.log_dir or ".") / self.filename  # a collective
         if trainer.is_global_zero:
             self._write(trainer, path.with_stem(f"{path.stem}_perturbed"), evaluated)

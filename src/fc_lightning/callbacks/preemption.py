@@ -36,7 +36,6 @@ class Preemption(Callback):
         self._is_evaluating = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Replace Lightning's signal handlers."""
         record_signals(trainer, worker_exit_code=STOPPED[signal.SIGTERM])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -47,7 +46,6 @@ class Preemption(Callback):
                 slurm.record_run(trainer, folder)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        """Pass on what this rank has received."""
         received = received_signals(trainer)
         pl_module.rank_flags = [float(reason in received) for reason in _REASONS]
 
@@ -61,7 +59,6 @@ class Preemption(Callback):
             self._exit(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop if the ranks have agreed to before."""
         self._is_evaluating = True
         if self._reason is not None:
             self._exit(trainer)

@@ -6,12 +6,15 @@ import math
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
+from rich.progress import BarColumn
 
+from fc_lightning.evaluation.generation import ignore_step
 from fc_lightning.training.lightning_internals import stop_bar, update_bar_metrics
 from fc_lightning.utils.progress import INTERVAL, Counter
 
@@ -21,8 +24,9 @@ _SHOWN = {
     "val/loss": ("val loss", ".3f"),
     "val/exact_match": ("exact match", ".3f"),
 }
-_SHOWN_NARROW = ("loss", "exact match")  # more would wrap the bar of a narrow terminal onto several lines
+_SHOWN_NARROW = ("loss",)  # more would wrap the bar of a narrow terminal onto several lines
 _WIDE = 120  # columns
+_NARROW_BAR = 6
 
 
 class ProgressBar(RichProgressBar):
@@ -44,7 +48,10 @@ class ProgressBar(RichProgressBar):
         self._values_step = 0  # the step of these values
         self._started = 0.0
         self._last_line = 0.0
-        self._evaluation: Counter | None = None
+        # The evaluation under way
+        self._evaluation = Counter("", None, "")
+        self._num_before = 0  # what was done before the current batch
+        self._task: Any = None  # of the bar
 
     @property
     def is_enabled(self) -> bool:
@@ -55,72 +62,65 @@ class ProgressBar(RichProgressBar):
         """The values next to the bar, read once per logged step, when Lightning synchronizes the device anyway."""
         if trainer.global_step != self._values_step and trainer.global_step % trainer.log_every_n_steps == 0:
             self._read_values(trainer)
-        if self.to_file or shutil.get_terminal_size().columns >= _WIDE:
+        if self.to_file or _is_wide():
             return dict(self._values)
         return {name: value for name, value in self._values.items() if name in _SHOWN_NARROW}
+
+    def configure_columns(self, trainer: Trainer) -> list[Any]:
+        """Columns that fit on one line: a short bar and no speed in a narrow terminal."""
+        columns = super().configure_columns(trainer)
+        if _is_wide():
+            return columns
+        next(column for column in columns if isinstance(column, BarColumn)).bar_width = _NARROW_BAR
+        return columns[:-1]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         super().on_train_start(trainer, pl_module)
         self._started = self._last_line = time.monotonic()
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Advance the bar, or print a line if it is time for one."""
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        super().on_train_batch_end(trainer, pl_module, *args)
         self.get_metrics(trainer, pl_module)  # a line may be printed between two logged steps
         if self._prints_lines and time.monotonic() - self._last_line >= self.seconds:
             self._print_line(trainer, pl_module)
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Advance the bar, or print a line if it is time for one."""
-        super().on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
-        limits = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
-        task = self.val_sanity_progress_bar_id if trainer.sanity_checking else self.val_progress_bar_id
-        title = "untouched base" if trainer.sanity_checking else "validation"
-        loader = _loader(trainer.val_dataloaders, dataloader_idx)
-        self._count(title, pl_module, batch, batch_idx, loader, limits[dataloader_idx], task)
+    def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Begin to count with the first batch."""
+        super().on_validation_batch_start(trainer, pl_module, *args)
+        if trainer.sanity_checking:
+            title, limits, task = "base model", trainer.num_sanity_val_batches, self.val_sanity_progress_bar_id
+        else:
+            title, limits, task = "validation", trainer.num_val_batches, self.val_progress_bar_id
+        self._begin_batch(title, pl_module, trainer.val_dataloaders, limits, task, *args)
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Advance the bar, or print a line if it is time for one."""
-        super().on_test_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
-        loader, limit = _loader(trainer.test_dataloaders, dataloader_idx), trainer.num_test_batches[dataloader_idx]
-        self._count("test", pl_module, batch, batch_idx, loader, limit, self.test_progress_bar_id)
+        super().on_validation_batch_end(trainer, pl_module, *args)
+        self._end_batch(pl_module, *args)
 
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_test_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Begin to count with the first batch."""
+        super().on_test_batch_start(trainer, pl_module, *args)
+        loaders, limits = trainer.test_dataloaders, trainer.num_test_batches
+        self._begin_batch("test", pl_module, loaders, limits, self.test_progress_bar_id, *args)
+
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Advance the bar, or print a line if it is time for one."""
-        super().on_predict_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
-        loader, limit = (
-            _loader(trainer.predict_dataloaders, dataloader_idx),
-            trainer.num_predict_batches[dataloader_idx],
-        )
-        task = self.predict_progress_bar_id
-        self._count("prediction", pl_module, batch, batch_idx, loader, limit, task)
+        super().on_test_batch_end(trainer, pl_module, *args)
+        self._end_batch(pl_module, *args)
+
+    def on_predict_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Begin to count with the first batch."""
+        super().on_predict_batch_start(trainer, pl_module, *args)
+        loaders, limits = trainer.predict_dataloaders, trainer.num_predict_batches
+        self._begin_batch("prediction", pl_module, loaders, limits, self.predict_progress_bar_id, *args)
+
+    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Advance the bar, or print a line if it is time for one."""
+        super().on_predict_batch_end(trainer, pl_module, *args)
+        self._end_batch(pl_module, *args)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the results of the validation."""
@@ -133,33 +133,57 @@ class ProgressBar(RichProgressBar):
         if self._prints_lines and not trainer.sanity_checking:
             self._print_line(trainer, pl_module)
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_test_end(self, *args: Any) -> None:
         """End the bar before other callbacks print results: its last redraw would overwrite them."""
-        super().on_test_end(trainer, pl_module)
+        super().on_test_end(*args)
         stop_bar(self)
 
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_predict_end(self, *args: Any) -> None:
         """End the bar before other callbacks print results."""
-        super().on_predict_end(trainer, pl_module)
+        super().on_predict_end(*args)
         stop_bar(self)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, *args: Any) -> None:
         """End the bar before other callbacks print results."""
-        super().on_train_end(trainer, pl_module)
+        super().on_train_end(*args)
         stop_bar(self)
 
-    def _count(self, title: str, module: Any, batch: Any, batch_idx: int, loader: Any, limit: float, task: Any) -> None:
-        """Count a batch of an evaluation: turns where the model generates, otherwise batches."""
-        is_prompts = isinstance(batch, dict) and "order" in batch
-        if batch_idx == 0 or self._evaluation is None:
+    def _begin_batch(
+        self,
+        title: str,
+        module: Any,
+        loaders: Any,
+        limits: Sequence[float],
+        task: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count turns where the model generates, as they end, otherwise batches."""
+        if batch_idx == 0:
+            limit = limits[dataloader_idx]
             batches = None if math.isinf(limit) else int(limit)
-            total = sum(map(len, islice(loader.sampler, batches))) if is_prompts else batches
-            self._evaluation = Counter(title, total, "turns" if is_prompts else "batches")
-        self._evaluation.advance(len(batch["order"]) if is_prompts else 1, _exact_match(module) if is_prompts else "")
+            loader = loaders[dataloader_idx] if isinstance(loaders, list | tuple) else loaders
+            total = sum(map(len, islice(loader.sampler, batches))) if _has_prompts(batch) else batches
+            self._evaluation = Counter(title, total, "turns" if _has_prompts(batch) else "batches")
+        self._task = task
+        self._num_before = self._evaluation.done
+        if _has_prompts(batch) and module.turn_generator.samples == 1:
+            module.turn_generator.on_step = self._advance
+
+    def _end_batch(self, module: Any, outputs: Any, batch: Any, *_: Any) -> None:
+        if not _has_prompts(batch):
+            self._advance(1)
+            return
+        module.turn_generator.on_step = ignore_step
+        self._advance(self._num_before + len(batch["order"]) - self._evaluation.done, _exact_match(module))
+
+    def _advance(self, number: int, note: str = "") -> None:
+        self._evaluation.advance(number, note)
         if self._prints_lines:
             self._evaluation.print_if_due(self.seconds)
-        elif self.progress is not None and task is not None:
-            self.progress.update(task, description=self._evaluation.describe())
+        elif self.progress is not None and self._task is not None:
+            self.progress.update(self._task, description=self._evaluation.describe(with_time_left=False))
 
     @property
     def _prints_lines(self) -> bool:
@@ -180,9 +204,12 @@ class ProgressBar(RichProgressBar):
         print(f"{clock}  step {done:,}{share}  epoch {trainer.current_epoch}  {values}".rstrip(), flush=True)
 
 
-def _loader(loaders: Any, index: int) -> Any:
-    """Users may give one loader instead of a list."""
-    return loaders[index] if isinstance(loaders, list | tuple) else loaders
+def _is_wide() -> bool:
+    return shutil.get_terminal_size().columns >= _WIDE
+
+
+def _has_prompts(batch: Any) -> bool:
+    return isinstance(batch, dict) and "order" in batch
 
 
 def _exact_match(module: Any) -> str:

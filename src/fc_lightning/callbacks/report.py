@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
+from fc_lightning.data import FunctionCallingDataModule
 from fc_lightning.evaluation.evaluator import is_baseline_validation
 from fc_lightning.evaluation.metrics import EvaluatedTurn
-from fc_lightning.evaluation.report import EvaluatedRun, read_curves, write_report
+from fc_lightning.evaluation.report import BEFORE_TRAINING, EvaluatedRun, read_curves, write_report
+from fc_lightning.evaluation.report_about import about_environment, format_duration, write_about
+from fc_lightning.models.flops import parameter_counts
+from fc_lightning.utils.environment import describe_environment
 
 
 class EvaluationReport(Callback):
     """Writes ``report.html`` and ``report.md`` to the run's folder when it ends.
 
-    They show results by category and under perturbations, failures with examples, and training curves. If Lightning
-    validates before training (``trainer.num_sanity_val_steps: -1``), they compare the model with the untouched base.
+    They say what was evaluated, show the results by category and under perturbations, the evaluated turns next to the
+    expected calls, and training curves. If Lightning validates before training (``trainer.num_sanity_val_steps: -1``),
+    they compare it with the base model.
 
     Args:
         filename: Name of the files in the run's folder, without a suffix.
@@ -26,6 +33,11 @@ class EvaluationReport(Callback):
         self.before: list[EvaluatedTurn] = []
         self.last: list[EvaluatedTurn] = []
         self.perturbed: list[EvaluatedTurn] = []
+        self._started = time.monotonic()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Start the clock."""
+        self._started = time.monotonic()
 
     def on_tool_calls_evaluated(
         self, trainer: Trainer, pl_module: LightningModule, evaluated: list[EvaluatedTurn]
@@ -44,25 +56,48 @@ class EvaluationReport(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the report."""
-        self._write(trainer, "after training")
+        self._write(trainer, pl_module, "after training")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the report, unless this validation is part of training."""
         if trainer.state.fn == "validate":
-            self._write(trainer, "validation")
+            self._write(trainer, pl_module, "validation")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the report."""
-        self._write(trainer, "test")
+        self._write(trainer, pl_module, "test")
 
-    def _write(self, trainer: Trainer, name: str) -> None:
-        folder = trainer.log_dir  # a collective
+    def _write(self, trainer: Trainer, module: LightningModule, name: str) -> None:
+        folder = Path(trainer.log_dir or ".")  # a collective
         if not trainer.is_global_zero or not self.last:
             return
         for logger in trainer.loggers:
             logger.save()
-        path = Path(folder or ".") / self.filename
-        columns = [EvaluatedRun("before training", self.before)] if self.before else []
-        curves = read_curves(path.with_name("metrics.csv"))
-        run = EvaluatedRun(name, self.last, curves, self.perturbed)
-        write_report([*columns, run], path, f"Evaluation: {path.parent}")
+        about = {
+            **about_model(trainer, module),
+            "duration": format_duration(time.monotonic() - self._started),
+            **about_environment(describe_environment() | {"ranks": trainer.world_size}),
+        }
+        write_about(folder, about)
+        columns = [EvaluatedRun(BEFORE_TRAINING, self.before)] if self.before else []
+        run = EvaluatedRun(name, self.last, read_curves(folder / "metrics.csv"), self.perturbed, about)
+        write_report([*columns, run], folder / self.filename, f"Evaluation: {folder}")
+
+
+def about_model(trainer: Trainer, module: Any) -> dict[str, str]:
+    """The model and the data of a run, each in one line."""
+    trained, total = parameter_counts(module.model)
+    adapter = module.peft and f"{module.peft.peft_type.value} adapter"
+    about = {
+        "model": f"{module.base}{'@' + module.revision if module.revision else ''}, {total:,} parameters",
+        "trained": f"{adapter or 'all weights'}, {trained:,} parameters",
+    }
+    if trainer.ckpt_path:
+        about["checkpoint"] = str(trainer.ckpt_path)
+    data = getattr(trainer, "datamodule", None)
+    if isinstance(data, FunctionCallingDataModule):
+        about["data"] = "; ".join(
+            f"{split}: {', '.join(source.path for source in data.sources[split])} ({prepared.report.documents:,} rows)"
+            for split, prepared in data.prepared.items()
+        )
+    return about

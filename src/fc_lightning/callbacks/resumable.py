@@ -70,7 +70,6 @@ class Resumable(Callback):
         self.resumes_in_place = False  # whether the run continues in its own folder
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Keep other processes from writing to the run's folder."""
         folder = getattr(trainer.logger, "log_dir", None)
         if stage == "fit" and folder is not None and trainer.is_global_zero:
             self.lock_folder(Path(folder))
@@ -97,17 +96,15 @@ class Resumable(Callback):
                 self._lock.acquire(timeout=_LOCK_TIMEOUT)
         except Timeout as error:
             raise CheckpointError(
-                f"{folder}: another process is training there; wait for its end, or stop it"
+                f"{folder}: another process is training in this folder; wait until it finishes, or stop it"
             ) from error
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Release the run's folder."""
         if self._lock is not None:
             self._lock.release()
             self._lock = None
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Release the run's folder."""
         self.teardown(trainer, pl_module, "fit")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -151,12 +148,10 @@ class Resumable(Callback):
             self._resumed = {}
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Record the position at the end of a step."""
         if self._position is None or trainer.global_step != self._position.step:
             self._position = current_position(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the random numbers of training aside."""
         self._rng_before_validation = get_rng_states(pl_module.device)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -212,12 +207,12 @@ class Resumable(Callback):
             advice = f"use a number of ranks that divides {step_batches}"
             if step_batches % ranks == 0:
                 advice = f"set `--trainer.accumulate_grad_batches {accumulate}`"
-            raise CheckpointError(f"{done}, and the step must stay the same: {advice}")
+            raise CheckpointError(f"{done}, but resuming keeps the size of a step: {advice}")
         if self.resumes_in_place and trainer.is_global_zero and isinstance(trainer.logger, CSVLogger):
             truncate_metrics(Path(trainer.logger.log_dir) / METRICS_FILE, self._resumed["rows"])
         if saved_ranks != ranks:
             trainer.accumulate_grad_batches = accumulate
-            rank_zero_info(f"{done}; the run continues with {ranks} ranks and {accumulate} each, after the same rows")
+            rank_zero_info(f"{done}; the run continues with {ranks} ranks and {accumulate} each, from the same row")
             rescale_batches(checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"], saved_ranks, ranks)
 
 

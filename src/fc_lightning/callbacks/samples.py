@@ -37,7 +37,6 @@ class SampleTable(Callback):
     def on_tool_calls_evaluated(
         self, trainer: Trainer, pl_module: LightningModule, evaluated: list[EvaluatedTurn]
     ) -> None:
-        """Print and log the table."""
         if not trainer.is_global_zero or not evaluated:
             return
         chosen = self._choose(evaluated)

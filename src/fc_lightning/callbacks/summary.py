@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.table import Table
 
 from fc_lightning.callbacks.report import EvaluationReport
-from fc_lightning.chat_template.tool_formats import CHAT_FORMATS
 from fc_lightning.conversation.parsing import dump_json
 from fc_lightning.data import FunctionCallingDataModule
 from fc_lightning.data.collator import Batch
@@ -23,6 +22,7 @@ from fc_lightning.data.samplers import MicroBatch, MicroBatchSampler
 from fc_lightning.evaluation.evaluator import is_baseline_validation
 from fc_lightning.evaluation.metrics import EvaluatedTurn
 from fc_lightning.evaluation.report import read_predictions
+from fc_lightning.evaluation.report_turns import question_of
 from fc_lightning.models.attention import BY_DOCUMENT
 from fc_lightning.models.flops import parameter_counts
 from fc_lightning.models.memory import estimate_training_bytes, memory_in_use
@@ -49,6 +49,10 @@ class RunSummary(Callback):
         self._evaluation_started = 0.0
         self._evaluation_seconds = 0.0
         self._tokens = 0
+        # The sanity check before training
+        self._batch_started = 0.0
+        self._generation_seconds = 0.0
+        self._num_prompts = 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the plan."""
@@ -69,6 +73,29 @@ class RunSummary(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Pause the clock of training."""
         self._evaluation_started = time.monotonic()
+
+    def on_validation_batch_start(self, *_: Any) -> None:
+        """Start the clock of a batch."""
+        self._batch_started = time.monotonic()
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        """Measure how long generation takes, before training."""
+        if trainer.sanity_checking and isinstance(batch, dict) and "order" in batch:
+            self._generation_seconds += time.monotonic() - self._batch_started
+            self._num_prompts += len(batch["order"])
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say how long an evaluation will take."""
+        if not trainer.is_global_zero or not self._num_prompts:
+            return
+        total = sum(map(len, trainer.val_dataloaders[1].sampler))  # on this rank, and about as many on the others
+        minutes = self._generation_seconds / self._num_prompts * total / 60
+        print(
+            f"evaluation: about {minutes:.1f} min each, measured on {self._num_prompts} of {total} prompts\n",
+            flush=True,
+        )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Resume the clock of training, or print the results of ``validate``."""
@@ -94,19 +121,17 @@ class RunSummary(Callback):
         tokens = int(trainer.strategy.reduce(torch.tensor(self._tokens, device=pl_module.device), reduce_op="sum"))
         if not trainer.is_global_zero:
             return
-        console = Console()
-        console.print(f"\n{self._duration(trainer, tokens)}", highlight=False, soft_wrap=True)
+        print(f"\n{self._duration(trainer, tokens)}")
         earlier = run / "predictions_before.jsonl"  # from before the run was interrupted
         before = self.before or (read_predictions(earlier) if earlier.is_file() else [])
         if self.after:
-            console.print(_results_table({"before": before, "after": self.after}))
-            example = map(printable_text, _example(before, self.after))
-            console.print("\n".join([*example, ""]), highlight=False, soft_wrap=True, markup=False)
+            Console().print(_results_table({"before": before, "after": self.after}))
+            print(*map(printable_text, _example(before, self.after)), "", sep="\n")
         lines = [*_best_and_last(trainer), f"run:     {run}"]
         lines += [f"adapter: {run / 'adapter'}"] if (run / "adapter").is_dir() else []
         lines += _report(trainer, run)
         lines += _next_commands(trainer, run) if (run / "config.yaml").is_file() else []  # not in plain Python use
-        console.print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
+        print(*lines, sep="\n", flush=True)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the results of ``test``."""
@@ -122,13 +147,11 @@ class RunSummary(Callback):
         for name, value in sorted(trainer.callback_metrics.items()):
             if "exact_match/" not in name:
                 metrics.add_row(name, f"{float(value):.4f}")
-        console = Console()
-        console.print(metrics, _results_table({"exact match": self.after}))
-        lines = [f"run:     {run}", *_report(trainer, run)]
-        console.print("\n".join(lines), highlight=False, soft_wrap=True, markup=False)
+        Console().print(metrics, _results_table({"exact match": self.after}))
+        print(f"run:     {run}", *_report(trainer, run), sep="\n", flush=True)
 
     def _duration(self, trainer: Trainer, tokens: int) -> str:
-        steps = f"{trainer.global_step:,} optimizer steps"
+        steps = _num_steps(trainer.global_step)
         if not self._started:
             return f"{steps}, finished before"
         seconds = time.monotonic() - self._started
@@ -156,12 +179,16 @@ def describe_run(trainer: Trainer, module: Any) -> Iterator[str]:
     epochs = trainer.max_epochs
     limit = f", max {epochs} epoch{'s' * (epochs > 1)}" if epochs not in (None, -1) else ""
     yield (
-        f"training:   {trainer.estimated_stepping_batches:,.0f} optimizer steps of {micro} "
+        f"training:   {_num_steps(trainer.estimated_stepping_batches)} of {micro} "
         f"micro-batch{'es' * (micro > 1)} per device{limit}"
     )
     if isinstance(data, FunctionCallingDataModule):
         yield f"memory:     {_expected_memory(trainer, module, data, plan)}"
     yield f"run:        {folder}"
+
+
+def _num_steps(count: float) -> str:
+    return f"{count:,.0f} optimizer step{'s' * (count != 1)}"
 
 
 def trainable_line(trained: int, total: int) -> str:
@@ -265,16 +292,6 @@ def _example(before: Sequence[EvaluatedTurn], after: Sequence[EvaluatedTurn]) ->
         calls = ", ".join(f"{call.name}({dump_json(call.arguments)})" for call in new.expected)
         lines.append(f"  expected: {_shorten(calls or 'an answer without a call')}")
     return lines
-
-
-def question_of(prompt: str) -> str:
-    """The text of the last user turn in a rendered prompt, without the tools that precede it in a first turn."""
-    for chat_format in CHAT_FORMATS:
-        opening = f"{chat_format.turn_start}user{chat_format.role_end}"
-        if opening in prompt:
-            text = prompt.rpartition(opening)[2].partition(chat_format.turn_end)[0]
-            return text.rpartition("</tools>")[2].strip()
-    return prompt.strip()
 
 
 def _shorten(text: str, limit: int = 300) -> str:

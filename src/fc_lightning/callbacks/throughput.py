@@ -44,7 +44,6 @@ class Throughput(Callback):
         self._flops = self._data_seconds = self._paused = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
         if self.peak_flops is None and pl_module.device.type == "cuda":
             self.peak_flops = get_available_flops(pl_module.device, torch.bfloat16)
         if self.peak_flops:
@@ -61,11 +60,9 @@ class Throughput(Callback):
             self._flops += self._cost.flops(batch)
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Start measuring the wait for data."""
         self._batch_ended = time.perf_counter()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        """Log the values, if Lightning logs this step."""
         self._steps += 1
         if (trainer.global_step + 1) % trainer.log_every_n_steps:
             return
@@ -87,7 +84,6 @@ class Throughput(Callback):
         self._reset(now)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Pause the clock of training."""
         self._evaluation_started = time.perf_counter()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -6,6 +6,7 @@ and ``{% endgeneration %}``, so no string matching is involved in finding the mo
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from fc_lightning.chat_template.control_tokens import break_control_tokens, control_tokens_jinja, remove_breaks
 from fc_lightning.chat_template.tokens import SpecialToken
-from fc_lightning.chat_template.tool_formats import ChatFormat, chat_format_of
+from fc_lightning.chat_template.tool_formats import ChatFormat, ToolFormat, chat_format_of, native_syntax
+from fc_lightning.conversation.native_calls import NativeSyntax
 from fc_lightning.conversation.types import Conversation, Message
 from fc_lightning.utils.errors import UserError
 
@@ -76,20 +78,26 @@ class ChatTemplate:
         render: ``canonical`` parses tools and calls and serialises them again as JSON; ``verbatim`` keeps the row's
             own text, as the original recipe does.
         file: A Jinja file to use instead of the template that fits the tokenizer.
+        tool_format: The language of tool calls, see :func:`fc_lightning.chat_template.tool_formats.native_syntax`.
 
     Raises:
         ChatTemplateError: If no template fits the tokenizer, or it does not mark the model's turns.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, render: Render = "canonical", file: str | Path | None = None
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        render: Render = "canonical",
+        file: str | Path | None = None,
+        tool_format: ToolFormat = "auto",
     ):
         vocabulary = tokenizer.get_vocab()
         self.tokenizer = tokenizer
         self.render_mode = render
         self.chat_format = chat_format_of(vocabulary)
-        control_tokens = _control_tokens(tokenizer, self.chat_format, render)
-        self.source = _template_source(tokenizer, self.chat_format, render, file, control_tokens)
+        self.syntax = native_syntax(tokenizer, tool_format)
+        control_tokens = _control_tokens(tokenizer, self.chat_format, self.syntax, render)
+        self.source = _template_source(tokenizer, self.chat_format, self.syntax, render, file, control_tokens)
         self.longest_token = max(map(len, vocabulary))  # in characters
         self.variables = {
             name: token for name in ("bos_token", "eos_token") if (token := getattr(tokenizer, name)) is not None
@@ -99,11 +107,12 @@ class ChatTemplate:
         remove_breaks(tokenizer)
 
     @staticmethod
-    def end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        """Ids of the tokens that end a model turn: the turn's end marker and EOS."""
+    def end_ids(tokenizer: PreTrainedTokenizerBase, syntax: NativeSyntax | None = None) -> list[int]:
+        """Ids of the tokens that end a model turn: the turn's end marker, EOS, and the opening tag of a response."""
         vocabulary = tokenizer.get_vocab()
         chat_format = chat_format_of(vocabulary)
         end_ids = {vocabulary[chat_format.turn_end] if chat_format else None, tokenizer.eos_token_id}
+        end_ids |= {vocabulary[syntax.response_tags[0]]} if syntax else set()
         return sorted(token for token in end_ids if token is not None)
 
     def has_generation_prompt(self, text: str) -> bool:
@@ -117,15 +126,19 @@ class ChatTemplate:
         They have OpenAI's shape, or ``{"role", "content"}`` in verbatim rendering.
 
         Raises:
-            ChatTemplateError: If the rendering is verbatim and the conversation has no text of its own.
+            ChatTemplateError: If the rendering is verbatim and the conversation has no text of its own, or the native
+                language cannot write a call.
         """
         if self.render_mode == "canonical":
+            for message in conversation.messages if self.syntax else ():
+                _check_native(message, self.syntax)
             return [openai_message(message) for message in conversation.messages]
-        if not all(message.supervised for message in conversation.messages):
-            raise ChatTemplateError("the row has unsupervised turns: use `data.render: canonical`")
         if not conversation.raw_turns:
             raise ChatTemplateError("the row has no text of its own: use `data.render: canonical`")
-        return [{"role": role, "content": text} for role, text in conversation.raw_turns]
+        messages: list[dict[str, Any]] = [{"role": role, "content": text} for role, text in conversation.raw_turns]
+        for index in conversation.context_turns:
+            messages[index]["supervised"] = False
+        return messages
 
     def model_turns(self, messages: Sequence[dict[str, Any]]) -> list[int]:
         """Indices of the model's turns."""
@@ -187,6 +200,12 @@ class ChatTemplate:
         return encoded
 
 
+def without_generation_marks(source: str) -> str:
+    """A template for engines that do not know the tag ``generation``. It renders the same text."""
+    source = re.sub(r"\{%(-?)\s*generation\s*(-?)%\}", r"{%\1 if true \2%}", source)
+    return re.sub(r"\{%(-?)\s*endgeneration\s*(-?)%\}", r"{%\1 endif \2%}", source)
+
+
 def openai_message(message: Message) -> dict[str, Any]:
     """A message in the shape of OpenAI's API, with reasoning as ``reasoning_content``; arguments stay an object."""
     out: dict[str, Any] = {"role": message.role, "content": message.content}
@@ -202,6 +221,7 @@ def openai_message(message: Message) -> dict[str, Any]:
 def _template_source(
     tokenizer: PreTrainedTokenizerBase,
     chat_format: ChatFormat | None,
+    syntax: NativeSyntax | None,
     render: Render,
     file: str | Path | None,
     control_tokens: Sequence[str],
@@ -219,10 +239,14 @@ def _template_source(
             raise ChatTemplateError(f"{path}: must be a text file in UTF-8 (`data.chat_template`)") from error
     elif render == "verbatim" and not is_gemma:
         raise ChatTemplateError(f"{name}: only Gemma supports verbatim rendering; use `data.render: canonical`")
-    elif is_gemma:
-        names = ["gemma_verbatim"] if render == "verbatim" else ["macros", "gemma_canonical"]
-        source = control_tokens_jinja(control_tokens) + _shipped("control_tokens", *names)
-    elif chat_format is not None and "endgeneration" not in str(own_template):
+    elif render == "verbatim" and syntax is not None:
+        raise ChatTemplateError("verbatim rows have Hermes tags: set `model.tool_format: hermes`")
+    elif render == "verbatim":
+        source = control_tokens_jinja(control_tokens) + _shipped("control_tokens", "gemma_verbatim")
+    elif chat_format is not None and syntax is not None:
+        source = control_tokens_jinja(control_tokens) + chat_format.jinja() + syntax.jinja()
+        source += _shipped("control_tokens", "native")
+    elif chat_format is not None and (is_gemma or "endgeneration" not in str(own_template)):
         source = control_tokens_jinja(control_tokens) + chat_format.jinja()
         source += _shipped("control_tokens", "macros", "turns_canonical")
     elif isinstance(own_template, str):
@@ -247,10 +271,27 @@ def _shipped(*names: str) -> str:
     return "".join((folder / f"{name}.jinja").read_text(encoding="utf-8") for name in names)
 
 
-def _control_tokens(tokenizer: PreTrainedTokenizerBase, chat_format: ChatFormat | None, render: Render) -> list[str]:
+def _check_native(message: Message, syntax: NativeSyntax | None) -> None:
+    """Reject calls that servers would not read as they are: their names, keys or strings do not fit the language."""
+    calls = message.tool_calls
+    if (
+        syntax
+        and calls
+        and syntax.parse_turn(syntax.render_turn(Message("assistant", tool_calls=calls))).tool_calls != calls
+    ):
+        raise ChatTemplateError(
+            f"{syntax.name} cannot write a call of {calls[0].name}: names and keys are words there, and strings do not "
+            "contain its tags (`model.tool_format: hermes` can)"
+        )
+
+
+def _control_tokens(
+    tokenizer: PreTrainedTokenizerBase, chat_format: ChatFormat | None, syntax: NativeSyntax | None, render: Render
+) -> list[str]:
     """The tokens that the texts of a conversation must not contain. In verbatim rows, tags stay tokens."""
     tokens = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
     tokens |= set(chat_format.marker_tokens) if chat_format else set()
+    tokens |= set(syntax.tokens) if syntax else set()
     if render == "canonical":
         tokens |= set(SpecialToken) & set(tokenizer.get_vocab())
     return sorted(tokens)

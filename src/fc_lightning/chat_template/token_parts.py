@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 
 from fc_lightning.chat_template.template import ChatTemplateError, Encoded, Rendered
+from fc_lightning.conversation.native_calls import NativeSyntax
 from fc_lightning.conversation.turn_parts import TURN_PARTS, split_turn
 
 _TAG = TURN_PARTS.index("tag")
@@ -44,7 +45,9 @@ class TokenWeights:
         return (*(float(getattr(self, part)) for part in TURN_PARTS), 1.0)
 
 
-def supervised_parts(rendered: Rendered, encoded: Encoded, turn_ends: Sequence[str]) -> list[int]:
+def supervised_parts(
+    rendered: Rendered, encoded: Encoded, turn_ends: Sequence[str], syntax: NativeSyntax | None = None
+) -> list[int]:
     """What each supervised token is: an index in ``TURN_PARTS``, or one more for text outside of model turns.
 
     A token with characters of several parts counts as the first one that is not a tag: ``"get`` is a function name.
@@ -53,6 +56,7 @@ def supervised_parts(rendered: Rendered, encoded: Encoded, turn_ends: Sequence[s
         rendered: A conversation as text, with the template's marks around the model's turns.
         encoded: The conversation as tokens.
         turn_ends: The tokens that may end a turn.
+        syntax: The native tool language, if there is one.
     """
     ending = re.compile(rf"(?:{'|'.join(map(re.escape, turn_ends))})*\s*\Z")
     borders, parts = [0], [_PROMPT]  # the character at which each part begins
@@ -60,7 +64,7 @@ def supervised_parts(rendered: Rendered, encoded: Encoded, turn_ends: Sequence[s
         turn = rendered.text[begin:end]
         match = ending.search(turn)
         said = turn[: match.start()] if match else turn
-        for first, _, part in split_turn(said):
+        for first, _, part in (syntax.split_turn if syntax else split_turn)(said):
             borders.append(begin + first)
             parts.append(TURN_PARTS.index(part))
         borders += [begin + len(said), end]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase
 
+from fc_lightning.chat_template.tool_formats import ToolFormat, native_syntax
 from fc_lightning.utils.errors import first_line
 from fc_lightning.utils.pretrained import BaseModelError, resolve_base
 
@@ -30,14 +31,15 @@ class SpecialToken(StrEnum):
 
 @functools.lru_cache(maxsize=4)
 def load_tokenizer(
-    base: str, revision: str | None = None, special_tokens: tuple[str, ...] = ()
+    base: str, revision: str | None = None, special_tokens: tuple[str, ...] = (), tool_format: ToolFormat = "auto"
 ) -> tuple[PreTrainedTokenizerBase, dict[int, list[int]]]:
     """Load a base model's tokenizer and register tags in it.
 
     Args:
         base: See :func:`resolve_base`.
         revision: Revision on the Hugging Face Hub.
-        special_tokens: Texts that become one token each.
+        special_tokens: Texts that become one token each. The Hermes tags are left out if calls are written natively.
+        tool_format: See :func:`native_syntax`.
 
     Returns:
         The tokenizer, which equal calls share, and for each new token id the ids of the tokens that it replaces.
@@ -56,7 +58,9 @@ def load_tokenizer(
         raise BaseModelError(f"{base}: needs a fast tokenizer, which reports offsets; this is a slow one")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer, register_tokens(tokenizer, special_tokens)
+    is_native = native_syntax(tokenizer, tool_format) is not None
+    new = [token for token in special_tokens if not (is_native and token in set(SpecialToken))]
+    return tokenizer, register_tokens(tokenizer, new)
 
 
 def register_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[str]) -> dict[int, list[int]]:

@@ -1,7 +1,8 @@
-"""Chat formats: how each family of models marks the turns of a conversation.
+"""Chat formats: how each family of models marks the turns of a conversation, and the language of its tool calls.
 
-The text inside a turn follows the same grammar for every family, see :mod:`fc_lightning.conversation.parsing`; only
-the markers around it differ. A model's family is recognised by the marker tokens in its tokenizer's vocabulary.
+The text inside a turn follows the Hermes grammar, see :mod:`fc_lightning.conversation.parsing`, or the native language
+of FunctionGemma or Gemma 4, see :mod:`fc_lightning.conversation.native_calls`. A model's family and language are
+recognised by the tokens in its tokenizer's vocabulary.
 """
 
 from __future__ import annotations
@@ -9,6 +10,15 @@ from __future__ import annotations
 import json
 from collections.abc import Container
 from dataclasses import asdict, dataclass
+from typing import Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from fc_lightning.conversation.native_calls import FUNCTIONGEMMA, GEMMA4, NativeSyntax
+from fc_lightning.utils.pretrained import BaseModelError
+
+ToolFormat = Literal["auto", "hermes", "functiongemma", "gemma4"]
+_NATIVE = {"functiongemma": (FUNCTIONGEMMA, "gemma"), "gemma4": (GEMMA4, "gemma4")}
 
 
 @dataclass(frozen=True)
@@ -26,6 +36,7 @@ class ChatFormat:
         turn_separator: Text between two turns.
         model_role: Role name of the model's turns.
         tool_role: Role name of turns with a tool's response.
+        system_role: Role name of the system text; ``user`` puts it in front of the first user turn.
         has_bos: Whether a conversation begins with the tokenizer's BOS token.
     """
 
@@ -37,6 +48,7 @@ class ChatFormat:
     turn_separator: str
     model_role: str = "assistant"
     tool_role: str = "tool"
+    system_role: str = "system"
     has_bos: bool = True
 
     @property
@@ -50,7 +62,6 @@ class ChatFormat:
 
 
 CHAT_FORMATS = (
-    # Gemma 1 to 3 have no system role and therefore a template of their own, templates/gemma_canonical.jinja.
     ChatFormat(
         "gemma",
         ("<start_of_turn>", "<end_of_turn>"),
@@ -59,6 +70,7 @@ CHAT_FORMATS = (
         turn_end="<end_of_turn>",
         turn_separator="\n",
         model_role="model",
+        system_role="user",  # Gemma 1 to 3 have no system role
     ),
     ChatFormat(
         "gemma4",
@@ -93,3 +105,30 @@ CHAT_FORMATS = (
 def chat_format_of(vocabulary: Container[str]) -> ChatFormat | None:
     """The first format whose marker tokens are all in a vocabulary; None if there is none."""
     return next((each for each in CHAT_FORMATS if all(token in vocabulary for token in each.marker_tokens)), None)
+
+
+def native_syntax(tokenizer: PreTrainedTokenizerBase, tool_format: ToolFormat = "auto") -> NativeSyntax | None:
+    """The native tool language that a model is trained in; None for Hermes, JSON between tags.
+
+    Args:
+        tokenizer: The base's tokenizer.
+        tool_format: ``auto`` is the native language whose tags are single tokens of the tokenizer, if there is one.
+
+    Raises:
+        BaseModelError: If the vocabulary does not have the tokens of the format.
+    """
+    if tool_format == "hermes":
+        return None
+    vocabulary = tokenizer.get_added_vocab()
+    chat_format = chat_format_of(tokenizer.get_vocab())
+    for syntax, markers in [_NATIVE[tool_format]] if tool_format in _NATIVE else _NATIVE.values():
+        missing = [token for token in syntax.tokens if token not in vocabulary]
+        if chat_format is not None and chat_format.name == markers and not missing:
+            return syntax
+        if tool_format != "auto":
+            lacking = f"the token {missing[0]}" if missing else "its turn markers"
+            raise BaseModelError(
+                f"`model.tool_format: {tool_format}`: {tokenizer.name_or_path} does not have {lacking}; use `auto` or "
+                "`hermes`"
+            )
+    return None

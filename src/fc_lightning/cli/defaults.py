@@ -1,7 +1,8 @@
 """The part of a configuration that every recipe shares: its logger, its callbacks and its checkpoints.
 
 They are defaults of the command line: ``trainer.callbacks`` in a file replaces the list, ``callbacks+`` appends to it,
-and ``callbacks: []`` leaves the run without them. ``--print_config`` shows them.
+and ``callbacks: []`` leaves the run without them. ``--print_config`` shows them. Callbacks that no run goes without
+(``Failures``, ``Preemption``, ``Resumable``, ``SaveConfig``) are added by `cli/lightning_cli.py`.
 """
 
 from __future__ import annotations
@@ -49,17 +50,27 @@ def trainer_defaults(config_files: Sequence[str]) -> dict[str, Any]:
 def drop_impossible_defaults(trainer: Any) -> None:
     """Drop those of the default callbacks that contradict other settings of the trainer.
 
-    Lightning rejects a checkpoint callback with ``enable_checkpointing: false`` and a LearningRateMonitor without a
-    logger. For callbacks that the user has named, the error stays.
+    Lightning rejects a checkpoint callback with ``enable_checkpointing: false``, a LearningRateMonitor without a
+    logger, a bar with ``enable_progress_bar: false``, and all of them with ``barebones``. For callbacks that the user
+    has named, the error stays.
 
     Args:
         trainer: The configuration under ``trainer``, changed in place.
     """
-    dropped = []
-    if trainer.enable_checkpointing is False or trainer.barebones:
-        dropped += [one for one in CALLBACKS if one["class_path"].endswith("Checkpoint")]
-    if trainer.logger is False or trainer.barebones:
-        dropped += [one for one in CALLBACKS if one["class_path"].endswith("LearningRateMonitor")]
+    conflicts = {
+        "Checkpoint": trainer.enable_checkpointing is False,
+        "LearningRateMonitor": trainer.logger is False,
+        "ProgressBar": trainer.enable_progress_bar is False,
+        "TensorBoard": False,
+    }
+    dropped = [
+        callback
+        for callback in CALLBACKS
+        for name, is_conflict in conflicts.items()
+        if callback["class_path"].endswith(name) and (is_conflict or trainer.barebones)
+    ]
+    if trainer.barebones and getattr(trainer.logger, "class_path", "").endswith("CSVLogger"):
+        trainer.logger = False
     if isinstance(trainer.callbacks, list):
         trainer.callbacks = [one for one in trainer.callbacks if not any(_is(one, default) for default in dropped)]
 

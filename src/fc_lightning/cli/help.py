@@ -32,11 +32,11 @@ SUBCOMMANDS = {
         "fit --config configs/quickstart.yaml",
     ),
     "validate": (
-        "Measure a checkpoint, or the untouched base, on `data.validation`.",
+        "Measure a checkpoint, or the base model, on `data.validation`.",
         "validate --config configs/quickstart.yaml",
     ),
     "test": (
-        "Measure a checkpoint, or the untouched base, on `data.test`; writes predictions.jsonl.",
+        "Measure a checkpoint, or the base model, on `data.test`; writes predictions.jsonl.",
         "test --config configs/quickstart.yaml --ckpt_path best",
     ),
     "predict": (
@@ -44,7 +44,7 @@ SUBCOMMANDS = {
         "predict --config configs/quickstart.yaml --question 'Weather in Oslo?' --tools tools.json",
     ),
     "chat": (
-        "Try a model in the terminal, and type the results of its tools.",
+        "Chat with a model in the terminal; you type the results of its tools.",
         "chat --config configs/quickstart.yaml --tools tools.json --ckpt_path best",
     ),
     "export": (
@@ -80,10 +80,10 @@ TRAINER = {
     "accumulate_grad_batches": "Micro-batches per optimizer step.",
     "gradient_clip_val": "Maximum norm of the gradients.",
     "val_check_interval": "Fraction of an epoch, or number of batches, between two validations.",
-    "num_sanity_val_steps": "-1 measures the untouched base before training.",
+    "num_sanity_val_steps": "-1 measures the base model before training.",
     "limit_val_batches": "Number of batches to validate on.",
     "log_every_n_steps": "Optimizer steps between two logged values.",
-    "logger": "The logger, a class; its folder is the folder of the run.",
+    "logger": "The logger class; its folder becomes the run folder.",
     "callbacks": "A list of classes that replaces the default list; `callbacks+` in a file appends to it.",
 }
 # Files of the functions behind the subcommands; each function is named after its subcommand.
@@ -124,13 +124,22 @@ def keys(subcommand: str) -> dict[str, list[Key]]:
     """The keys of a subcommand by group; the options of the subcommand itself are under its name."""
     if subcommand == "init":
         return {}
-    shared = ("base", "revision", "special_tokens", "supervise", "token_weights", "pairs")  # given, under `model`
+    # Given under `model`
+    shared = ("base", "revision", "tool_format", "special_tokens", "supervise", "token_weights", "pairs")
     return {
         subcommand: _parameters(_FUNCTIONS[subcommand], subcommand, ("trainer", "model", "datamodule")),
-        "model": _parameters("training/module.py", "FunctionCallingModule", prefix="model."),
-        "data": _parameters("data/datamodule.py", "FunctionCallingDataModule", shared, "data."),
+        "model": [_own_class("model"), *_parameters("training/module.py", "FunctionCallingModule", prefix="model.")],
+        "data": [
+            _own_class("data"),
+            *_parameters("data/datamodule.py", "FunctionCallingDataModule", shared, "data."),
+        ],
         "trainer": [Key(f"trainer.{name}", "", "", text) for name, text in TRAINER.items()],
     }
+
+
+def _own_class(group: str) -> Key:
+    text = "A class of your own that is derived from this package's; its settings are keys of this group too."
+    return Key(f"{group}.class_path", "str | None", "None", text)
 
 
 def help_for(arguments: Sequence[str], program: str, width: int = 100) -> str | None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
+from argparse import SUPPRESS
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,6 +29,7 @@ from fc_lightning.cli.errors import ConfigurationError, explain_trainer
 from fc_lightning.cli.help import SOURCES
 from fc_lightning.cli.parser import Parser, config_files
 from fc_lightning.cli.quiet import silence
+from fc_lightning.cli.user_classes import GROUPS, load_class
 from fc_lightning.commands.audit import audit as audit_command
 from fc_lightning.commands.chat import chat as chat_command
 from fc_lightning.commands.checkpoints import find_checkpoint
@@ -35,20 +39,20 @@ from fc_lightning.commands.predict import predict as predict_command
 from fc_lightning.commands.report import report as report_command
 from fc_lightning.data import FunctionCallingDataModule
 from fc_lightning.training import distributed as ranks
-from fc_lightning.training.lightning_internals import subcommand_parsers
+from fc_lightning.training.lightning_internals import replace_launcher, subcommand_parsers
 from fc_lightning.training.loggers import make_robust
 from fc_lightning.training.module import FunctionCallingModule
 from fc_lightning.training.run_folders import runs_root
-from fc_lightning.training.trainer_support import check_launcher
+from fc_lightning.training.trainer_support import check_trainer
 from fc_lightning.utils.atomic_files import wrap_os_errors, write_text
 from fc_lightning.utils.environment import describe_environment
-from fc_lightning.utils.errors import UserError
+from fc_lightning.utils.errors import UserError, first_line
 from fc_lightning.utils.hub import use_cache_if_offline
 from fc_lightning.utils.malloc import keep_freed_memory
 from fc_lightning.utils.secrets import redact_config
 
 # Settings of the model that the data needs too: given once, under `model`.
-_LINKED = ("base", "revision", "special_tokens", "supervise", "token_weights")
+_LINKED = ("base", "revision", "tool_format", "special_tokens", "supervise", "token_weights")
 
 
 def _is_given(value: Any) -> bool:
@@ -77,22 +81,22 @@ class FunctionCallingTrainer(Trainer):
         super().fit(model, datamodule=datamodule, ckpt_path=checkpoint_to_resume_from(self, ckpt_path))
 
     def validate(self, model: LightningModule, datamodule: LightningDataModule, ckpt_path: str | None = None) -> Any:
-        """Measure a checkpoint, or the untouched base, on ``data.validation``.
+        """Measure a checkpoint, or the base model, on ``data.validation``.
 
         Args:
             model: The module.
             datamodule: The data.
-            ckpt_path: A checkpoint file, or ``best`` or ``last`` of the newest run; the untouched base if not given.
+            ckpt_path: A checkpoint file, or ``best`` or ``last`` of the newest run; the base model if not given.
         """
         return super().validate(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
 
     def test(self, model: LightningModule, datamodule: LightningDataModule, ckpt_path: str | None = None) -> Any:
-        """Measure a checkpoint, or the untouched base, on ``data.test``.
+        """Measure a checkpoint, or the base model, on ``data.test``.
 
         Args:
             model: The module.
             datamodule: The data.
-            ckpt_path: A checkpoint file, or ``best`` or ``last`` of the newest run; the untouched base if not given.
+            ckpt_path: A checkpoint file, or ``best`` or ``last`` of the newest run; the base model if not given.
         """
         return super().test(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
 
@@ -147,10 +151,11 @@ class FunctionCallingCLI(LightningCLI):
     """
 
     def __init__(self, args: Any = None):
-        self._config_files = config_files(sys.argv[1:] if args is None else args)
+        arguments = sys.argv[1:] if args is None else args
+        self._config_files = config_files(arguments)
         super().__init__(
-            FunctionCallingModule,
-            FunctionCallingDataModule,
+            load_class("model", FunctionCallingModule, self._config_files, arguments),
+            load_class("data", FunctionCallingDataModule, self._config_files, arguments),
             save_config_callback=SaveConfig,
             trainer_class=FunctionCallingTrainer,
             seed_everything_default=0,
@@ -170,9 +175,14 @@ class FunctionCallingCLI(LightningCLI):
         """Set the defaults of the trainer, and link the settings that model and data share."""
         defaults = trainer_defaults(self._config_files)
         parser.set_defaults({f"trainer.{name}": value for name, value in defaults.items()})
+        known = {action.dest for action in parser._actions}  # a user's class may fix a setting
         for name in _LINKED:
-            parser.link_arguments(f"model.{name}", f"data.{name}")
-        parser.link_arguments("model.preference", "data.pairs", compute_fn=_is_given)
+            if {f"model.{name}", f"data.{name}"} <= known:
+                parser.link_arguments(f"model.{name}", f"data.{name}")
+        if {"model.preference", "data.pairs"} <= known:
+            parser.link_arguments("model.preference", "data.pairs", compute_fn=_is_given)
+        for group in GROUPS:
+            parser.add_argument(f"--{group}.class_path", type=str, default=SUPPRESS, help="A class of your own.")
 
     def _parse_ckpt_path(self) -> None:
         """Keep the configuration as given: Lightning would overwrite it with the checkpoint's hyperparameters."""
@@ -199,25 +209,32 @@ class FunctionCallingCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the trainer, whose processes end together and in order."""
+        for key, path in self._class_paths.items():
+            self.config[self.subcommand][key] = path  # the saved configuration names it
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (TypeError, ValueError, ImportError, MisconfigurationException) as error:
             raise ConfigurationError(explain_trainer(error)) from error
-        check_launcher(trainer)
-        ranks.use_launcher(trainer)
+        check_trainer(trainer)
+        replace_launcher(trainer, ranks.Launcher)
         trainer.callbacks[:0] = [Failures(), Preemption()]  # before the user's, which may wait for other ranks
         return trainer
 
     def instantiate_classes(self) -> None:
         """Make trainer, module and data; checkpoints are atomic whatever the configuration says."""
+        config = self.config[self.subcommand]
+        keys = [f"{group}.class_path" for group in GROUPS if f"{group}.class_path" in config]
+        self._class_paths = {key: config.pop(key) for key in keys}  # not arguments of these classes
         try:
             super().instantiate_classes()
         except UserError:
             raise
-        except ValueError as error:
-            if "Given value type" not in str(error):
+        except (ValueError, TypeError, ImportError) as error:
+            if "Given value type" in str(error):
+                raise ConfigurationError(explain_trainer(error)) from error
+            if f"{os.sep}peft{os.sep}" not in traceback.extract_tb(error.__traceback__)[-1].filename:
                 raise
-            raise ConfigurationError(explain_trainer(error)) from error
+            raise ConfigurationError(f"model.peft: {first_line(error)}") from error
         make_resumable(self.trainer)
         if self.subcommand in ("fit", "validate", "test", "predict"):
             check_folder(runs_root(self.trainer))
@@ -244,10 +261,15 @@ class _ParserOnly(FunctionCallingCLI):
         raise _ParserReady(parser, subcommand_parsers(self))
 
 
-def make_parser(subcommand: str | None = None) -> LightningArgumentParser:
-    """The parser of the command line, or the one of a subcommand, without running anything."""
+def make_parser(subcommand: str | None = None, arguments: Sequence[str] = ()) -> LightningArgumentParser:
+    """The parser of the command line, or the one of a subcommand, without running anything.
+
+    Args:
+        subcommand: The name of the subcommand.
+        arguments: Arguments that may name classes of the user's own.
+    """
     try:
-        _ParserOnly([])
+        _ParserOnly(list(arguments))
     except _ParserReady as ready:
         parser, parsers = ready.args
     return parsers[subcommand] if subcommand else parser

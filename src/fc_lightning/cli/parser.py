@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
+from jsonargparse import get_loader, set_loader
 from lightning.pytorch.cli import LightningArgumentParser
 
 from fc_lightning.cli.errors import explain
 from fc_lightning.cli.help import SOURCES
 from fc_lightning.cli.jsonargparse_internals import prepare_values
+from fc_lightning.cli.user_classes import GROUPS, flatten_init_args
 from fc_lightning.utils.escaping import printable_text
 
 
@@ -30,7 +32,7 @@ class Parser(LightningArgumentParser):
 
     def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Any:
         """Parse arguments; several paths after a key of sources are one list, and flags of LightningCLI are known."""
-        arguments = rename_optimizer_flags(sys.argv[1:] if args is None else args)
+        arguments = rename_flags(sys.argv[1:] if args is None else args)
         return super().parse_args(join_paths(arguments), *rest, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -54,8 +56,8 @@ def config_files(arguments: Sequence[str]) -> list[str]:
     return [one.partition("=")[2] if "=" in one else after for one, after in pairs if one.partition("=")[0] in flags]
 
 
-def rename_optimizer_flags(arguments: Sequence[str]) -> list[str]:
-    """Read the flags of LightningCLI, ``--optimizer NAME --optimizer.KEY VALUE``, as keys of the model."""
+def rename_flags(arguments: Sequence[str]) -> list[str]:
+    """Read flags of LightningCLI as ours: ``--optimizer NAME --optimizer.KEY VALUE``, and ``--model.init_args.KEY``."""
     renamed = []
     for argument in arguments:
         flag, equals, value = argument.partition("=")
@@ -63,6 +65,8 @@ def rename_optimizer_flags(arguments: Sequence[str]) -> list[str]:
         if flag.startswith("--") and key in ("optimizer", "lr_scheduler"):
             whole = flag == f"--{key}" and not value.startswith("{")
             flag = f"--model.{flag[2:]}" + (".class_path" if whole else "")
+        elif key in GROUPS:
+            flag = flag.replace(f"--{key}.init_args.", f"--{key}.", 1)
         renamed.append(flag + equals + value)
     return renamed
 
@@ -95,6 +99,7 @@ def as_sources(value: Any) -> Any:
     return value
 
 
+set_loader("yaml", flatten_init_args(get_loader("yaml")), exceptions=(yaml.YAMLError,))
 # Defaults of classes may be members of an enum, which YAML cannot represent.
 yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
 prepare_values(lambda key, value: as_sources(value) if key in SOURCES else value)

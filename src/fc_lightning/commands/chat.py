@@ -8,6 +8,7 @@ from lightning import Trainer
 from rich.console import Console
 
 from fc_lightning.commands.checkpoints import load_for_inference
+from fc_lightning.conversation.native_calls import NativeSyntax
 from fc_lightning.conversation.parsing import dump_json, parse_turn
 from fc_lightning.conversation.types import Conversation, Message, Tool
 from fc_lightning.data import FunctionCallingDataModule
@@ -32,7 +33,7 @@ def chat(
         model: The module, configured as for training.
         datamodule: Has the chat template.
         tools: A JSON file with a list of tools; without it, those of the first training conversation are offered.
-        ckpt_path: A checkpoint file, or ``best`` or ``last``; the untouched base if not given.
+        ckpt_path: A checkpoint file, or ``best`` or ``last``; the base model if not given.
     """
     console = Console(highlight=False)
     offered = read_tools(tools) if tools else _tools_of_training(datamodule, console)
@@ -57,12 +58,12 @@ def reply(module: FunctionCallingModule, data: FunctionCallingDataModule, conver
     tools = dump_json([tool.to_openai() for tool in conversation.tools])
     with merged_for_inference(module.model) as causal:
         ((text, _),) = module.turn_generator.texts(causal, [encoded.input_ids], [tools], len(messages))
-    return as_message(text)
+    return as_message(text, data.template.syntax)
 
 
-def as_message(text: str) -> Message:
+def as_message(text: str, syntax: NativeSyntax | None = None) -> Message:
     """A generated turn as a message. A call that cannot be parsed is text."""
-    turn = parse_turn(text, strict=True)
+    turn = syntax.parse_turn(text) if syntax else parse_turn(text, strict=True)
     return Message("assistant", text if turn.errors else turn.content, turn.reasoning, turn.tool_calls)
 
 
@@ -81,10 +82,10 @@ def _tools_of_training(data: FunctionCallingDataModule, console: Console) -> tup
     rows = read_conversations(data.sources["train"], data.template, data.preparation("train"))
     first = next((conversation for _, _, conversation in rows if conversation.tools), None)
     if first is None:
-        console.print("No tools: give some with `--tools FILE`, a JSON list in OpenAI's shape.")
+        console.print("No tools: pass `--tools FILE`, a JSON list in OpenAI format.")
         return ()
     names = ", ".join(tool.name for tool in first.tools)
-    console.print(f"tools: {names} (of the training data; `--tools FILE` offers others)", markup=False)
+    console.print(f"tools: {names} (from the training data; `--tools FILE` offers others)", markup=False)
     question = next((message.content for message in first.messages if message.role == "user"), "")
     console.print(f"try:   {printable_text(question)}", markup=False)
     return first.tools

@@ -46,7 +46,7 @@ def load_checkpoint(module: FunctionCallingModule, checkpoint: Path) -> dict[str
 
 
 def load_for_inference(trainer: Trainer, module: FunctionCallingModule, ckpt_path: str | None) -> None:
-    """Load the model outside of a Trainer's loop: a checkpoint, or the untouched base where none is given."""
+    """Load the model outside of a Trainer's loop: a checkpoint, or the base model where none is given."""
     trainer.strategy.connect(module)
     module.trainer = trainer
     module.configure_model()

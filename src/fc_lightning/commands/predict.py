@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, Trainer
 from rich.console import Console
 
 from fc_lightning.commands.chat import as_message, print_message
@@ -34,7 +34,7 @@ def predict(
         prompts: A file of rows with ``messages`` and ``tools``.
         question: A single question.
         tools: A JSON file with the offered tools, for the question and for rows that have none.
-        ckpt_path: A checkpoint file, or ``best`` or ``last``; the untouched base if not given.
+        ckpt_path: A checkpoint file, or ``best`` or ``last``; the base model if not given.
     """
     if prompts is not None or question is not None:
         datamodule.prompt_conversations = read_prompts(prompts, question, tools)
@@ -58,8 +58,8 @@ class PrintAnswer(Callback):
         """Keep it until the progress bar has ended."""
         self._turns = evaluated
 
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_predict_end(self, trainer: Trainer, pl_module: FunctionCallingModule) -> None:
         """Print it."""
         if trainer.is_global_zero:
             for turn in self._turns:
-                print_message(Console(highlight=False), as_message(turn.text))
+                print_message(Console(highlight=False), as_message(turn.text, pl_module.turn_generator.syntax))

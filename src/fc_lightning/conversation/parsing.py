@@ -96,7 +96,7 @@ def parse_turn(text: str, strict: bool = False) -> Turn:
     has_stray_tags = any(tag in content for tag in _TAGS) or THINK_OPEN in reasoning
     grammatical = bool(calls or errors) != bool(content) and not has_stray_tags
     if strict and CALL_OPEN in reasoning:  # vLLM's parser would deliver it
-        errors.insert(0, f"a call inside of the think block: {_shorten(reasoning)}")
+        errors.insert(0, f"a call inside the think block: {_shorten(reasoning)}")
         grammatical = False
     return Turn(reasoning.strip() if think else None, content, tuple(calls), tuple(errors), grammatical)
 
@@ -122,7 +122,7 @@ def parse_call(text: str, strict: bool = False) -> ToolCall:
     Raises:
         CallSyntaxError: If the text is not a call.
     """
-    value = parse_literal(text)
+    value = parse_literal(text, strict)
     call = call_from_value(value, is_json_value=True)
     if strict and not is_call_object(text):
         raise CallSyntaxError(
@@ -159,10 +159,6 @@ def call_from_value(value: Any, is_json_value: bool = False) -> ToolCall:
 def tool_from_value(value: Any, is_json_value: bool = False) -> Tool:
     """Make a tool from OpenAI's ``{"type": "function", "function": {…}}``, or from the inner object alone.
 
-    Args:
-        value: The object.
-        is_json_value: See :func:`call_from_value`.
-
     Raises:
         CallSyntaxError: If it has no name, or its parameters are not an object.
     """
@@ -191,8 +187,12 @@ def dump_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def parse_literal(text: str) -> Any:
+def parse_literal(text: str, strict: bool = False) -> Any:
     """Read a JSON value that is written as JSON or as a Python literal. Nothing is evaluated.
+
+    Args:
+        text: The value.
+        strict: Whether an object may have a key twice: for servers, the last one counts. In data it is ambiguous.
 
     Raises:
         CallSyntaxError: If it is neither, too long, nested too deep, or contains what JSON cannot: sets, NaN, ….
@@ -201,16 +201,23 @@ def parse_literal(text: str) -> Any:
     if len(text) > _MAX_VALUE_LENGTH:
         raise CallSyntaxError(f"a value of {len(text):,} characters is longer than {_MAX_VALUE_LENGTH:,}")
     try:
-        value = _JSON.decode(text)
+        value = (_JSON if strict else _UNAMBIGUOUS_JSON).decode(text)
         # Most values cannot contain a lone surrogate or too many levels, and need no further check.
         if text.isascii() and "\\u" not in text and text.count("{") + text.count("[") <= _MAX_DEPTH:
             return value
+    except CallSyntaxError:
+        raise  # a key twice
     except (ValueError, RecursionError) as json_error:
         try:
-            value = ast.literal_eval(text)
+            tree = ast.parse(text, mode="eval")
+            value = ast.literal_eval(tree)
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             where = f" (as JSON: {json_error})" if isinstance(json_error, json.JSONDecodeError) else ""
             raise CallSyntaxError(f"neither JSON nor a Python literal{where}: {_shorten(text)}") from None
+        if not strict:
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Dict):
+                    _check_unique([key.value for key in node.keys if isinstance(key, ast.Constant)])
     return to_json_value(value)
 
 
@@ -284,7 +291,25 @@ def _finite_float(number: str) -> float:
     return value
 
 
+def _check_unique(keys: list[Any]) -> None:
+    if len(set(keys)) < len(keys):
+        raise CallSyntaxError(f"an object has the key {_show(next(key for key in keys if keys.count(key) > 1))} twice")
+
+
+def unambiguous_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of its keys and values.
+
+    Raises:
+        CallSyntaxError: If a key occurs twice.
+    """
+    _check_unique([key for key, _ in pairs])
+    return dict(pairs)
+
+
 _JSON = json.JSONDecoder(parse_float=_finite_float, parse_constant=_finite_float)
+_UNAMBIGUOUS_JSON = json.JSONDecoder(
+    parse_float=_finite_float, parse_constant=_finite_float, object_pairs_hook=unambiguous_object
+)
 
 
 def _shorten(text: str, limit: int = 80) -> str:

@@ -41,16 +41,16 @@ def split_turn(text: str) -> list[Span]:
         known.append((*think.span(1), "reasoning"))
         position = think.end()
     while (start := text.find(CALL_OPEN, position)) >= 0:
-        known += _answer(text, position, start)
+        known += answer_spans(text, position, start)
         body = start + len(CALL_OPEN)
         position, outcome = _take_lenient_call(text, body)
         if isinstance(outcome, ToolCall):
             known += _call_spans(text, body, position - len(CALL_CLOSE))
-    known += _answer(text, position, len(text))
-    return list(_fill_gaps(known, len(text)))
+    known += answer_spans(text, position, len(text))
+    return list(fill_gaps(known, len(text)))
 
 
-def _answer(text: str, first: int, last: int) -> list[Span]:
+def answer_spans(text: str, first: int, last: int) -> list[Span]:
     """The text between tags, without the white space around it."""
     inside = text[first:last].strip()
     if not inside:
@@ -88,7 +88,8 @@ def _call_spans(text: str, first: int, last: int) -> Iterator[Span]:
             yield lexeme.start(), lexeme.end(), "argument_value"
 
 
-def _fill_gaps(known: list[Span], length: int) -> Iterator[Span]:
+def fill_gaps(known: list[Span], length: int) -> Iterator[Span]:
+    """The known parts of a text in order, with ``tag`` between them."""
     position = 0
     for first, last, part in known:
         if first > position:

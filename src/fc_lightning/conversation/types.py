@@ -88,6 +88,7 @@ class Conversation:
         tools: The tools that are offered to the model.
         category: The source's own label (``"parallel"``, ``"irrelevance"``, …); empty without one.
         raw_turns: ``(role, text)`` of each turn as it is in the row, for verbatim rendering; empty without text.
+        context_turns: Indices of the raw turns of the model that are not training targets.
         defects: One sentence per problem of the row. In canonical rendering a conversation with defects is not trained
             on, because what cannot be parsed cannot be serialised again.
         gold: Accepted calls of the first turn that calls, in BFCL's form: ``{name: {argument: [accepted, …]}}`` each.
@@ -103,6 +104,7 @@ class Conversation:
     tools: tuple[Tool, ...] = ()
     category: str = ""
     raw_turns: tuple[tuple[str, str], ...] = ()
+    context_turns: tuple[int, ...] = ()
     defects: tuple[str, ...] = ()
     gold: tuple[dict[str, Any], ...] = ()
     response_schema: dict[str, Any] | None = None

@@ -66,13 +66,6 @@ def augment(
     """The conversation as it is trained on in an epoch; the same for the same seed, row id and epoch.
 
     Each augmentation has its own random generator, so that enabling one does not change the others.
-
-    Args:
-        conversation: A row.
-        settings: The share of each augmentation.
-        pool: Tools of other rows.
-        seed: Seed of the draws.
-        epoch: Number of the epoch, from 0.
     """
     if conversation.defects:
         return conversation
@@ -95,14 +88,7 @@ def augment(
 
 
 def perturb(conversation: Conversation, name: Perturbation, pool: ToolPool, seed: int = 0) -> Conversation | None:
-    """A held-out conversation with one perturbation, always the same one; None where it does not apply.
-
-    Args:
-        conversation: A row.
-        name: The perturbation.
-        pool: Tools of other held-out rows.
-        seed: Seed of the draws.
-    """
+    """A held-out conversation with one perturbation, always the same one; None where it does not apply."""
     perturbations: dict[Perturbation, Callable[[Conversation, random.Random], Conversation]] = {
         "shuffle_tools": shuffle_tools,
         "distractors": lambda one, rng: add_distractors(one, rng, pool, Augmentation.distractor_tokens),
@@ -144,13 +130,6 @@ def add_distractors(
 
     A tool that may replace an offered one is not used. If a turn makes no call although tools are offered, a tool whose
     name has a word of the user's request is not used either, because it might fit.
-
-    Args:
-        conversation: A row; one without tools is returned unchanged.
-        rng: Draws the tools and their positions.
-        pool: Tools of other rows.
-        budget: Maximum number of tokens of the added tools.
-        dropped: Tools that were removed from the row; no similar tool is used.
     """
     if not conversation.tools:
         return conversation

@@ -7,12 +7,10 @@ from typing import Any, TypedDict
 import numpy as np
 import torch
 from datasets import Dataset
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from fc_lightning.data.collator import PackingCollator
 from fc_lightning.data.samplers import MicroBatch
-from fc_lightning.data.streaming import StreamCollator, StreamingPacks
 
 
 class PromptBatch(TypedDict):
@@ -49,59 +47,15 @@ class PromptDataset(TorchDataset):
 
     def __getitem__(self, numbers: list[int]) -> PromptBatch:
         rows = [self.prompts[number] for number in numbers]
-        return PromptBatch(
-            order=numbers,
-            id=[row["id"] for row in rows],
-            turn=[row["turn"] for row in rows],
-            category=[row["category"] for row in rows],
-            input_ids=[row["input_ids"] for row in rows],
-            expected=[row["expected"] for row in rows],
-            tools=[row["tools"] for row in rows],
-            gold=[row["gold"] for row in rows],
-            response_schema=[row["response_schema"] for row in rows],
-            answer=[row["answer"] for row in rows],
-            perturbation=[row["perturbation"] for row in rows],
-        )
+        names = PromptBatch.__annotations__.keys() - {"order"}
+        batch: Any = {"order": numbers, **{name: [row[name] for row in rows] for name in names}}
+        return batch
 
 
-def document_loader(
-    packs: TorchDataset, sampler: Sampler[MicroBatch], collator: PackingCollator, num_workers: int, pin_memory: bool
-) -> DataLoader:
-    """Micro-batches of packed documents, as planned by the sampler."""
-    return DataLoader(
-        packs,
-        sampler=sampler,
-        batch_size=None,
-        generator=torch.Generator(),  # a loader draws a seed: not from the training generator
-        collate_fn=collator,
-        num_workers=num_workers,
-        persistent_workers=num_workers > 0,
-        pin_memory=pin_memory,
-    )
-
-
-def stream_loader(stream: StreamingPacks, collator: PackingCollator, num_workers: int, pin_memory: bool) -> DataLoader:
-    """Streamed micro-batches."""
-    # Not persistent: the workers of a new iteration must start at the position that the model has reached.
-    return DataLoader(
-        stream,
-        batch_size=None,
-        collate_fn=StreamCollator(collator),
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        generator=torch.Generator(),
-    )
-
-
-def prompt_loader(prompts: Any, batches: list[list[int]]) -> DataLoader:
-    """Prompts in planned batches."""
-    return DataLoader(
-        PromptDataset(prompts),
-        sampler=batches,
-        batch_size=None,
-        collate_fn=_identity,
-        generator=torch.Generator(),
-    )
+def loader(dataset: Any, **options: Any) -> DataLoader:
+    """A loader of batches that are planned already."""
+    # A loader draws a seed: not from the training generator.
+    return DataLoader(dataset, batch_size=None, generator=torch.Generator(), **options)
 
 
 def without_perturbations(prompts: Dataset) -> Dataset:
@@ -113,10 +67,6 @@ def evenly_spread(prompts: Dataset, number: int) -> Dataset:
     """Select a number of prompts at even distances; all if there are fewer."""
     number = min(number, len(prompts))
     return prompts.select([index * len(prompts) // number for index in range(number)])
-
-
-def _identity(batch: Any) -> Any:
-    return batch
 
 
 def token_counts(dataset: Dataset) -> list[int]:

@@ -13,18 +13,20 @@ from torch.utils.data import DataLoader
 from fc_lightning.chat_template.template import ChatTemplate, Render, Supervise
 from fc_lightning.chat_template.token_parts import TokenWeights
 from fc_lightning.chat_template.tokens import SpecialToken, load_tokenizer
+from fc_lightning.chat_template.tool_formats import ToolFormat
 from fc_lightning.conversation.types import Conversation
 from fc_lightning.data import dataloaders
 from fc_lightning.data.augmentation import Augmentation, Perturbation
 from fc_lightning.data.augmented_epochs import AugmentedSampler, EpochDataset
 from fc_lightning.data.collator import PackingCollator
+from fc_lightning.data.contamination import without_trained_questions
 from fc_lightning.data.encoding import EncodingSettings
 from fc_lightning.data.prepare import Prepared, fingerprint, load_prepared, prepare
 from fc_lightning.data.prompts import prompt_rows
 from fc_lightning.data.reasoning import Thoughts
 from fc_lightning.data.samplers import MicroBatchSampler, plan_generation, shard_batches
 from fc_lightning.data.sources import DataError, Source, source_weights
-from fc_lightning.data.streaming import StreamingPacks
+from fc_lightning.data.streaming import StreamCollator, StreamingPacks
 from fc_lightning.data.training_order import ResumableDataModule
 from fc_lightning.utils.pretrained import cache_dir as default_cache_dir
 
@@ -38,6 +40,7 @@ class FunctionCallingDataModule(ResumableDataModule):
         validation: Sources to validate on, or the share of ``train`` to hold out for validation.
         test: Sources to test on and to predict; defaults to those of ``validation``.
         revision: Hub revision of the base. Follows ``model.revision``.
+        tool_format: How tools and calls are written. Follows ``model.tool_format``.
         special_tokens: Tags that are one token each. Follows ``model.special_tokens``.
         supervise: Supervised tokens: the model's turns, or all. Follows ``model.supervise``.
         render: ``canonical`` parses tools and calls and writes them as JSON; ``verbatim`` keeps the text of the rows.
@@ -45,7 +48,7 @@ class FunctionCallingDataModule(ResumableDataModule):
         thoughts: How to handle reasoning: ``keep`` leaves rows unchanged, ``none`` removes it, ``template`` writes a
             short rationale for each model turn that has none.
         thoughts_share: Share of the conversations, selected by id, that have reasoning; the others have none.
-        max_length: Length of a pack in tokens; a longer conversation is handled as ``too_long`` says.
+        max_length: Length of a pack in tokens; ``too_long`` says what happens to a longer conversation.
         too_long: How to handle a conversation that is too long: ``drop`` it, or ``cut`` it after the last model turn
             that fits.
         packing: Whether a row holds as many conversations as fit, or one.
@@ -61,7 +64,7 @@ class FunctionCallingDataModule(ResumableDataModule):
         shuffle_buffer: Rows that are shuffled and packed together when streaming.
         preparation_processes: Processes that prepare data; by default one per core if there is enough data (Linux
             only). The result does not depend on it.
-        augmentation: How training rows are varied, again in each epoch. Canonical rendering only.
+        augmentation: Random variations of training rows, drawn again in each epoch. Canonical rendering only.
         perturbations: Perturbations under which ``validate`` and ``test`` evaluate each held-out turn as well.
             Canonical rendering only.
         token_weights: Weights of supervised tokens in the training loss. Follows ``model.token_weights``.
@@ -81,6 +84,7 @@ class FunctionCallingDataModule(ResumableDataModule):
         validation: list[Source] | float | None = None,
         test: list[Source] | None = None,
         revision: str | None = None,
+        tool_format: ToolFormat = "auto",
         special_tokens: list[str] | None = None,
         supervise: Supervise = "assistant",
         render: Render = "canonical",
@@ -92,8 +96,8 @@ class FunctionCallingDataModule(ResumableDataModule):
         packing: bool = True,
         batch_size: int = 1,
         validation_prompts: int | None = None,
-        generation_batch_tokens: int = 8192,
-        generation_batch_size: int = 32,
+        generation_batch_tokens: int = 32768,
+        generation_batch_size: int = 64,
         num_workers: int = 0,
         seed: int | None = 0,
         streaming: bool = False,
@@ -118,15 +122,15 @@ class FunctionCallingDataModule(ResumableDataModule):
         self.base = base
         self.held_out = float(validation) if isinstance(validation, int | float) else 0.0
         train_sources = train or []
-        held_out_sources = train_sources if self.held_out else []
-        validation_sources = validation if isinstance(validation, list) else held_out_sources
+        own_sources = [source for source in train_sources if self.held_out]  # a share of them is held out
         self.sources: dict[str, list[Source]] = {
             "train": train_sources,
-            "validation": validation_sources,
-            "test": test or validation_sources,
+            "validation": validation if isinstance(validation, list) else own_sources,
+            "test": test or (validation if isinstance(validation, list) else own_sources),
         }
         # Tokenizer and rendering
         self.revision = revision
+        self.tool_format = tool_format
         self.special_tokens = list(SpecialToken) if special_tokens is None else special_tokens
         self.supervise = supervise
         self.render = render
@@ -163,8 +167,8 @@ class FunctionCallingDataModule(ResumableDataModule):
     def template(self) -> ChatTemplate:
         """The chat template, with its tokenizer."""
         if self._template is None:
-            tokenizer, _ = load_tokenizer(self.base, self.revision, tuple(self.special_tokens))
-            self._template = ChatTemplate(tokenizer, self.render, self.chat_template)
+            tokenizer, _ = load_tokenizer(self.base, self.revision, tuple(self.special_tokens), self.tool_format)
+            self._template = ChatTemplate(tokenizer, self.render, self.chat_template, self.tool_format)
         return self._template
 
     def prepare_data(self) -> None:
@@ -186,7 +190,8 @@ class FunctionCallingDataModule(ResumableDataModule):
         for split in self._splits(stage):
             if split not in self.prepared:
                 self._prepare(split)
-                self.prepared[split] = load_prepared(self._folder(split))
+                prepared = load_prepared(self._folder(split))
+                self.prepared[split] = without_trained_questions(prepared, split, self.sources)
                 lines = self.prepared[split].report.lines(split)
                 if stage == "fit":  # the run's summary prints the first line
                     lines = [f"{split}:", *lines[1:]] if lines[1:] else []
@@ -265,8 +270,9 @@ class FunctionCallingDataModule(ResumableDataModule):
             num_workers=self.num_workers,
         )
         self._restore_position()
-        collator = self._collator(self.token_weights)
-        return dataloaders.stream_loader(self._stream, collator, self.num_workers, self._on_gpu)
+        collator = StreamCollator(self._collator(self.token_weights))
+        # Workers are not persistent: those of a new iteration must start at the position that the model has reached.
+        return dataloaders.loader(self._stream, collate_fn=collator, **self._workers)
 
     def _evaluation_loaders(self, split: str) -> list[DataLoader]:
         if split not in self.prepared:
@@ -281,7 +287,12 @@ class FunctionCallingDataModule(ResumableDataModule):
     def _document_loader(
         self, packs: Any, sampler: MicroBatchSampler, weights: TokenWeights | None = None
     ) -> DataLoader:
-        return dataloaders.document_loader(packs, sampler, self._collator(weights), self.num_workers, self._on_gpu)
+        options = {"persistent_workers": self.num_workers > 0, **self._workers}
+        return dataloaders.loader(packs, sampler=sampler, collate_fn=self._collator(weights), **options)
+
+    @property
+    def _workers(self) -> dict[str, Any]:
+        return {"num_workers": self.num_workers, "pin_memory": self._on_gpu}
 
     def _micro_batches(self, documents: Dataset, **order: Any) -> MicroBatchSampler:
         return MicroBatchSampler(lengths=dataloaders.token_counts(documents), **self._sampling, **order)
@@ -300,8 +311,10 @@ class FunctionCallingDataModule(ResumableDataModule):
 
     def _prompt_loader(self, prompts: Any) -> DataLoader:
         ids = [row["input_ids"] for row in prompts]
-        batches = plan_generation(ids, self.generation_batch_tokens, self.generation_batch_size)
-        return dataloaders.prompt_loader(prompts, shard_batches(batches, self._world_size, self._rank))
+        size = min(self.generation_batch_size, -(-len(ids) // self._world_size))  # so that every rank has some
+        batches = plan_generation(ids, self.generation_batch_tokens, size)
+        sampler = shard_batches(batches, self._world_size, self._rank)
+        return dataloaders.loader(dataloaders.PromptDataset(prompts), sampler=sampler, collate_fn=lambda batch: batch)
 
     def _splits(self, stage: str | None) -> list[str]:
         if stage == "predict" and self.prompt_conversations is not None:
@@ -311,7 +324,7 @@ class FunctionCallingDataModule(ResumableDataModule):
         if stage is not None and not self.sources[wanted[0]]:
             raise DataError(f"nothing to read: set `data.{wanted[0]}` to a list of sources, such as `- path: FILE`")
         if self.streaming and self.held_out:
-            raise DataError("`data.streaming`: a stream has no share to hold out; set `data.validation` to sources")
+            raise DataError("`data.streaming`: no share of a stream can be held out; set `data.validation` to sources")
         streamed = "train" if self.streaming and stage is not None else None
         return [split for split in wanted if self.sources[split] and split != streamed]
 

@@ -33,15 +33,10 @@ Transform = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class FolderFiles(NamedTuple):
-    """The files of a split.
+    """The files of a split."""
 
-    Attributes:
-        files: The files, in order.
-        transform: Renames what is named differently in the rows; None if nothing is.
-    """
-
-    files: list[Path]
-    transform: Transform | None = None
+    files: list[Path]  # the files, in order
+    transform: Transform | None = None  # renames what is named differently in the rows; None if nothing is
 
 
 def files_of(folder: Path, split: str, name: str | None) -> FolderFiles:
@@ -84,7 +79,7 @@ def _data_files(folder: Path) -> Iterator[Path]:
         if any(part.startswith(".") or part == "__MACOSX" for part in parts) or not has_rows(file):
             continue
         if file.is_symlink() and not file.exists():
-            raise DataError(f"{file}: the link leads nowhere")
+            raise DataError(f"{file}: broken link")
         if file.is_file():
             yield file
 

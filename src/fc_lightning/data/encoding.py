@@ -24,40 +24,26 @@ _CHUNK_TEXT = 4_000_000  # characters per call of the tokenizer
 
 @dataclass(frozen=True)
 class EncodingSettings:
-    """How conversations are encoded.
+    """How conversations are encoded."""
 
-    Attributes:
-        supervise: Supervised tokens: the model's turns, or all.
-        thoughts: ``keep`` reasoning as it is, remove it (``none``), or add a rationale where it is missing
-            (``template``). Canonical rendering only.
-        thoughts_share: Share of the conversations that have reasoning; the others have none.
-        max_length: Largest number of tokens of a document.
-        too_long: ``drop`` a longer conversation, or ``cut`` it after the last model turn that fits.
-        held_out: Share of the conversations that are held out for validation; near-duplicates stay together.
-        subset: Which part to encode, ``kept`` or ``held_out``.
-        prompts: Whether to encode a prompt for each model turn as well.
-        augmentation: How training rows are varied; None leaves them as they are.
-        seed: Seed of the augmentation.
-        epoch: The epoch that rows are varied for.
-        perturbations: Names of perturbations; each perturbed conversation is encoded as prompts too.
-        token_parts: Whether documents say what each of their supervised tokens is.
-        pairs: Whether documents carry the rejected turns of their rows.
-    """
-
-    supervise: Supervise = "assistant"
+    supervise: Supervise = "assistant"  # supervised tokens: the model's turns, or all
+    # `keep` reasoning as it is, remove it (`none`), or add a rationale where it is missing (`template`). Canonical
+    # rendering only
     thoughts: Thoughts = "keep"
-    thoughts_share: float = 1.0
+    thoughts_share: float = 1.0  # share of the conversations that have reasoning; the others have none
     max_length: int = 2048
+    # `drop` a longer conversation, or `cut` it after the last model turn that fits
     too_long: Literal["drop", "cut"] = "drop"
-    held_out: float = 0.0
-    subset: Literal["kept", "held_out"] = "kept"
-    prompts: bool = False
-    augmentation: Augmentation | None = None
+    held_out: float = 0.0  # share of the conversations that are held out for validation; near-duplicates stay together
+    subset: Literal["kept", "held_out"] = "kept"  # which part to encode, `kept` or `held_out`
+    prompts: bool = False  # whether to encode a prompt for each model turn as well
+    augmentation: Augmentation | None = None  # how training rows are varied; None leaves them as they are
     seed: int | None = None
-    epoch: int = 0
+    epoch: int = 0  # the epoch that rows are varied for
+    # Names of perturbations; each perturbed conversation is encoded as prompts too
     perturbations: tuple[Perturbation, ...] = ()
-    token_parts: bool = False
-    pairs: bool = False
+    token_parts: bool = False  # whether documents say what each of their supervised tokens is
+    pairs: bool = False  # whether documents carry the rejected turns of their rows
 
     def __post_init__(self) -> None:
         for name, share in (("thoughts_share", self.thoughts_share), ("validation", self.held_out)):
@@ -119,12 +105,6 @@ def augment_documents(
     """The documents of a block of rows, with augmented ones in the place of those that the epoch varies.
 
     A row whose augmented document is too long keeps its own: augmentation drops no row.
-
-    Args:
-        documents: The documents of the rows, not augmented.
-        chunk: The rows; distractors are drawn from among them.
-        template: The chat template.
-        settings: How conversations are encoded, with the augmentation, its seed and the epoch.
     """
     if settings.augmentation is None:
         return list(documents)
@@ -145,8 +125,8 @@ def _document(
 ) -> Document:
     row = Document(id=id, input_ids=encoded.input_ids, supervised=[*chain.from_iterable(encoded.supervised_spans)])
     if settings.token_parts:
-        ends = template.tokenizer.convert_ids_to_tokens(template.end_ids(template.tokenizer))
-        row["parts"] = supervised_parts(rendered, encoded, ends)
+        ends = template.tokenizer.convert_ids_to_tokens(template.end_ids(template.tokenizer, template.syntax))
+        row["parts"] = supervised_parts(rendered, encoded, ends, template.syntax)
     return row
 
 

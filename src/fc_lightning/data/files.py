@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, TextIO
 import pyarrow as pa
 import pyarrow.parquet as parquet
 
+from fc_lightning.conversation.parsing import unambiguous_object
 from fc_lightning.data.formats import RowError
 from fc_lightning.utils.errors import UserError
 
@@ -57,10 +58,6 @@ def has_rows(file: Path) -> bool:
 
 def read_file(file: Path, split: str = "train") -> Iterator[tuple[str, Callable[[], Row]]]:
     """Yield each row's place (``file:row``), and a function that parses it.
-
-    Args:
-        file: The file.
-        split: The split to read of a JSON file that has several.
 
     Raises:
         DataError: If the file cannot be read.
@@ -128,15 +125,16 @@ def _lines(stream: TextIO) -> Iterator[str]:
 def _read_json(file: Path, split: str) -> Iterator[tuple[str, Callable[[], Row]]]:
     with _open_text(file) as stream:
         text = stream.read()
+    ambiguous: list[_Ambiguous] = []  # objects of the file
     try:
-        content = json.loads(text)
+        content = json.loads(text, object_pairs_hook=partial(_keep_ambiguous, ambiguous))
     except (ValueError, RecursionError) as error:
         if isinstance(error, json.JSONDecodeError) and error.msg == "Extra data" and text.lstrip().startswith("{"):
             yield from _read_lines(io.StringIO(text), file)  # JSON Lines under another name
             return
         raise DataError(f"{file}: not JSON ({error})") from error
     for number, row in enumerate(_rows_of(content, split, file), 1):
-        yield f"{file}:{number}", partial(_checked, row)
+        yield f"{file}:{number}", partial(_unambiguous, row) if ambiguous else partial(_checked, row)
 
 
 def _rows_of(content: Any, split: str, file: Path) -> list[Any]:
@@ -145,6 +143,8 @@ def _rows_of(content: Any, split: str, file: Path) -> list[Any]:
         return content
     if not isinstance(content, dict):
         raise DataError(f"{file}: expected a list of rows, got {type(content).__name__}")
+    if isinstance(content, _Ambiguous) and any(isinstance(value, list) for value in content.values()):
+        raise DataError(f"{file}: the object has the key {content.key!r:.40} twice")
     lists = {key: value for key, value in content.items() if isinstance(value, list)}
     for key in (split, *_ROW_KEYS):
         if key in lists:
@@ -166,7 +166,7 @@ def _read_table(stream: TextIO, file: Path, delimiter: str) -> Iterator[tuple[st
 
 def _table_row(row: dict[str | None, Any]) -> Row:
     if None in row or None in row.values():
-        return RowError("the row has another number of fields than the header")
+        return RowError("the row does not have as many fields as the header")
     return {str(key): value for key, value in row.items() if value != ""}
 
 
@@ -181,16 +181,35 @@ def _read_parquet(file: Path) -> Iterator[tuple[str, Callable[[], Row]]]:
         raise DataError(f"{file}: cannot read Parquet after row {number:,}: {error}") from error
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+class _Ambiguous(dict[str, Any]):
+    """An object with a key twice."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]):
+        super().__init__(pairs)
+        keys = [key for key, _ in pairs]
+        self.key = next(key for key in keys if keys.count(key) > 1)
+
+
+def _keep_ambiguous(found: list[_Ambiguous], pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of a JSON file, whose rows are parsed together; those with a key twice are collected."""
     value = dict(pairs)
     if len(value) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"an object has the key {twice!r:.40} twice")
+        found.append(value := _Ambiguous(pairs))
     return value
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys)
+def _unambiguous(row: Any) -> Row:
+    """A row of a JSON file, or the error that one of its objects has a key twice."""
+    inner = [row]
+    while inner:
+        value = inner.pop()
+        if isinstance(value, _Ambiguous):
+            return RowError(f"not JSON (an object has the key {value.key!r:.40} twice)")
+        inner += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return _checked(row)
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=unambiguous_object)
 
 
 def _parse_line(line: str) -> Row:

@@ -33,10 +33,6 @@ def mask_names(conversation: Conversation, rng: random.Random) -> Conversation:
     In a text, a name is replaced only if it looks like an identifier or is quoted. The user's texts are not changed,
     because argument values come from them. A conversation is unchanged if two functions have the same name, a called
     function is not offered, or a schema has references.
-
-    Args:
-        conversation: A row.
-        rng: Draws the names.
     """
     functions = [tool.name for tool in conversation.tools]
     called = {call.name for message in conversation.messages for call in message.tool_calls}

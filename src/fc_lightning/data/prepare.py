@@ -55,21 +55,15 @@ _PROMPTS = pa.schema(
 
 @dataclass(frozen=True)
 class Prepared:
-    """A prepared dataset.
+    """A prepared dataset."""
 
-    Attributes:
-        documents: Rows ``id, source, category, input_ids, supervised, parts``, see
-            :class:`fc_lightning.data.collator.Document`.
-        prompts: Rows ``id, turn, category, input_ids, expected, tools, gold, response_schema, answer, perturbation``,
-            see :class:`fc_lightning.data.dataloaders.PromptBatch`.
-        report: Counts of used and skipped rows.
-        digest: SHA-256 of the documents; independent of the files that their rows came from.
-    """
-
+    # Rows `id, source, category, input_ids, supervised, parts`, see :class:`fc_lightning.data.collator.Document`
     documents: Dataset
+    # Rows `id, turn, category, input_ids, expected, tools, gold, response_schema, answer, perturbation`, see
+    # :class:`fc_lightning.data.dataloaders.PromptBatch`
     prompts: Dataset
-    report: RowReport
-    digest: str
+    report: RowReport  # counts of used and skipped rows
+    digest: str  # SHA-256 of the documents; independent of the files that their rows came from
 
 
 def fingerprint(sources: Sequence[Source], template: ChatTemplate, settings: EncodingSettings) -> str:
@@ -79,14 +73,7 @@ def fingerprint(sources: Sequence[Source], template: ChatTemplate, settings: Enc
 
 def encoding_digest(template: ChatTemplate, settings: EncodingSettings) -> str:
     """A digest that changes whenever the same rows may be encoded differently."""
-    parts = {
-        "layout": _VERSION,
-        "settings": asdict(settings),
-        "template": [template.render_mode, template.source, template.variables],
-        "code": code_digest(),
-        "versions": {name: version(name) for name in _LIBRARIES},
-    }
-    return hash_texts([json.dumps(parts, sort_keys=True), template.tokenizer.backend_tokenizer.to_str()])
+    return hash_texts([json.dumps(_origin(template, settings), sort_keys=True)])
 
 
 @functools.cache
@@ -106,13 +93,6 @@ def prepare(
 ) -> None:
     """Write a prepared folder atomically, unless it exists intact.
 
-    Args:
-        sources: Where rows come from.
-        template: Renders and encodes them.
-        settings: How conversations are encoded.
-        folder: The folder to write.
-        processes: Number of processes; the result does not depend on it. See :func:`choose_num_processes`.
-
     Raises:
         DataError: If no row can be used, or the folder cannot be written.
     """
@@ -131,7 +111,8 @@ def prepare(
             try:
                 report = _write(sources, template, settings, unfinished, choose_num_processes(sources, processes))
                 (unfinished / "report.json").write_text(json.dumps(report.to_dict()), encoding="utf-8")
-                content = json.dumps(_origin(sources, template, settings), indent=1, ensure_ascii=False)
+                origin = {"base": template.tokenizer.name_or_path, "sources": [asdict(source) for source in sources]}
+                content = json.dumps({**origin, **_origin(template, settings)}, indent=1, ensure_ascii=False)
                 (unfinished / "made_from.json").write_text(content, encoding="utf-8")
                 write_digests(unfinished)
                 unfinished.rename(folder)
@@ -139,13 +120,13 @@ def prepare(
                 shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _origin(sources: Sequence[Source], template: ChatTemplate, settings: EncodingSettings) -> dict[str, Any]:
-    """What a prepared folder is made from, for whoever looks into it."""
+def _origin(template: ChatTemplate, settings: EncodingSettings) -> dict[str, Any]:
+    """What decides how rows are encoded; a prepared folder has it in ``made_from.json``."""
     return {
-        "sources": [asdict(source) for source in sources],
+        "layout": _VERSION,
         "settings": asdict(settings),
-        "tokenizer": template.tokenizer.name_or_path,
-        "chat_template": hash_texts([template.source]),
+        "tokenizer": hash_texts([template.tokenizer.backend_tokenizer.to_str()]),
+        "chat_template": hash_texts([template.render_mode, template.source, json.dumps(template.variables)]),
         "code": code_digest(),
         "versions": {name: version(name) for name in _LIBRARIES},
     }
@@ -194,16 +175,7 @@ def filter_rows(
     report: RowReport,
     held_out: Iterator[bool] | None = None,
 ) -> Iterator[tuple[int, str, Conversation]]:
-    """The usable conversations of some rows; all others are added to the report.
-
-    Args:
-        rows: Source index, place and row.
-        sources: The sources, which know the rows' formats.
-        template: The chat template; verbatim rendering accepts rows whose calls cannot be read.
-        settings: How conversations are encoded.
-        report: The report to add to.
-        held_out: Whether each row is held out; only rows of ``settings.subset`` are returned.
-    """
+    """The usable conversations of some rows on the side of ``settings.subset``; the report counts the others."""
     for number, place, row in rows:
         report.rows += 1
         is_out = held_out is not None and next(held_out)

@@ -92,10 +92,6 @@ def rationale(conversation: Conversation, index: int) -> str | None:
 
     Tool names are in backticks, arguments are written as ``name = value`` with the value in JSON.
 
-    Args:
-        conversation: The conversation.
-        index: Index of the assistant message.
-
     Returns:
         The rationale; ``None`` if no tools are available, so that there is nothing to decide.
     """

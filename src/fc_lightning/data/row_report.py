@@ -16,21 +16,7 @@ _MAX_NOTICES = 10  # in the printed report
 
 @dataclass
 class RowReport:
-    """Counts of rows, documents and tokens; each list has entries ``[place, id, reason]``.
-
-    Attributes:
-        rows: Rows read.
-        documents: Documents made.
-        tokens: Their tokens.
-        supervised: Supervised tokens.
-        prompts: Prompts made.
-        skipped: Rows that cannot be used.
-        flawed: Rows rendered verbatim although some calls cannot be read; they have no prompts.
-        too_long: Rows dropped because they are longer than ``max_length``.
-        cut: Rows cut after a turn.
-        notices: Number of rows with each notice, such as ``unread_key: metadata``.
-        remarks: What else to know, a line each.
-    """
+    """Counts of rows, documents and tokens; each list has entries ``[place, id, reason]``."""
 
     rows: int = 0
     documents: int = 0
@@ -38,11 +24,14 @@ class RowReport:
     supervised: int = 0
     prompts: int = 0
     skipped: list[tuple[str, str, str]] = field(default_factory=list)
+    # Rows rendered verbatim although some calls cannot be read; they have no prompts
     flawed: list[tuple[str, str, str]] = field(default_factory=list)
+    # Rows dropped because they are longer than `max_length`
     too_long: list[tuple[str, str, str]] = field(default_factory=list)
-    cut: list[tuple[str, str, str]] = field(default_factory=list)
+    cut: list[tuple[str, str, str]] = field(default_factory=list)  # rows cut after a turn
+    # Number of rows with each notice, such as `unread_key: metadata`
     notices: Counter[str] = field(default_factory=Counter)
-    remarks: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)  # what else to know, a line each
 
     def add(self, other: RowReport) -> None:
         """Add the report of other rows."""

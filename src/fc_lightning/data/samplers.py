@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch.utils.data import Sampler
@@ -14,47 +15,27 @@ MicroBatch = list[list[int]]  # packs of document numbers
 _SHARED_PREFIX = 64  # prompts with this many equal leading ids are kept together
 
 
+@dataclass(eq=False)
 class MicroBatchSampler(Sampler[MicroBatch]):
     """Plans the packs of an epoch, groups them into micro-batches, and shards these over ranks.
 
     The plan does not depend on the ranks: micro-batch ``i`` of rank ``r`` is number ``i * num_replicas + r``, so that a
     step sees the same rows regardless of batch size, accumulation and number of ranks. Where the number of
     micro-batches is not divisible, the last ranks get an empty one: no row is repeated or dropped.
-
-    Args:
-        lengths: Tokens of each document.
-        capacity: Tokens of a pack; None for one document per row.
-        batch_size: Rows per micro-batch.
-        num_replicas: Number of ranks.
-        rank: This rank.
-        seed: Shuffles, together with the epoch; None keeps the order of the documents, for evaluation.
-        sources: The source of each document, if sources have weights.
-        weights: Weight of each source, or None.
     """
 
-    def __init__(
-        self,
-        lengths: Sequence[int],
-        capacity: int | None,
-        batch_size: int,
-        num_replicas: int = 1,
-        rank: int = 0,
-        seed: int | None = None,
-        sources: Sequence[int] | None = None,
-        weights: Sequence[float] | None = None,
-    ):
-        self.lengths = lengths
-        self.capacity = capacity
-        self.batch_size = batch_size
-        self.num_replicas = num_replicas
-        self.rank = rank
-        self.seed = seed
-        self.sources = sources
-        self.weights = weights
-        self.epoch = 0
-        self._resumed = (0, 0)  # epoch, and the micro-batches of all ranks to skip in it
-        self._num_packs: int | None = None  # of every epoch, if documents differ from epoch to epoch
-        self._length: int | None = None
+    lengths: Sequence[int]  # tokens of each document
+    capacity: int | None  # tokens of a pack; None for one document per row
+    batch_size: int  # rows per micro-batch
+    num_replicas: int = 1
+    rank: int = 0
+    seed: int | None = None  # shuffles, together with the epoch; None keeps the order of the documents, for evaluation
+    sources: Sequence[int] | None = None  # the source of each document, if sources have weights
+    weights: Sequence[float] | None = None  # of each source
+    epoch: int = 0
+    _resumed: tuple[int, int] = (0, 0)  # epoch, and the micro-batches of all ranks to skip in it
+    _num_packs: int | None = None  # of every epoch, if documents differ from epoch to epoch
+    _length: int | None = None
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls it when an epoch begins."""
@@ -131,11 +112,6 @@ def plan_generation(prompts: Sequence[Sequence[int]], max_tokens: int, max_promp
     """Group prompts of similar length, the longest first, so that an out-of-memory error comes at the start.
 
     Prompts with a long common prefix stay together, so that it is computed once.
-
-    Args:
-        prompts: Token ids of each prompt.
-        max_tokens: Largest number of tokens of a group, padding included.
-        max_prompts: Largest number of prompts of a group.
     """
     groups: list[list[int]] = []
     for prompt in sorted(range(len(prompts)), key=lambda number: list(prompts[number])):
@@ -161,12 +137,6 @@ def draw_by_weight(sources: Sequence[int], weights: Sequence[float], seed: int |
 
     A source is traversed across epochs and reshuffled for each pass: no document is drawn again before all other
     documents of its source.
-
-    Args:
-        sources: The source of each document.
-        weights: The weight of each source.
-        seed: Seed of the orders.
-        epoch: The epoch to draw for.
     """
     by_source: list[list[int]] = [[] for _ in weights]
     for document, source in enumerate(sources):

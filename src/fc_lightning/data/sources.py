@@ -81,10 +81,8 @@ class Source:
         Raises:
             DataError: If the path does not exist or cannot be read.
         """
-        if self.is_saved():
-            yield from self._dataset_rows(datasets.load_from_disk(self.path), start, step, block)
-        elif self._is_on_hub():
-            yield from self._dataset_rows(_from_hub(self, stream), start, step, block)
+        if (dataset := self._dataset(stream)) is not None:
+            yield from self._dataset_rows(dataset, start, step, block)
         else:
             files, transform = self._files()
             rows = chain.from_iterable(read_file(file, self.split) for file in files)
@@ -145,12 +143,8 @@ class Source:
         """A line that says how many rows ``limit`` leaves out; empty if it leaves out none."""
         if self.limit is None:
             return ""
-        if self.is_saved():
-            total = len(self._split_of(datasets.load_from_disk(self.path)))
-        elif self._is_on_hub():
-            total = len(_from_hub(self, False))
-        else:
-            total = sum(count_rows(file, self.split) for file in self._files().files)
+        dataset = self._dataset()
+        total = sum(count_rows(file, self.split) for file in self._files().files) if dataset is None else len(dataset)
         return f"{self.path}: first {self.limit:,} rows of {total:,} (`limit`)" if total > self.limit else ""
 
     def _files(self) -> FolderFiles:
@@ -185,7 +179,11 @@ class Source:
         """Whether it is a folder written by ``Dataset.save_to_disk``."""
         return any((Path(self.path) / name).exists() for name in ("state.json", "dataset_dict.json"))
 
-    def _split_of(self, dataset: Any) -> Any:
+    def _dataset(self, stream: bool = False) -> Any:
+        """The split of a saved dataset, or of one on the hub; None for local files."""
+        if not self.is_saved():
+            return _from_hub(self, stream) if self._is_on_hub() else None
+        dataset = datasets.load_from_disk(self.path)
         if not isinstance(dataset, datasets.DatasetDict):
             return dataset
         if self.split not in dataset:
@@ -193,7 +191,6 @@ class Source:
         return dataset[self.split]
 
     def _dataset_rows(self, dataset: Any, start: int, step: int, block: int) -> Iterator[tuple[str, Row]]:
-        dataset = self._split_of(dataset)
         if isinstance(dataset, datasets.IterableDataset):
             numbered = islice(enumerate(dataset, 1), self.limit)
             rows: Iterator[tuple[int, Any]] = _every_nth_block(numbered, start, step, block)

@@ -29,10 +29,6 @@ def hold_out(questions: Sequence[str], share: float) -> tuple[list[bool], str]:
     The choice depends on the questions, not on their order: the hash of one member decides for a group of
     near-duplicates. If all questions are near-duplicates of one another, only equal ones stay together.
 
-    Args:
-        questions: The user's texts of each conversation.
-        share: Approximate share of the groups to hold out.
-
     Returns:
         A flag for each conversation, and a remark if the questions could not be kept apart.
 
@@ -44,17 +40,17 @@ def hold_out(questions: Sequence[str], share: float) -> tuple[list[bool], str]:
     groups, remark = near_duplicates(questions), ""
     if len(set(groups)) == 1:
         first_of: dict[str, int] = {}
-        groups = [first_of.setdefault(_normal(text), index) for index, text in enumerate(questions)]
+        groups = [first_of.setdefault(normalized_words(text), index) for index, text in enumerate(questions)]
         remark = (
             f"`data.validation`: all {len(questions):,} questions are near-copies of one another, so held-out rows "
-            "resemble training rows; set `data.validation` to sources of its own"
+            "resemble training rows; set `data.validation` to separate sources"
         )
     if len(set(groups)) == 1:
         raise DataError(
             f"`data.validation`: all {len(questions):,} questions are the same, so no share can be held out; set "
-            "`data.validation` to sources of its own"
+            "`data.validation` to separate sources"
         )
-    digests = [hashlib.sha256(_normal(question).encode()).digest()[:8] for question in questions]
+    digests = [hashlib.sha256(normalized_words(question).encode()).digest()[:8] for question in questions]
     smallest: dict[int, bytes] = {}
     for group, digest in zip(groups, digests, strict=True):
         smallest[group] = min(digest, smallest.get(group, digest))
@@ -79,7 +75,9 @@ def near_duplicates(texts: Sequence[str]) -> list[int]:
     """
     if not texts:
         return []
-    signatures, where = np.unique(np.stack([_signature(_normal(text)) for text in texts]), axis=0, return_inverse=True)
+    signatures, where = np.unique(
+        np.stack([_signature(normalized_words(text)) for text in texts]), axis=0, return_inverse=True
+    )
     parents = list(range(len(signatures)))
 
     def root(node: int) -> int:
@@ -102,7 +100,7 @@ def near_duplicates(texts: Sequence[str]) -> list[int]:
     return [first_of.setdefault(group, index) for index, group in enumerate(groups)]
 
 
-def _normal(text: str) -> str:
+def normalized_words(text: str) -> str:
     """The lower-case words of the beginning of a text."""
     return " ".join(re.findall(r"\w+", text[:_MAX_TEXT].lower()))
 

@@ -11,6 +11,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, NamedTuple, TypedDict
@@ -60,38 +61,22 @@ class StreamingPacks(IterableDataset):
 
     Without weights, sources follow one another and a pass yields every row once; with weights, each block
     contains their shares, and each source starts over independently.
-
-    Attributes:
-        sources: The sources to read.
-        template: The chat template.
-        settings: How conversations are encoded.
-        batch_size: Packs per micro-batch.
-        packing: Whether packs hold as many documents as fit, or one.
-        buffer: Rows of a block, which are shuffled and packed together.
-        seed: Seed of the shuffle.
-        max_unreadable: Largest share of unreadable rows.
-        weights: One per source, or None.
-        num_replicas: Number of ranks.
-        rank: This rank.
-        num_workers: Worker processes per rank; without workers the rank itself is one shard.
-        consumed: Number of this rank's consumed micro-batches; :meth:`__iter__` starts after them.
-        positions: The positions of this rank's shards, by shard number.
     """
 
     sources: Sequence[Source]
     template: ChatTemplate
     settings: EncodingSettings
     batch_size: int = 1
-    packing: bool = True
-    buffer: int = 1024
+    packing: bool = True  # whether packs hold as many documents as fit, or one
+    buffer: int = 1024  # rows of a block, which are shuffled and packed together
     seed: int = 0
     max_unreadable: float = 0.05
     weights: Sequence[float] | None = None
     num_replicas: int = 1
     rank: int = 0
-    num_workers: int = 0
-    consumed: int = 0
-    positions: dict[int, Position] = field(default_factory=dict)
+    num_workers: int = 0  # worker processes per rank; without workers the rank itself is one shard
+    consumed: int = 0  # number of this rank's consumed micro-batches; `__iter__` starts after them
+    positions: dict[int, Position] = field(default_factory=dict)  # the positions of this rank's shards, by shard number
 
     def __iter__(self) -> Iterator[StreamedBatch]:
         info = get_worker_info()
@@ -104,13 +89,13 @@ class StreamingPacks(IterableDataset):
         shard = self.rank * workers + (worker + self.consumed) % workers
         groups = [list(range(len(self.sources)))] if self.weights is None else [[n] for n in range(len(self.sources))]
         fresh = Position(block=0, index=0, cursors=[[0, 0, 0] for _ in groups], counts={}, examples=[])
-        position = _copy(self.positions.get(shard, fresh))
+        position = deepcopy(self.positions.get(shard, fresh))
         streams = [
             self._endless(group, cursor, shard, self.num_shards)
             for group, cursor in zip(groups, position["cursors"], strict=True)
         ]
         while True:
-            before = _copy(position)
+            before = deepcopy(position)
             rng = random.Random(f"{self.seed}/{shard}/{position['block']}")
             # A pass is an epoch. With weights, sources pass at different times, and each block is varied differently.
             epoch = before["cursors"][0][0] if self.weights is None else before["block"]
@@ -120,7 +105,7 @@ class StreamingPacks(IterableDataset):
             position["block"], position["index"] = position["block"] + 1, 0
             for index in range(first, len(batches)):
                 after = position if index + 1 == len(batches) else Position({**before, "index": index + 1})
-                yield StreamedBatch(batches[index], shard, _copy(after))
+                yield StreamedBatch(batches[index], shard, deepcopy(after))
 
     @property
     def num_shards(self) -> int:
@@ -146,11 +131,7 @@ class StreamingPacks(IterableDataset):
         return {"consumed": self.consumed, "positions": dict(self.positions)}
 
     def state_dict(self, position: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The positions of all ranks' shards. A collective.
-
-        Args:
-            position: An earlier position of this rank; the current one by default.
-        """
+        """The positions of all ranks' shards. A collective."""
         position = position or self.position()
         gathered = [position["positions"]]
         if self.num_replicas > 1:
@@ -262,13 +243,3 @@ class StreamCollator:
     def __call__(self, batch: Any) -> dict[str, Any]:
         """Collate the packs, and add ``stream``."""
         return {**self.collator(batch.packs), "stream": batch._replace(packs=[])}
-
-
-def _copy(position: Position) -> Position:
-    return Position(
-        block=position["block"],
-        index=position["index"],
-        cursors=[list(cursor) for cursor in position["cursors"]],
-        counts=dict(position["counts"]),
-        examples=list(position["examples"]),
-    )

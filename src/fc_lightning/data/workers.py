@@ -27,10 +27,6 @@ Keyed = tuple[Any, Any]  # a sort key, and a result
 def choose_num_processes(sources: Sequence[Source], requested: int | None = None) -> int:
     """Choose the number of processes that read sources.
 
-    Args:
-        sources: The sources to read.
-        requested: A number to use; by default one per available core if there is enough data.
-
     Returns:
         The number of processes; 1 where forking is impossible (outside of Linux, in daemonic processes) and for JSON
         files, which are parsed in one piece.

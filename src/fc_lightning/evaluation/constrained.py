@@ -119,7 +119,7 @@ class GrammarConstraint:
         self.num_generated = 0  # new tokens per row
         self.num_seen: int | None = None  # columns of ids that the matchers have consumed
 
-    def start_leg(self, rows: Sequence[int]) -> None:
+    def set_rows(self, rows: Sequence[int]) -> None:
         """Set the rows of the following calls, as indices into all rows."""
         self.rows = rows
 

@@ -26,7 +26,7 @@ from fc_lightning.evaluation.turns import EvaluatedTurn
 
 PromptRow = Mapping[str, Any]  # one prompt of a `PromptBatch`
 
-_MAX_TOKENS, _MAX_PROMPTS = 16384, 32  # of a batch
+_MAX_TOKENS, _MAX_PROMPTS = 32768, 64  # of a batch
 
 
 @dataclass(frozen=True)

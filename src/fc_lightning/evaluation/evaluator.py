@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -15,12 +15,14 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from fc_lightning.chat_template.template import ChatTemplate
+from fc_lightning.chat_template.tool_formats import ToolFormat, native_syntax
 from fc_lightning.conversation.parsing import call_from_value, tool_from_value
 from fc_lightning.evaluation.constrained import CallGrammars, GrammarConstraint
-from fc_lightning.evaluation.generation import generate
+from fc_lightning.evaluation.generation import generate, ignore_step
 from fc_lightning.evaluation.metrics import EvaluatedTurn, evaluate_turn, groups_of, tool_call_metrics
 from fc_lightning.evaluation.robustness import plain_turns, robustness
 from fc_lightning.utils.errors import UserError, first_line
+from fc_lightning.utils.pretrained import BaseModelError
 
 T = TypeVar("T")
 IndexedTurn = tuple[int, EvaluatedTurn]  # with its index in the data
@@ -33,17 +35,36 @@ class TurnGenerator:
         tokenizer: The model's tokenizer, with the tags registered.
         settings: Fields of transformers' ``GenerationConfig``.
         constrained: Whether to constrain decoding to the grammar and the offered tools.
+        tool_format: The language of tool calls, see :func:`fc_lightning.chat_template.tool_formats.native_syntax`.
         seed: Seed of sampling; the same prompts in the same batches give the same turns.
+
+    Attributes:
+        on_step: See :func:`fc_lightning.evaluation.generation.generate`.
+
+    Raises:
+        BaseModelError: If decoding is constrained in a native language.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, settings: Mapping[str, Any], constrained: bool = False, seed: int = 0
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: Mapping[str, Any],
+        constrained: bool = False,
+        tool_format: ToolFormat = "auto",
+        seed: int = 0,
     ):
+        self.syntax = native_syntax(tokenizer, tool_format)
+        if constrained and self.syntax:
+            raise BaseModelError(
+                f"`model.constrained` has no grammar for {self.syntax.name}; set it to false, or "
+                "`model.tool_format: hermes`"
+            )
         self.tokenizer = tokenizer
         self.settings = settings
         self.constrained = constrained
         self.seed = seed
-        self.end_ids = ChatTemplate.end_ids(tokenizer)
+        self.on_step: Callable[[int], None] = ignore_step
+        self.end_ids = ChatTemplate.end_ids(tokenizer, self.syntax)
         self._grammars: CallGrammars | None = None
 
     @property
@@ -76,7 +97,14 @@ class TurnGenerator:
             torch.manual_seed(self.seed + seed)
             try:
                 outputs = generate(
-                    model, prompts, self.settings, self.end_ids, self.tokenizer.pad_token_id, constraint, synced_gpus
+                    model,
+                    prompts,
+                    self.settings,
+                    self.end_ids,
+                    self.tokenizer.pad_token_id,
+                    constraint,
+                    synced_gpus,
+                    self.on_step,
                 )
             except ValueError as error:
                 if "/transformers/generation/" not in traceback.extract_tb(error.__traceback__)[-1].filename:
@@ -113,6 +141,7 @@ class TurnGenerator:
             text,
             [call_from_value(call) for call in json.loads(batch["expected"][prompt] or "[]")],
             finished=finished,
+            syntax=self.syntax,
             tools=[tool_from_value(tool) for tool in json.loads(batch["tools"][prompt])],
             gold=json.loads(gold) if gold else (),
             response_schema=json.loads(schema) if schema else None,
@@ -172,7 +201,7 @@ def measure(
 
 
 def is_baseline_validation(trainer: Trainer) -> bool:
-    """Whether this is the validation of the untouched base on all prompts, before training.
+    """Whether this is the validation of the base model on all prompts, before training.
 
     Lightning runs it with ``trainer.num_sanity_val_steps: -1``; any other sanity check covers a part of the data only.
     """

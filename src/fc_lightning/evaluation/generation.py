@@ -8,30 +8,30 @@
        prompt 1   a b c f g h i j │ k        │  end of the cache after prefill; the last token of each
        prompt 2   . . . . . . a b │ c           prompt is the first input of decoding
 
-2. Decoding. Plain greedy decoding is a loop of our own, in which a row leaves the batch in the step in which it ends.
-   Any other setting is left to transformers' ``generate``, in legs: a leg ends once a quarter of its rows have ended,
-   and the next one has the remaining rows. Beams, other kinds of cache and sharded models are left to it entirely.
+2. Decoding, greedy or by sampling, in which a row leaves the batch in the step in which it ends.
+
+Beams, penalties and other settings, other kinds of cache and sharded models are left to transformers' ``generate``.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
+from transformers import GenerationConfig, LogitsProcessorList
+from transformers.generation import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from fc_lightning.evaluation.kv_cache import BufferedCache, sliding_windows, swap_remove
 
-# A leg of transformers' `generate` ends once one in this many of its rows has ended.
-_LEG = 4
-# Settings that plain greedy decoding follows, or that mean nothing to it.
-_GREEDY = {"max_new_tokens", "min_new_tokens", "do_sample", "num_beams", "num_return_sequences", "use_cache"}
-_GREEDY |= {"bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "cache_implementation"}
-_GREEDY |= {"temperature", "top_k", "top_p", "min_p"}  # of sampling
-_GREEDY |= {"_from_model_config", "output_attentions", "output_hidden_states", "output_scores", "output_logits"}
+# Settings that the loop here follows, or that mean nothing to it.
+_SUPPORTED = {"max_new_tokens", "min_new_tokens", "num_beams", "num_return_sequences", "use_cache"}
+_SUPPORTED |= {"do_sample", "temperature", "top_k", "top_p", "min_p"}
+_SUPPORTED |= {"bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "cache_implementation"}
+_SUPPORTED |= {"_from_model_config", "output_attentions", "output_hidden_states", "output_scores", "output_logits"}
+_SAMPLING = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": None}  # transformers' values where none is set
 
 Output = tuple[list[int], bool]  # new ids without the one that ends the turn, and whether there was one
 
@@ -39,11 +39,15 @@ Output = tuple[list[int], bool]  # new ids without the one that ends the turn, a
 class Constraint(Protocol):
     """A logits processor that keeps each row to a grammar and is notified which rows are active."""
 
-    def start_leg(self, rows: Sequence[int]) -> None:
+    def set_rows(self, rows: Sequence[int]) -> None:
         """Set the rows of the following calls, as indices into all rows."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Set the scores ``(rows, vocabulary)`` of forbidden tokens to minus infinity, given the ids so far."""
+
+
+def ignore_step(num_ended: int) -> None:
+    """Do nothing."""
 
 
 @torch.inference_mode()
@@ -55,6 +59,7 @@ def generate(
     pad_id: int,
     constraint: Constraint | None = None,
     synced_gpus: bool = False,
+    on_step: Callable[[int], None] = ignore_step,
 ) -> list[Output]:
     """Generate a continuation of each prompt.
 
@@ -67,22 +72,23 @@ def generate(
         pad_id: Id that pads shorter rows, on the left.
         constraint: Keeps each row to a grammar; not with beams.
         synced_gpus: Whether all ranks must take the same number of steps, as a sharded model requires.
+        on_step: Called after each prompt that was read and each step of decoding, with the number of rows that ended.
+            What is left to transformers does not call it.
 
     Returns:
         For each prompt (n in a row) the new ids without the one that ends the turn, and whether there was one.
     """
     causal = cast(Any, model)
     settings = {**settings, "eos_token_id": list(end_ids), "pad_token_id": pad_id, "use_cache": True}
-    if synced_gpus or settings.get("num_beams", 1) > 1 or not _has_plain_cache(causal):
+    choose = _token_choice(causal, settings)
+    if synced_gpus or choose is None or not _has_plain_cache(causal):
         return _generate_padded(causal, prompts, settings, constraint, synced_gpus)
-    cache = _prefill(causal, prompts, room=settings["max_new_tokens"])
-    if _is_plain_greedy(causal, settings):
-        return _decode_greedy(causal, prompts, cache, settings, constraint)
-    num_copies = settings.pop("num_return_sequences", 1)
+    cache = _prefill(causal, prompts, settings["max_new_tokens"], on_step)
+    num_copies = settings.get("num_return_sequences", 1)
     for layer in cache.layers if num_copies > 1 else []:
         layer.batch_repeat_interleave(num_copies)
     rows = [prompt for prompt in prompts for _ in range(num_copies)]
-    return _generate_in_legs(causal, rows, cache, settings, constraint)
+    return _decode(causal, rows, cache, settings, choose, constraint, on_step)
 
 
 def shared_length(first: Sequence[int], second: Sequence[int]) -> int:
@@ -100,16 +106,36 @@ def _has_plain_cache(causal: Any) -> bool:
     return kinds <= {"full_attention", "sliding_attention"} and not shares_layers and not causal._is_stateful
 
 
-def _is_plain_greedy(causal: Any, settings: Mapping[str, Any]) -> bool:
-    """Whether the next token is the likeliest one, with no other processing of logits by settings or model."""
+def _token_choice(causal: Any, settings: Mapping[str, Any]) -> Callable[[Tensor], Tensor] | None:
+    """How the next ids ``(rows,)`` are chosen from scores ``(rows, vocabulary)``; None if that is not done here."""
     defaults = causal.generation_config.to_diff_dict() if causal.generation_config else {}
     chosen = {name: value for name, value in {**defaults, **settings}.items() if value is not None}
-    if chosen.get("do_sample") or chosen.get("num_return_sequences", 1) > 1 or not chosen.keys() <= _GREEDY:
-        return False
-    return {"position_ids", "logits_to_keep"} <= inspect.signature(causal.forward).parameters.keys()
+    has_arguments = {"position_ids", "logits_to_keep"} <= inspect.signature(causal.forward).parameters.keys()
+    if not has_arguments or not chosen.keys() <= _SUPPORTED or chosen.get("num_beams", 1) > 1:
+        return None
+    return _sampling({**_SAMPLING, **chosen}) if chosen.get("do_sample") else _argmax
 
 
-def _prefill(causal: Any, prompts: Sequence[Sequence[int]], room: int) -> BufferedCache:
+def _sampling(settings: Mapping[str, Any]) -> Callable[[Tensor], Tensor]:
+    """Draw ids as transformers does."""
+    warpers = LogitsProcessorList()
+    if settings["temperature"] != 1:
+        warpers.append(TemperatureLogitsWarper(settings["temperature"]))
+    if settings["top_k"]:
+        warpers.append(TopKLogitsWarper(settings["top_k"]))
+    if settings["top_p"] < 1:
+        warpers.append(TopPLogitsWarper(settings["top_p"]))
+    if settings["min_p"] is not None:
+        warpers.append(MinPLogitsWarper(settings["min_p"]))
+    no_ids = torch.empty(0, dtype=torch.long)  # these processors look at scores alone
+
+    def sample(scores: Tensor) -> Tensor:
+        return torch.multinomial(warpers(no_ids, scores).softmax(-1), num_samples=1)[:, 0]
+
+    return sample
+
+
+def _prefill(causal: Any, prompts: Sequence[Sequence[int]], room: int, on_step: Callable[[int], None]) -> BufferedCache:
     """Read all but the last token of each prompt into a cache, which has room for more tokens."""
     decoder, device = causal.get_decoder(), next(causal.parameters()).device
     windows = sliding_windows(causal.config.get_text_config())
@@ -128,17 +154,20 @@ def _prefill(causal: Any, prompts: Sequence[Sequence[int]], room: int) -> Buffer
         if ids:
             cache.copy_row(prompt, row, len(prompts))
         previous = ids
+        on_step(0)
     return cache
 
 
-def _decode_greedy(
+def _decode(
     causal: Any,
     prompts: Sequence[Sequence[int]],
     cache: BufferedCache,
     settings: Mapping[str, Any],
+    choose: Callable[[Tensor], Tensor],
     constraint: Constraint | None,
+    on_step: Callable[[int], None],
 ) -> list[Output]:
-    """Take the likeliest token of each row until every row has ended or reached the limit."""
+    """Choose the next token of each row until every row has ended or reached the limit."""
     limit, minimum = settings["max_new_tokens"], settings.get("min_new_tokens") or 0
     device = next(causal.parameters()).device
     end_ids = torch.tensor(settings["eos_token_id"], device=device)
@@ -148,9 +177,9 @@ def _decode_greedy(
     outputs: list[Output] = [([], False)] * len(prompts)
     active_rows = list(range(len(prompts)))
     if constraint is not None:
-        constraint.start_leg(active_rows)
+        constraint.set_rows(active_rows)
     for end in range(longest, longest + limit):
-        # 1) Take a step: the last token of each active row goes in, the likeliest next one comes out.
+        # 1) Take a step: the last token of each active row goes in, the next one comes out.
         positions = torch.tensor([[end - 1 - padding[row]] for row in active_rows], device=device)
         logits = causal(
             input_ids=ids[:, end - 1 : end],
@@ -165,9 +194,10 @@ def _decode_greedy(
             scores[:, end_ids] = -torch.inf
         if constraint is not None:
             scores = constraint(ids[:, :end], scores)
-        ids[:, end] = _argmax(scores)
+        ids[:, end] = choose(scores)
         # 2) Take out the rows that have ended.
         ended = torch.isin(ids[:, end], end_ids).nonzero().flatten().tolist()
+        on_step(len(ended))
         if not ended:
             continue
         for place in ended:
@@ -181,7 +211,7 @@ def _decode_greedy(
             layer.batch_select_indices(order)
             layer.drop_before(min(padding[row] for row in active_rows))
         if constraint is not None:
-            constraint.start_leg(active_rows)
+            constraint.set_rows(active_rows)
     for place, row in enumerate(active_rows):
         outputs[row] = (ids[place, longest:].tolist(), False)
     return outputs
@@ -192,68 +222,6 @@ def _argmax(scores: Tensor) -> Tensor:
     if scores.device.type == "cpu":
         return torch.from_numpy(scores.numpy().argmax(-1))
     return scores.argmax(-1)
-
-
-def _generate_in_legs(
-    causal: Any,
-    prompts: Sequence[Sequence[int]],
-    cache: BufferedCache,
-    settings: dict[str, Any],
-    constraint: Constraint | None,
-) -> list[Output]:
-    """Decode until every row has ended or reached the limit; each leg has the rows that are still active."""
-    end_ids, limit = settings["eos_token_id"], settings["max_new_tokens"]
-    minimum = settings.get("min_new_tokens") or 0
-    device = next(causal.parameters()).device
-    ids, mask = _pad_left(prompts, settings["pad_token_id"], device)  # (rows, longest)
-    longest = ids.shape[1]
-    active_rows = list(range(len(prompts)))
-    outputs: list[Output] = [([], False)] * len(prompts)
-    while active_rows:
-        # 1) Decode a leg.
-        if constraint is not None:
-            constraint.start_leg(active_rows)
-        num_generated = ids.shape[1] - longest
-        budget = {"max_new_tokens": limit - num_generated, "min_new_tokens": max(0, minimum - num_generated)}
-        leg = causal.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            past_key_values=cache,
-            generation_config=GenerationConfig(**{**settings, **budget, "return_dict_in_generate": True}),
-            stopping_criteria=[_EndOfLeg(end_ids, device)],
-            logits_processor=LogitsProcessorList([] if constraint is None else [constraint]),
-        )
-        # 2) Take the rows that have ended; at the limit, all of them.
-        new_ids = leg.sequences[:, longest:].tolist()
-        at_limit = len(new_ids[0]) >= limit
-        remaining = []
-        for place, row in enumerate(active_rows):
-            outputs[row] = _until_end(new_ids[place], end_ids)
-            if not at_limit and not outputs[row][1]:
-                remaining.append(place)
-        # 3) Compact the others.
-        active_rows = [active_rows[place] for place in remaining]
-        selected = torch.tensor(remaining, device=device, dtype=torch.long)
-        for layer in cache.layers:
-            layer.batch_select_indices(selected)
-        mask = nn.functional.pad(mask, (0, leg.sequences.shape[1] - ids.shape[1]), value=1)[selected]
-        ids = leg.sequences[selected]
-    return outputs
-
-
-class _EndOfLeg(StoppingCriteria):
-    """Ends a leg once enough of its rows have ended their turn; no row has when it begins."""
-
-    def __init__(self, end_ids: Sequence[int], device: torch.device):
-        self.end_ids = torch.tensor(end_ids, device=device)
-        self.ended: Tensor | None = None
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        """Whether to end the leg: ``(rows,)``, the same for all."""
-        ended = torch.isin(input_ids[:, -1], self.end_ids)
-        self.ended = ended if self.ended is None else self.ended | ended
-        enough = self.ended.sum() * _LEG >= len(input_ids)
-        return enough.expand(len(input_ids))
 
 
 def _generate_padded(

@@ -91,7 +91,7 @@ RULES: dict[str, CountingRule] = {
     "name_match": share_of_turns("turns that call the expected tools", lambda turn: turn.name_match),
     "parse_rate": share_of_turns("turns in which every call can be parsed", lambda turn: turn.parsed),
     "grammar": share_of_turns(
-        "turns that are an optional closed think block, then calls alone or an answer, then the end",
+        "turns that follow the output grammar: reasoning that is closed, if any, then calls or an answer, then the end",
         lambda turn: turn.grammar,
     ),
     "unoffered": CountingRule(
@@ -100,7 +100,7 @@ RULES: dict[str, CountingRule] = {
         higher_is_better=False,
     ),
     "arguments_valid": CountingRule(
-        "predicted calls to offered tools whose arguments are valid by the tool's schema",
+        "predicted calls to offered tools whose arguments are valid under the tool's schema",
         lambda turn: (turn.valid, turn.checked),
     ),
     "argument_precision": CountingRule(
@@ -109,22 +109,22 @@ RULES: dict[str, CountingRule] = {
     "argument_recall": CountingRule("expected (tool, argument, value) triples that are predicted", _argument_recall),
     "argument_f1": CountingRule("harmonic mean of argument precision and recall", _argument_f1),
     "overcall": share_of_turns(
-        "turns with a call, of those that should have none",
+        "turns with a call, among those that should have none",
         lambda turn: None if turn.expected else _calls_something(turn),
         higher_is_better=False,
     ),
     "missed_call": share_of_turns(
-        "turns without a call, of those that should have one",
+        "turns without a call, among those that should have one",
         lambda turn: not _calls_something(turn) if turn.expected else None,
         higher_is_better=False,
     ),
     "abstention": share_of_turns(
-        "turns that end without a call, of those that should have none",
+        "turns that end without a call, among those that should have none",
         lambda turn: None if turn.expected else turn.exact_match,
     ),
     "json_valid": share_of_turns("JSON mode: answers that are valid JSON", lambda turn: turn.json_valid),
     "json_schema_valid": share_of_turns(
-        "JSON mode: answers that are valid by the row's schema", lambda turn: turn.json_schema_valid
+        "JSON mode: answers that are valid under the row's schema", lambda turn: turn.json_schema_valid
     ),
     "json_equal": share_of_turns("JSON mode: answers equal to the held-out one", lambda turn: turn.json_equal),
 }

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fc_lightning.conversation.json_schema import fits_schema
+from fc_lightning.conversation.native_calls import NativeSyntax
 from fc_lightning.conversation.parsing import parse_turn, same_calls, same_names
 from fc_lightning.conversation.types import Tool, ToolCall
 from fc_lightning.evaluation.alternatives import matches_alternatives
@@ -92,6 +93,7 @@ def evaluate_turn(
     expected: Sequence[ToolCall],
     *,
     finished: bool = True,
+    syntax: NativeSyntax | None = None,
     tools: Sequence[Tool] | None = None,
     gold: Sequence[Mapping[str, Any]] = (),
     response_schema: dict[str, Any] | None = None,
@@ -104,6 +106,7 @@ def evaluate_turn(
         text: Generated text.
         expected: Calls of the held-out turn.
         finished: Whether the turn ended.
+        syntax: The native tool language of the text; None for Hermes.
         tools: Offered tools; None if unknown.
         gold: Alternatives, see :func:`fc_lightning.evaluation.alternatives.matches_alternatives`.
         response_schema: JSON mode: schema of the answer.
@@ -118,7 +121,7 @@ def evaluate_turn(
         >>> evaluate_turn("It is noon.", []).exact_match, evaluate_turn("It is", [], finished=False).exact_match
         (True, False)
     """
-    parsed = parse_turn(text, strict=True)
+    parsed = syntax.parse_turn(text) if syntax else parse_turn(text, strict=True)
     calls = parsed.tool_calls
     all_parsed = not parsed.errors
     # A truncated turn, or one with an unreadable call, matches nothing: a server would not deliver it.

@@ -6,26 +6,42 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from peft import PeftConfig, PeftType
+from peft import PeftConfig, PeftType, PromptLearningConfig
 from torch import nn
 
 from fc_lightning.utils.pretrained import BaseModelError
 
+_OWN_TOKENS = "it puts its own tokens before each row, so packed conversations cannot be kept apart"
 # Types that cannot be trained, resumed and exported as a merged model, with the reason.
 _UNSUPPORTED = {
     PeftType.ADALORA: "it changes its ranks during training, and PEFT does not save that state",
     PeftType.ADAMSS: "it changes its budget during training, and PEFT does not save that state",
     PeftType.ADAPTION_PROMPT: "it cannot be merged into the base",
     PeftType.BEFT: "it trains biases, and cannot be merged into layers that have none",
-    PeftType.CPT: "it puts tokens of its own before each row, so packs cannot be kept apart",
     PeftType.LILY: "it cannot be merged into the base",
     PeftType.POLY: "it needs a task number with each row",
     PeftType.SHADOW: "it cannot be merged into the base",
     PeftType.TRAINABLE_TOKENS: "set `model.special_tokens` instead, whose rows are trained with any LoRA",
     PeftType.XLORA: "it mixes adapters that are already trained",
 }
+# Settings of other types that are refused, with the reason.
+REFUSED_FIELDS = {
+    "alora_invocation_tokens": "cannot be merged into the base; remove them",
+    "layer_replication": "changes the base; leave it out",
+    "lora_bias": "cannot be merged into layers without bias",
+}
 # Initialisations of LoRA that need data or change the base's weights, which a checkpoint does not hold.
 _PLAIN_INITIALISATIONS = (True, False, "gaussian", "orthogonal", "mica")
+
+
+def unsupported_reason(config_class: type[PeftConfig], kind: PeftType) -> str:
+    """Why a type of adapter is refused; empty if it is not."""
+    return _OWN_TOKENS if issubclass(config_class, PromptLearningConfig) else _UNSUPPORTED.get(kind, "")
+
+
+def trains_token_rows(config_class: type[PeftConfig]) -> bool:
+    """Whether a type of adapter can also train the rows of new tokens."""
+    return "trainable_token_indices" in config_class.__dataclass_fields__
 
 
 def targets_module(peft: PeftConfig, name: str) -> bool:
@@ -43,30 +59,13 @@ def trains_whole_module(peft: PeftConfig, name: str) -> bool:
 
 
 def check_supported(peft: PeftConfig, model: Any) -> None:
-    """Refuse what cannot be trained, saved, resumed, merged and loaded again.
-
-    Args:
-        peft: The configuration of an adapter.
-        model: The base.
-
-    Raises:
-        BaseModelError: If it cannot. The message says what to do.
-    """
+    """Refuse what cannot be trained on a base, saved, resumed, merged and loaded again."""
     kind = type(peft).__name__
-    if peft.is_prompt_learning:
-        raise BaseModelError(
-            f"`model.peft`: {kind} puts tokens of its own before each row, so packs cannot be kept apart"
-        )
-    if peft.peft_type in _UNSUPPORTED:
-        raise BaseModelError(f"`model.peft`: {kind} is not supported: {_UNSUPPORTED[PeftType(peft.peft_type)]}")
-    if getattr(peft, "alora_invocation_tokens", None):
-        raise BaseModelError(
-            f"`model.peft`: {kind} with `alora_invocation_tokens` cannot be merged into the base; remove them"
-        )
-    if getattr(peft, "layer_replication", None):
-        raise BaseModelError(f"`model.peft`: {kind} with `layer_replication` changes the base; leave it out")
-    if getattr(peft, "lora_bias", False):
-        raise BaseModelError(f"`model.peft`: {kind} with `lora_bias` cannot be merged into layers without bias")
+    if reason := unsupported_reason(type(peft), PeftType(peft.peft_type)):
+        raise BaseModelError(f"`model.peft`: {kind} is not supported: {reason}")
+    for field, reason in REFUSED_FIELDS.items():
+        if getattr(peft, field, None):
+            raise BaseModelError(f"`model.peft`: {kind} with `{field}` {reason}")
     start = getattr(peft, "init_lora_weights", True)
     if start not in _PLAIN_INITIALISATIONS:
         raise BaseModelError(
@@ -92,18 +91,15 @@ def _adapts_zero_row(peft: PeftConfig, model: Any) -> bool:
 
 
 def _check_names(model: nn.Module, field: str, names: Sequence[str], regular: bool) -> None:
-    """Refuse a name that matches no module of the model; PEFT overlooks it if another name matches one.
-
-    Args:
-        model: The base.
-        field: Where the names were configured.
-        names: Names, or one regular expression.
-        regular: Whether it is a regular expression.
-    """
+    """Refuse a name that matches no module of the model; PEFT overlooks it if another name matches one."""
     modules = [name for name, _ in model.named_modules()]
     for name in names:
         if name != "all-linear" and not any(_matches(name if regular else [name], module) for module in modules):
-            suffixes = [module.rpartition(".")[2] for module, layer in model.named_modules() if _has_matrix(layer)]
+            suffixes = [
+                module.rpartition(".")[2]
+                for module, layer in model.named_modules()
+                if isinstance(layer, nn.Linear | nn.Embedding)
+            ]
             raise BaseModelError(
                 f"`model.peft`: `{field}` names {name}, and the model has no such module; it has "
                 f"{', '.join(dict.fromkeys(suffixes))}"
@@ -116,10 +112,6 @@ def _is_regular(expression: str) -> bool:
     except re.error:
         return False
     return True
-
-
-def _has_matrix(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear | nn.Embedding)
 
 
 def _matches(names: str | Sequence[str] | None, module: str) -> bool:

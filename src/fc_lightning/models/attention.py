@@ -2,7 +2,7 @@
 
 A dense mask over a row of packed documents costs the square of the row's length; attention by document costs the sum
 of the squares of the documents' lengths. It is registered with transformers as :data:`BY_DOCUMENT`. Without documents,
-as in generation, it follows the attention mask.
+as in generation, it follows the attention mask. On a GPU, flex (`flex_masks.py`) and flash attention do the same.
 """
 
 from __future__ import annotations
@@ -113,16 +113,9 @@ AttentionMaskInterface.register(BY_DOCUMENT, sdpa_mask)
 
 
 def choose_attention(device: torch.device, mixed: bool) -> tuple[str, str]:
-    """Choose the attention implementation for a device.
+    """The attention implementation for a device, in half precision or not, and the reason for it.
 
     All of them keep packed documents apart.
-
-    Args:
-        device: Where the model runs.
-        mixed: Whether it runs in half precision, which flash kernels require.
-
-    Returns:
-        The name of the implementation, and the reason for it.
     """
     if device.type != "cuda":
         return BY_DOCUMENT, "fastest without a GPU"
@@ -140,11 +133,7 @@ def generation_mode(model: nn.Module) -> Iterator[None]:
     """
     config = unwrap_peft(model).config
     attention = attention_implementation(config)
-    if attention != "flex_attention":
-        with torch.compiler.set_stance("force_eager"):
-            yield
-        return
-    set_attention_implementation(config, BY_DOCUMENT)
+    set_attention_implementation(config, BY_DOCUMENT if attention == "flex_attention" else attention)
     try:
         with torch.compiler.set_stance("force_eager"):
             yield

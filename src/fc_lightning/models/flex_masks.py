@@ -20,12 +20,7 @@ _BLOCK = 128  # positions of a block, for queries and keys
 
 
 def flex_arguments(config: PretrainedConfig, batch: Batch) -> dict[str, Any]:
-    """The masks of a batch by kind of layer, and kernel options where the device needs them.
-
-    Args:
-        config: The model's configuration.
-        batch: On the device where the model runs.
-    """
+    """The masks of a batch by kind of layer, and kernel options where the device needs them."""
     config = config.get_text_config()
     device = batch["input_ids"].device
     documents = _document_numbers(batch)  # (rows, length)
@@ -41,13 +36,7 @@ def flex_arguments(config: PretrainedConfig, batch: Batch) -> dict[str, Any]:
 
 
 def block_mask(documents: Tensor, window: int | None, device: torch.device) -> BlockMask:
-    """The causal mask of packed rows.
-
-    Args:
-        documents: ``(rows, length)``, the number of each position's document, counted from 0 in each row.
-        window: Sliding window.
-        device: Where attention is computed.
-    """
+    """The causal mask of packed rows, from ``(rows, length)`` numbers of documents, counted from 0 in each row."""
     rows, length = documents.shape
     num_blocks = -(-length // _BLOCK)
     padded = torch.nn.functional.pad(documents, (0, num_blocks * _BLOCK - length), value=-1)
@@ -89,7 +78,7 @@ def _document_numbers(batch: Batch) -> Tensor:
 
 
 def _ordered(blocks: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Of each query block: the number of its key blocks, ``(rows, 1, blocks)``, and all blocks, these first."""
+    """For each query block, how many key blocks it attends to, ``(rows, 1, blocks)``, and all blocks, those first."""
     counts = blocks.sum(-1, dtype=torch.int32).unsqueeze(1)
     order = blocks.int().argsort(dim=-1, descending=True, stable=True).to(torch.int32).unsqueeze(1)
     return counts.to(device, non_blocking=True), order.to(device, non_blocking=True)

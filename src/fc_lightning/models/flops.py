@@ -19,19 +19,12 @@ def parameter_counts(model: nn.Module) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """Floating-point operations that a forward and a backward pass require. Recomputation and padding do not count.
+    """Floating-point operations that a forward and a backward pass require. Recomputation and padding do not count."""
 
-    Attributes:
-        per_token: Matrix products of all decoder layers.
-        per_supervised_token: Matrix product of the head, which is computed for supervised tokens only.
-        per_attended_pair: Attention of one layer, for a query and a key that it attends to.
-        windows: Sliding window of each decoder layer; ``None`` for full attention.
-    """
-
-    per_token: int
-    per_supervised_token: int
-    per_attended_pair: int
-    windows: tuple[int | None, ...]
+    per_token: int  # matrix products of all decoder layers
+    per_supervised_token: int  # the head, which is computed for supervised tokens only
+    per_attended_pair: int  # attention of one layer, for a query and a key that it attends to
+    windows: tuple[int | None, ...]  # sliding window of each decoder layer; None for full attention
 
     @classmethod
     def of_model(cls, model: nn.Module) -> TrainingCost:
@@ -56,14 +49,6 @@ class TrainingCost:
             + batch["num_supervised"] * self.per_supervised_token
             + pairs * self.per_attended_pair
         )
-
-
-def training_flops(model: nn.Module, batch: Batch) -> float:
-    """The floating-point operations that a forward and a backward pass over a batch require.
-
-    See :class:`TrainingCost`, which is worth keeping where there are many batches.
-    """
-    return TrainingCost.of_model(model).flops(batch)
 
 
 def _matrix_flops(module: nn.Module) -> int:

@@ -24,10 +24,6 @@ def shard(model: nn.Module, mesh: Any) -> None:
     model's ``forward``, and calls the head once for each chunk of labels, of which ranks have different numbers. As a
     forward method of the outer unit it gathers the head once, so that all ranks take part in the same collectives.
 
-    Args:
-        model: A causal language model or a PeftModel, changed in place.
-        mesh: The data-parallel dimension of a device mesh.
-
     Raises:
         BaseModelError: If a frozen matrix would have to be saved with the adapter.
     """

@@ -28,15 +28,7 @@ def load_base(
     quantization: Mapping[str, Any] | None = None,
     device: torch.device | None = None,
 ) -> PreTrainedModel:
-    """Load a base model.
-
-    Args:
-        base: See :func:`fc_lightning.utils.pretrained.resolve_base`.
-        revision: Revision on the hub.
-        dtype: Precision of the weights.
-        attention: An attention implementation of transformers.
-        quantization: Fields of ``BitsAndBytesConfig``, to keep the matrices in 4 or 8 bits.
-        device: Where to load a quantized model. Other models are loaded into main memory.
+    """Load a base model into main memory, or a quantized one onto a device.
 
     Raises:
         BaseModelError: If there is no such model, or it cannot be quantized.
@@ -66,10 +58,6 @@ def base_digest(base: str, revision: str | None) -> str:
 
     It covers the name, the shape and some rows of every tensor, in bfloat16, and whether the head shares the matrix of
     the embedding.
-
-    Args:
-        base: See :func:`fc_lightning.utils.pretrained.resolve_base`.
-        revision: Revision on the hub.
     """
     digests = {}
     for file in _weight_files(resolve_base(base), revision):
@@ -104,15 +92,7 @@ def _weight_files(folder: str, revision: str | None) -> list[Path]:
 
 
 def load_config(base: str, revision: str | None) -> PretrainedConfig:
-    """Load the configuration of a base.
-
-    Args:
-        base: See :func:`fc_lightning.utils.pretrained.resolve_base`.
-        revision: Revision on the hub.
-
-    Raises:
-        BaseModelError: If there is none.
-    """
+    """Load the configuration of a base; :class:`BaseModelError` if there is none."""
     try:
         folder = resolve_base(base)
         return AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=False).get_text_config()

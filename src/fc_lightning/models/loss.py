@@ -1,4 +1,7 @@
-"""The loss: summed cross-entropy of the supervised tokens. Other positions have no logits."""
+"""The loss: summed cross-entropy of the supervised tokens. Other positions have no logits.
+
+The module divides by the number of tokens, once for an optimizer step: `on_before_optimizer_step`.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +32,8 @@ def token_loss_sum(
 
     Logits are computed only for positions that have a label, at most ``chunk`` rows of them at a time. The gradient of
     a frozen head is computed in the forward pass, see :mod:`fc_lightning.models.head_loss`. The logits of a trained
-    head are computed again in the backward pass if there is more than one chunk.
-
-    Args:
-        model: A causal language model of transformers, or a PeftModel around one.
-        batch: See :class:`fc_lightning.data.collator.Batch`.
-        chunk: Rows of logits held at a time.
-        preference: Adds the preference loss of the batch's pairs.
+    head are computed again in the backward pass if there is more than one chunk. ``preference`` adds the loss of the
+    batch's pairs.
     """
     causal = unwrap_peft(model)
     if isinstance(causal, FSDPModule):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from peft.tuners.lora.layer import Linear as LoraLinear
+from peft.tuners.lora.layer import LoraLayer
 from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
 from peft.utils.other import TrainableTokensWrapper
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from fc_lightning.models.head_loss import FrozenHead
 
 _PLAIN = (nn.Linear, TrainableTokensWrapper)  # what a LoRA may adapt for its forward pass to be replaced
+_QUANTIZED = ("Linear4bit", "Linear8bitLt")  # PEFT's layers on those of bitsandbytes, which may not be installed
 
 
 def use_fast_forward(model: nn.Module) -> None:
@@ -28,8 +30,14 @@ def use_fast_forward(model: nn.Module) -> None:
             indices = torch.tensor(next(iter(module.token_indices.values())))  # (new,)
             module.register_buffer("new_tokens", indices, persistent=False)
             module.forward = MethodType(_token_rows_forward, module)
-        elif type(module) is LoraLinear and type(module.base_layer) in _PLAIN and not module.lora_variant:
+        elif _is_plain_lora(module):
             module.forward = MethodType(_lora_forward, module)
+
+
+def _is_plain_lora(module: nn.Module) -> bool:
+    if not isinstance(module, LoraLayer) or module.lora_variant:
+        return False
+    return type(module).__name__ in _QUANTIZED or (type(module) is LoraLinear and type(module.base_layer) in _PLAIN)
 
 
 def _lora_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -18,15 +18,9 @@ from torch import Tensor
 
 
 def document_log_probs(token_losses: Tensor, document: Tensor, num_documents: int) -> tuple[Tensor, Tensor]:
-    """The log-probability of each document's supervised tokens, and their number.
+    """The log-probability of each document's supervised tokens in fp32, and their number; ``(documents,)`` each.
 
-    Args:
-        token_losses: Cross-entropy of each supervised token, ``(tokens,)``.
-        document: The number of the document of each token, ``(tokens,)``.
-        num_documents: Number of documents; one without supervised tokens has log-probability 0.
-
-    Returns:
-        Log-probabilities ``(documents,)`` in fp32, and counts ``(documents,)``.
+    A document without supervised tokens has log-probability 0.
     """
     zeros = torch.zeros(num_documents, dtype=torch.float32, device=token_losses.device)
     sums = zeros.index_add(0, document, -token_losses.float())
@@ -37,13 +31,8 @@ def simpo_losses(log_probs: Tensor, counts: Tensor, beta: float, margin: float) 
     """The loss of each pair without a reference model, ``(pairs,)`` (Meng et al., "SimPO", arXiv:2405.14734).
 
     ``-log sigmoid(beta * (mean log-probability of chosen - of rejected) - margin)``. The mean is over a turn's tokens,
-    so that longer turns are neither favoured nor punished.
-
-    Args:
-        log_probs: Log-probabilities of the documents, alternately chosen and rejected, ``(2 * pairs,)``.
-        counts: Their supervised tokens, ``(2 * pairs,)``.
-        beta: Scale of the difference.
-        margin: Target of the scaled difference.
+    so that longer turns are neither favoured nor punished. ``(2 * pairs,)`` log-probabilities and counts of supervised
+    tokens are alternately of a chosen and of a rejected turn.
     """
     chosen, rejected = (log_probs / counts.clamp(min=1)).view(-1, 2).unbind(1)  # (pairs,) each
     return -F.logsigmoid(beta * (chosen - rejected) - margin)

@@ -14,7 +14,8 @@ from transformers import GenerationConfig
 from fc_lightning.chat_template.response_template import response_template
 from fc_lightning.chat_template.template import ChatTemplate
 from fc_lightning.chat_template.tokens import save_tokenizer
-from fc_lightning.models.lora import merge_adapter, saved_with_adapter
+from fc_lightning.models.lora import saved_with_adapter
+from fc_lightning.models.merging import merge_adapter
 
 
 def write_model(
@@ -39,7 +40,7 @@ def write_model(
     """
     tokenizer = template.tokenizer
     if template.chat_format and template.has_generation_prompt(template.chat_format.generation_prompt):
-        tokenizer.response_template = response_template(template.chat_format, tokenizer.eos_token)
+        tokenizer.response_template = response_template(template.chat_format, tokenizer.eos_token, template.syntax)
     save_tokenizer(tokenizer, folder)
     (folder / "chat_template.jinja").write_text(template.source, encoding="utf-8")
     if isinstance(model, PeftModel) and not merge:
@@ -49,7 +50,7 @@ def write_model(
     merged.generation_config = GenerationConfig(
         do_sample=False,
         bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=template.end_ids(tokenizer),
+        eos_token_id=template.end_ids(tokenizer, template.syntax),
         pad_token_id=tokenizer.pad_token_id,
     )
     merged.to(dtype or merged.dtype).save_pretrained(str(folder))

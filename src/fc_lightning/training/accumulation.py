@@ -21,23 +21,15 @@ class NonFiniteError(UserError):
 
 
 class MicroBatchLoss(NamedTuple):
-    """The loss of a micro-batch.
+    """The loss of a micro-batch."""
 
-    Attributes:
-        loss: Summed over its supervised tokens, a scalar.
-        num_tokens: Supervised tokens.
-        ids: The ids of the documents in each of its rows.
-        weight: What the loss is divided by: the sum of the tokens' weights, their number if they have none.
-    """
-
-    loss: Tensor
-    num_tokens: int
-    ids: list[list[str]]
-    weight: float
+    loss: Tensor  # summed over its supervised tokens, a scalar
+    num_tokens: int  # supervised
+    ids: list[list[str]]  # of the documents in each of its rows
+    weight: float  # divisor of the loss: the sum of the tokens' weights, their number if they have none
 
     @classmethod
     def of(cls, loss: Tensor, batch: Batch) -> MicroBatchLoss:
-        """The loss of a batch, detached."""
         num_tokens = batch["num_supervised"]
         return cls(loss.detach(), num_tokens, batch["ids"], batch.get("total_weight", num_tokens))
 
@@ -70,15 +62,7 @@ def sum_over_ranks(
     world_size: int,
     device: torch.device,
 ) -> StepTotals:
-    """Add up a step's micro-batches over all ranks: one all-reduce and one device synchronization.
-
-    Args:
-        window: This rank's micro-batches.
-        is_gradient_finite: Whether this rank's gradients are finite, a boolean scalar.
-        flags: What this rank tells the others.
-        world_size: Number of ranks.
-        device: The device of this rank.
-    """
+    """Add up what ranks know about a step: one all-reduce and one device synchronization."""
     loss = sum((micro.loss for micro in window), torch.zeros((), device=device))
     num_tokens = sum(micro.num_tokens for micro in window)
     weight = sum(micro.weight for micro in window)
@@ -99,12 +83,9 @@ def sum_over_ranks(
 
 
 def describe_non_finite(window: Sequence[MicroBatchLoss], what: str, step: int) -> str:
-    """Which rows may be the cause of a value that is not finite. A collective.
+    """Which rows may be the cause of a ``loss`` or ``gradient`` that is not finite. A collective.
 
-    Args:
-        window: This rank's micro-batches of the optimizer step.
-        what: ``loss``; or ``gradient``, of which any row may be the cause, because ranks have added theirs up.
-        step: Number of the step.
+    A gradient cannot be traced to particular rows, because it is already summed over ranks.
     """
     suspects = [micro.ids for micro in window if what == "gradient" or not micro.loss.isfinite()]
     rows = "; ".join(

@@ -29,7 +29,7 @@ class CheckpointError(UserError):
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoint I/O, changed so that a kill or a full disk never costs the previous checkpoint."""
+    """Lightning's checkpoint I/O, but a kill or a full disk never costs the previous checkpoint."""
 
     def __init__(self) -> None:
         self._known_folders: set[Path] = set()
@@ -77,12 +77,14 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
             intact checkpoint next to it.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such checkpoint (`--ckpt_path`)")
+        raise CheckpointError(f"{path}: checkpoint not found (`--ckpt_path`)")
     try:
         return _read(path, map_location)
     except CheckpointError as error:
-        other = next((file for file in newest_first(path.parent) if file != path and is_intact(file)), None)
-        advice = f"the newest intact one next to it: --ckpt_path {other}" if other else "there is no other next to it"
+        other = _newest_intact(path.parent, other_than=path)
+        advice = (
+            f"the newest intact one next to it: --ckpt_path {other}" if other else "there is no other one in the folder"
+        )
         raise CheckpointError(f"{error}; {advice}") from error
 
 
@@ -95,13 +97,20 @@ def is_intact(path: Path) -> bool:
     return True
 
 
+def _newest_intact(folder: Path, other_than: Path | None = None) -> Path | None:
+    return next((file for file in newest_first(folder) if file != other_than and is_intact(file)), None)
+
+
 def newest_first(folder: Path) -> list[Path]:
     """The checkpoints below a folder, intact or not, those with the most optimizer steps first.
 
     The time of writing decides only between checkpoints of the same step: copies lose it, and clocks can be wrong.
     """
-    files = [file for file in folder.glob("**/*.ckpt") if file.is_file()]
-    return sorted(files, key=lambda file: (_step(file), file.stat().st_mtime_ns, file.stem == "last"), reverse=True)
+
+    def age(file: Path) -> tuple[float, int, bool]:
+        return peek(file).get("global_step", float("inf")), file.stat().st_mtime_ns, file.stem == "last"
+
+    return sorted((file for file in folder.glob("**/*.ckpt") if file.is_file()), key=age, reverse=True)
 
 
 def last_checkpoint(folders: Iterable[Path]) -> Path | None:
@@ -120,12 +129,13 @@ def last_checkpoint(folders: Iterable[Path]) -> Path | None:
     return None
 
 
-def _step(path: Path) -> float:
-    """Optimizer steps of a checkpoint, infinity if they cannot be read; reads none of its tensors."""
+def peek(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds, without reading its tensors; empty if it cannot be read."""
     try:
-        return float(torch.load(path, map_location="meta", mmap=True, weights_only=True)["global_step"])
+        checkpoint = torch.load(path, map_location="meta", mmap=True, weights_only=True)
     except Exception:  # torch raises whatever the damage leads to
-        return float("inf")
+        return {}
+    return checkpoint if isinstance(checkpoint, dict) else {}
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -144,7 +154,7 @@ def wrap_write_errors(path: Path, size: Callable[[], int] | None = None) -> Abst
     """
 
     def newest_intact() -> str:
-        found = next((file for file in newest_first(path.parent) if is_intact(file)), None)
+        found = _newest_intact(path.parent)
         return f"; the newest intact checkpoint is {found}" if found else ""
 
     return wrap_os_errors(path, size, CheckpointError, newest_intact)
@@ -197,20 +207,25 @@ def _check_written(partial: Path, path: Path) -> None:
         _read(partial, "meta")
     except CheckpointError as error:
         reason = str(error).removeprefix(f"{partial}: ")
-        raise CheckpointError(f"{path}: was not kept, since what was written {reason}") from error
+        raise CheckpointError(f"{path}: was discarded, because the data {reason}") from error
 
 
 def _read(path: Path, map_location: Any) -> dict[str, Any]:
     """Read a checkpoint after verifying the CRC of each of its records."""
-    if not _is_archive_intact(path):
-        raise CheckpointError(f"{path}: cannot be read as a checkpoint: it is truncated, damaged, or something else")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            is_damaged = archive.testzip() is not None
+    except Exception:  # zipfile raises whatever the damage leads to
+        is_damaged = True
+    if is_damaged:
+        raise CheckpointError(f"{path}: cannot be read as a checkpoint: it is truncated, damaged, or not a checkpoint")
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         what = f" ({found.group(1)})" if found else ""
         raise CheckpointError(
-            f"{path}: cannot be read as a checkpoint: it holds more than tensors and plain data{what}, "
+            f"{path}: cannot be read as a checkpoint: it contains more than tensors and plain data{what}, "
             "which is never executed"
         ) from error
     except Exception as error:  # torch raises whatever the damage leads to
@@ -218,11 +233,3 @@ def _read(path: Path, map_location: Any) -> dict[str, Any]:
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f"{path}: cannot be read as a checkpoint: it holds a {type(checkpoint).__name__}")
     return checkpoint
-
-
-def _is_archive_intact(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except Exception:  # zipfile raises whatever the damage leads to
-        return False

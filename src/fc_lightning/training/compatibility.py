@@ -1,4 +1,4 @@
-"""Whether a checkpoint belongs to the model that it is loaded into."""
+"""Whether a checkpoint belongs to the model that it is loaded into; if not, it is a BaseModelError."""
 
 from __future__ import annotations
 
@@ -18,15 +18,7 @@ _NOT_COMPARED = {"target_modules", "exclude_modules", "layers_to_transform", "la
 
 
 def check_weights(saved: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Check that a checkpoint has exactly the weights that this configuration trains.
-
-    Args:
-        saved: The weights in the checkpoint, by name.
-        expected: The trained weights of the model, by name.
-
-    Raises:
-        BaseModelError: If weights are missing from the checkpoint, unknown to the model, or of another shape.
-    """
+    """Check that a checkpoint has exactly the weights that this configuration trains, by name and shape."""
     missing, unknown = sorted(expected.keys() - saved.keys()), sorted(saved.keys() - expected.keys())
     if missing or unknown:
         raise BaseModelError(
@@ -42,17 +34,7 @@ def check_weights(saved: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -
 
 
 def check_base(checkpoint: Mapping[str, Any], base: str, digest: str, vocabulary: str) -> None:
-    """Check that a checkpoint was trained on this base and with these token ids.
-
-    Args:
-        checkpoint: The checkpoint; one of an earlier version has no digest of all weights.
-        base: The base of this model, as configured.
-        digest: Of its weights.
-        vocabulary: Digest of its vocabulary.
-
-    Raises:
-        BaseModelError: If it was trained on another base.
-    """
+    """Check that a checkpoint was trained on a base with these digests of weights and vocabulary."""
     if checkpoint.get("vocabulary", vocabulary) != vocabulary:
         raise BaseModelError(
             f"the checkpoint does not fit `model.base` {base}: its token ids belong to another vocabulary"
@@ -78,11 +60,7 @@ def adapter_settings(model: Any) -> dict[str, Any]:
 
 
 def check_adapter(checkpoint: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Check that a checkpoint was trained with this adapter: the shapes of its weights do not show every setting.
-
-    Raises:
-        BaseModelError: If a setting has changed.
-    """
+    """Check that a checkpoint was trained with this adapter: the shapes of its weights do not show every setting."""
     saved = checkpoint.get("adapter", settings)
     for name in sorted((saved.keys() & settings.keys()) - _NOT_COMPARED):  # another version of PEFT has other fields
         if saved[name] != settings[name]:

@@ -27,7 +27,7 @@ from typing import Any
 from lightning import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from fc_lightning.training.lightning_internals import SubprocessLauncher, replace_launcher
+from fc_lightning.training.lightning_internals import SubprocessLauncher
 from fc_lightning.utils.errors import UserError, first_line
 from fc_lightning.utils.escaping import printable_text
 from fc_lightning.utils.secrets import redact
@@ -43,12 +43,9 @@ _EXIT_TIMEOUT = 15.0  # that a process has to exit
 
 
 class Ranks:
-    """What this process knows about the ranks on its machine.
+    """This process's view of the other ranks on its machine, which report their errors through a shared folder.
 
-    Args:
-        folder: Where ranks write their errors.
-        rank: Of this process on its machine.
-        procs: The processes that this one has started: those of ranks 1, 2, …
+    The first one has started the processes of ranks 1, 2, …
     """
 
     def __init__(self, folder: Path, rank: int, procs: list[subprocess.Popen]):
@@ -96,7 +93,7 @@ class Ranks:
                 cause = _describe_exit(code)
                 errors[rank] = {"time": 0.0, "summary": cause, "text": f"error: rank {rank} was {cause}"}
         first, *others = sorted(errors, key=lambda rank: errors[rank]["time"])
-        lines = [f"rank {rank} failed in consequence: {errors[rank]['summary']}" for rank in sorted(others)]
+        lines = [f"rank {rank} failed as a result: {errors[rank]['summary']}" for rank in sorted(others)]
         print(redact("\n".join(["", *lines, f"rank {first} failed first:", errors[first]["text"]])), file=sys.stderr)
         sys.stderr.flush()
         for proc in self.procs:
@@ -120,7 +117,7 @@ _ranks: Ranks | None = None  # None where this run has one process
 
 
 class Launcher(SubprocessLauncher):
-    """Lightning's launcher; its processes exit with the one that has started them, and the other way round."""
+    """Lightning's launcher; child processes exit with their parent, and vice versa."""
 
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Trainer | None = None, **kwargs: Any) -> Any:
         """Start the processes, then run a function in this one."""
@@ -136,11 +133,6 @@ class Launcher(SubprocessLauncher):
             threading.Thread(target=_ranks.watch, daemon=True, name="ranks").start()
         # The environment now says that the processes exist: Lightning starts none, and watches none.
         return super().launch(function, *args, trainer=trainer, **kwargs)
-
-
-def use_launcher(trainer: Trainer) -> None:
-    """Make a trainer that starts its own processes start them with :class:`Launcher`."""
-    replace_launcher(trainer, Launcher)
 
 
 def record_error(error: BaseException) -> None:

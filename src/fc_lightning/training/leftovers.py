@@ -6,19 +6,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+
+from fc_lightning.training.checkpoint_io import peek
 
 
 def remove_surplus(trainer: Trainer, resumed_from: str | None = None) -> None:
     """Remove the checkpoints in this run's folders that a callback has written and does not keep, and their adapters.
 
-    Only those count that a callback names in its own state in some checkpoint there: other files are left alone.
-
-    Args:
-        trainer: Has restored the state of its callbacks.
-        resumed_from: The checkpoint that is kept in any case.
+    Only those count that a callback names in its own state in some checkpoint there: other files are left alone, and
+    so is ``resumed_from``. The trainer has restored the state of its callbacks.
     """
     if not trainer.is_global_zero:
         return
@@ -30,7 +28,7 @@ def remove_surplus(trainer: Trainer, resumed_from: str | None = None) -> None:
             if not adapter.with_suffix(".ckpt").exists():
                 shutil.rmtree(adapter)
         for file in folder.glob("*.ckpt"):
-            states = _callback_states(file)
+            states = peek(file).get("callbacks", {})
             surplus |= {
                 path
                 for saver in savers
@@ -46,10 +44,3 @@ def _named(state: dict[str, Any]) -> set[str]:
     """The files that the state of a checkpoint callback names."""
     names = [*state.get("best_k_models", {}), state.get("best_model_path"), state.get("last_model_path")]
     return {str(name) for name in names if name}
-
-
-def _callback_states(file: Path) -> dict[str, Any]:
-    try:
-        return torch.load(file, map_location="meta", mmap=True, weights_only=True).get("callbacks", {})
-    except Exception:  # torch raises whatever a damaged file leads to
-        return {}

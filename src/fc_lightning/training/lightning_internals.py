@@ -178,11 +178,7 @@ class SignalRecorder(_SignalConnector):
     """Lightning's signal handlers, reduced to recording the signal.
 
     Lightning's own handlers run collectives and write checkpoints while another rank may be in the middle of a step,
-    which can deadlock.
-
-    Args:
-        trainer: The trainer.
-        worker_exit_code: With what a data worker exits when it is asked to terminate a second time.
+    which can deadlock. A data worker that is asked to terminate a second time exits with ``worker_exit_code``.
     """
 
     def __init__(self, trainer: Trainer, worker_exit_code: int):

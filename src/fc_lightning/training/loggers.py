@@ -26,7 +26,7 @@ _WRITING_METHODS = ("log_metrics", "log_hyperparams", "log_graph", "save", "fina
 def make_robust(logger: Logger) -> None:
     """Make a logger survive write errors, and other runs that start at the same time.
 
-    If its disk is full or gone, there is one warning, and the run continues without what it logs. The rows of
+    If its disk is full or gone, there is one warning, and the run continues without this logger's output. The rows of
     ``metrics.csv`` are kept in memory, and written once there is space again.
     """
     if hasattr(logger, "is_robust"):
@@ -54,7 +54,7 @@ def _ignoring_write_errors(logger: Logger, write: Callable[..., Any], warned: se
             if not warned:
                 rank_zero_warn(
                     f"{folder}: {type(logger).__name__} could not write there: {os_error_text(error)}; "
-                    f"{describe_free_space(Path(folder) / '_')}; the run continues without what it logs"
+                    f"{describe_free_space(Path(folder) / '_')}; the run continues without this logger's output"
                 )
             warned.add(folder)
 
@@ -132,12 +132,10 @@ class Trackio(Logger):
 
     @property
     def name(self) -> str:
-        """The project."""
         return self.project
 
     @property
     def version(self) -> str | None:
-        """The run."""
         return self.run
 
     @property
@@ -152,12 +150,10 @@ class Trackio(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace | None, *_: Any, **__: Any) -> None:
-        """Log the settings."""
         self.experiment.config.update(vars(params) if isinstance(params, Namespace) else params or {})
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Log values."""
         self.experiment.log(metrics, step=step)
 
     @rank_zero_only
@@ -169,7 +165,6 @@ class Trackio(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """End the run."""
         if self._experiment is not None:
             self._experiment.finish()
             self._experiment = None

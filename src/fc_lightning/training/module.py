@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
-import torch.distributed
 from lightning import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
 from peft import PeftConfig
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import MeanMetric
+from transformers import GenerationConfig
 
 from fc_lightning.chat_template.template import Supervise
 from fc_lightning.chat_template.token_parts import TokenWeights
 from fc_lightning.chat_template.tokens import SpecialToken, load_tokenizer, vocabulary_digest
+from fc_lightning.chat_template.tool_formats import ToolFormat
 from fc_lightning.data.collator import Batch
 from fc_lightning.evaluation.conversations import measure_conversations, rows_of
-from fc_lightning.evaluation.evaluator import (
-    IndexedTurn,
-    TurnGenerator,
-    gather_turns,
-    measure,
-    notify_callbacks,
-)
+from fc_lightning.evaluation.evaluator import IndexedTurn, TurnGenerator, gather_turns, measure, notify_callbacks
 from fc_lightning.models.attention import choose_attention, generation_mode
 from fc_lightning.models.fsdp import are_finite, shard
 from fc_lightning.models.loading import base_digest, load_base
@@ -36,7 +32,13 @@ from fc_lightning.models.preference_loss import Preference
 from fc_lightning.training.accumulation import MicroBatchLoss, NonFiniteError, describe_non_finite, sum_over_ranks
 from fc_lightning.training.compatibility import adapter_settings, check_adapter, check_base, check_weights
 from fc_lightning.training.lightning_internals import attached_trainer
-from fc_lightning.training.optimization import OptimizationSettings, check_settings, configure, save_settings
+from fc_lightning.training.optimization import (
+    OptimizationSettings,
+    SettingsError,
+    check_settings,
+    configure,
+    save_settings,
+)
 from fc_lightning.training.precision import base_dtype
 from fc_lightning.training.trainer_support import check_trainer
 from fc_lightning.utils.malloc import release_freed_memory
@@ -61,14 +63,15 @@ class FunctionCallingModule(LightningModule):
             base in 4 or 8 bits (QLoRA). Needs the extra ``qlora``; exports merge into the unquantized base.
         attn_implementation: One of transformers' attention implementations; ``auto`` is the fastest correct one.
         peft: The adapter, any ``peft.PeftConfig`` by ``class_path``; null trains every weight.
-        special_tokens: Tags that become one token each; an empty list keeps them plain text.
+        tool_format: How calls are written: as JSON between tags (``hermes``), or in the language of FunctionGemma or
+            Gemma 4, which ``auto`` chooses if its tags are tokens of the base.
+        special_tokens: Tags that become one token each; an empty list keeps them plain text. Native formats have none.
         supervise: Which tokens are trained on: the model's turns (``assistant``) or all of them (``all``).
         preference: Adds a preference loss for rows with a rejected turn (columns ``chosen`` and ``rejected``).
         token_weights: Weights of the supervised tokens in the training loss, by what they are; 1 each by default.
         compile: Compile each decoder layer with ``torch.compile``; ``auto`` does so on a GPU.
         gradient_checkpointing: Save memory by recomputing each layer in the backward pass.
-        head_chunk: Rows of logits in memory at a time. With more supervised tokens, chunks are recomputed in the
-            backward pass. 512 rows of a vocabulary of 262,144 are half a gigabyte in fp32.
+        head_chunk: Rows of logits in memory at a time. 512 of a vocabulary of 262,144 are half a gigabyte in fp32.
         generation: Fields of transformers' ``GenerationConfig``; greedy with 256 new tokens by default. With
             ``do_sample: true`` and ``num_return_sequences: k`` each turn is generated k times and pass@k is logged.
         constrained: Constrain decoding to the grammar and the offered tools (needs xgrammar).
@@ -86,6 +89,8 @@ class FunctionCallingModule(LightningModule):
             before the step, ``skip`` skips it and logs ``train/skipped_steps``. The rows are named in either case.
     """
 
+    chosen = ""  # how the base was loaded, for the summary
+
     def __init__(
         self,
         base: str = "google/gemma-2-2b-it",
@@ -94,6 +99,7 @@ class FunctionCallingModule(LightningModule):
         quantization: dict[str, Any] | None = None,
         attn_implementation: str = "auto",
         peft: PeftConfig | None = None,
+        tool_format: ToolFormat = "auto",
         special_tokens: list[str] | None = None,
         supervise: Supervise = "assistant",
         preference: Preference | None = None,
@@ -120,26 +126,22 @@ class FunctionCallingModule(LightningModule):
         self.weight_dtype = dtype
         self.quantization = quantization
         self.attn_implementation = attn_implementation
-        self.peft = PeftConfig.from_peft_type(**peft) if isinstance(peft, dict) else peft  # a dict from a checkpoint
+        # A checkpoint has these as mappings.
+        self.peft = PeftConfig.from_peft_type(**peft) if isinstance(peft, dict) else peft
+        self.preference = Preference(**preference) if isinstance(preference, dict) else preference
+        self.token_weights = TokenWeights(**token_weights) if isinstance(token_weights, dict) else token_weights
+        self.tool_format = tool_format
         self.special_tokens = list(SpecialToken) if special_tokens is None else special_tokens
         self.model: Any = None  # an nn.Module once Lightning has called configure_model
-        self.chosen = ""  # how the base was loaded, for the summary
         self._base_digest = ""
         # Training
         self.supervise = supervise
-        self.preference = preference
-        self.token_weights = token_weights
         self.compile_layers = compile
         self.gradient_checkpointing = gradient_checkpointing
         self.head_chunk = head_chunk
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.warmup = warmup
-        self.schedule = schedule
-        self.lora_plus_ratio = lora_plus_ratio
-        self.optimizer = optimizer
-        self.lr_scheduler = lr_scheduler
-        self.optimization.check()
+        self.optimization = OptimizationSettings(
+            learning_rate, weight_decay, warmup, schedule, lora_plus_ratio, optimizer, lr_scheduler
+        )
         self._saved_order: list[str] = []  # of the parameters in the optimizer's state of a checkpoint
         self.non_finite = non_finite
         self.skipped_steps = 0
@@ -151,32 +153,24 @@ class FunctionCallingModule(LightningModule):
         self.peer_flags: Sequence[float] = ()
         # Evaluation
         self.generation = {**_GENERATION, **(generation or {})}
+        if unknown := self.generation.keys() - vars(GenerationConfig()).keys():
+            raise SettingsError(f"`model.generation`: unknown key {min(unknown)}")
         self.constrained = constrained
         self.free_running = free_running
         self.token_loss = MeanMetric()
-        self._turn_generator: TurnGenerator | None = None
         self.evaluated_turns: list[IndexedTurn] = []  # of the evaluation under way, on this rank
         self.prompt_rows: list[dict[str, Any]] = []  # the prompts of these turns
 
     @property
     def tokenizer(self) -> Any:
         """The base's tokenizer with the tags registered."""
-        return load_tokenizer(self.base, self.revision, tuple(self.special_tokens))[0]
+        return load_tokenizer(self.base, self.revision, tuple(self.special_tokens), self.tool_format)[0]
 
-    @property
-    def optimization(self) -> OptimizationSettings:
-        """The settings of optimizer and schedule."""
-        return OptimizationSettings(**{item.name: getattr(self, item.name) for item in fields(OptimizationSettings)})
-
-    @property
+    @functools.cached_property
     def turn_generator(self) -> TurnGenerator:
-        """Generates turns as configured."""
-        if self._turn_generator is None:
-            self._turn_generator = TurnGenerator(self.tokenizer, self.generation, self.constrained)
-        return self._turn_generator
+        return TurnGenerator(self.tokenizer, self.generation, self.constrained, self.tool_format)
 
     def setup(self, stage: str) -> None:
-        """Refuse trainer settings that do not work here."""
         check_trainer(self.trainer)
 
     def configure_model(self) -> None:
@@ -187,9 +181,9 @@ class FunctionCallingModule(LightningModule):
         """
         if self.model is not None:
             return
-        trainer = attached_trainer(self)
-        precision = str(trainer.precision) if trainer else "32-true"
-        device = trainer.strategy.root_device if trainer else torch.device("cpu")
+        precision, device = "32-true", torch.device("cpu")
+        if (trainer := attached_trainer(self)) is not None:
+            precision, device = str(trainer.precision), trainer.strategy.root_device
         dtype = base_dtype(precision, self.weight_dtype, self.peft is not None, bool(self.quantization))
         attention, reason = self.attn_implementation, "as configured"
         if attention == "auto":
@@ -198,7 +192,7 @@ class FunctionCallingModule(LightningModule):
         # 1) The base, with rows for the new tokens
         model = load_base(self.base, self.revision, getattr(torch, dtype), attention, self.quantization, device)
         self._base_digest = base_digest(self.base, self.revision)
-        _, pieces = load_tokenizer(self.base, self.revision, tuple(self.special_tokens))
+        _, pieces = load_tokenizer(self.base, self.revision, tuple(self.special_tokens), self.tool_format)
         add_token_rows(model, pieces)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -265,33 +259,39 @@ class FunctionCallingModule(LightningModule):
         return [turn.to_dict() for _, turn in turns]
 
     def on_validation_epoch_end(self) -> None:
-        """Log the metrics and notify the callbacks."""
         self._finish_evaluation("val")
         release_freed_memory()  # generation leaves gaps in which no activation fits
 
     def on_test_epoch_end(self) -> None:
-        """As after validation."""
         self._finish_evaluation("test")
 
     def on_predict_epoch_end(self) -> None:
-        """Notify the callbacks."""
         evaluated, self.evaluated_turns = gather_turns(self.evaluated_turns), []
         notify_callbacks(self.trainer, self, evaluated)
 
     def configure_optimizers(self) -> Any:
         """The optimizer over the trained weights, and its schedule over the whole run."""
         steps = int(self.trainer.estimated_stepping_batches)
-        return configure(self._trained_weights(), self.optimization, steps, self._saved_order)
+        return configure(self.trained_parameters(), self.optimization, steps, self._saved_order)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only the trained weights, and record the base and the vocabulary that they belong to."""
-        trained = self._trained_weights()
+        trained = self.trained_parameters()
         checkpoint["vocabulary"] = vocabulary_digest(self.tokenizer)
         checkpoint["base"] = {"name": self.base, "revision": self.revision, "weights": self._base_digest}
         checkpoint["adapter"] = adapter_settings(self.model)
-        checkpoint["hyper_parameters"]["peft"] = checkpoint["adapter"] or None  # for `load_from_checkpoint`
+        # For `load_from_checkpoint`; LightningCLI's way of making the module would want classes by path.
+        checkpoint["hyper_parameters"].pop("_instantiator", None)
+        classes = {"preference": self.preference, "token_weights": self.token_weights}
+        as_mappings = {name: value and asdict(value) for name, value in classes.items()}
+        checkpoint["hyper_parameters"] |= {"peft": checkpoint["adapter"] or None, **as_mappings}
         save_settings(checkpoint, self.optimization, self.trainer.optimizers, trained)
         checkpoint["state_dict"] = {name: saved for name, saved in checkpoint["state_dict"].items() if name in trained}
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        keys = super().load_state_dict(*args, **kwargs)
+        keys.missing_keys.clear()  # the frozen weights, which no checkpoint has
+        return keys
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint belongs to this model, and that training can resume with these settings.
@@ -300,19 +300,20 @@ class FunctionCallingModule(LightningModule):
             BaseModelError, CheckpointError: If not.
         """
         self.configure_model()
-        check_weights(checkpoint["state_dict"], self._trained_weights())
+        check_weights(checkpoint["state_dict"], self.trained_parameters())
         check_base(checkpoint, self.base, self._base_digest, vocabulary_digest(self.tokenizer))
         check_adapter(checkpoint, adapter_settings(self.model))
         if (trainer := attached_trainer(self)) is not None and trainer.state.fn == "fit":
             trainer.num_sanity_val_steps = 0  # the base was measured when the run began
-            self._saved_order = check_settings(checkpoint, self.optimization) or list(self._trained_weights())
+            self._saved_order = check_settings(checkpoint, self.optimization) or list(self.trained_parameters())
 
     @property
     def _is_sharded(self) -> bool:
         """Whether every rank must take part in every forward pass."""
         return self.device_mesh is not None
 
-    def _trained_weights(self) -> dict[str, Tensor]:
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """Those that have a gradient, by name."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def _skip_step(self, window: Sequence[MicroBatchLoss], what: str) -> None:
@@ -320,7 +321,7 @@ class FunctionCallingModule(LightningModule):
         problem = describe_non_finite(window, what, self.trainer.global_step + 1)
         if self.non_finite == "stop":
             raise NonFiniteError(
-                f"{problem}. The weights are as they were before it. Look at these rows, lower `model.learning_rate`, "
+                f"{problem}. The weights are those before this step. Inspect these rows, lower `model.learning_rate`, "
                 "or set `model.non_finite: skip`"
             )
         self.skipped_steps += 1
@@ -335,9 +336,8 @@ class FunctionCallingModule(LightningModule):
     def _finish_evaluation(self, stage: str) -> None:
         turns, self.evaluated_turns = self.evaluated_turns, []
         evaluated = gather_turns(turns)
-        values: dict[str, Any] = measure(
-            [turn for _, turn in turns], evaluated, self.device, self.turn_generator.samples
-        )
+        local = [turn for _, turn in turns]
+        values: dict[str, Any] = measure(local, evaluated, self.device, self.turn_generator.samples)
         if self.free_running:
             rows, self.prompt_rows = self.prompt_rows, []
             with generation_mode(self.model), merged_for_inference(self.model) as causal:

@@ -28,18 +28,7 @@ class SettingsError(UserError):
 
 @dataclass(frozen=True)
 class OptimizationSettings:
-    """How weights are updated.
-
-    Attributes:
-        learning_rate: Peak learning rate.
-        weight_decay: Weight decay of matrices; vectors (norms, biases, magnitudes) have none.
-        warmup: Share of the optimizer steps in which the learning rate rises.
-        schedule: How the learning rate falls after the warm-up.
-        lora_plus_ratio: Learning rate of LoRA's B matrices, relative to the others.
-        optimizer: A class of ``torch.optim`` by name or any by path, as a string or as
-            ``{class_path, init_args}``; None is AdamW.
-        lr_scheduler: The same for a class of ``torch.optim.lr_scheduler``; None is warm-up and ``schedule``.
-    """
+    """How weights are updated: the settings of :class:`fc_lightning.FunctionCallingModule` of the same names."""
 
     learning_rate: float
     weight_decay: float
@@ -49,12 +38,7 @@ class OptimizationSettings:
     optimizer: Any = None
     lr_scheduler: Any = None
 
-    def check(self) -> None:
-        """Check the numbers.
-
-        Raises:
-            SettingsError: If one is out of range.
-        """
+    def __post_init__(self) -> None:
         for name, low, high in (
             ("learning_rate", 0.0, None),
             ("weight_decay", 0.0, None),
@@ -102,10 +86,6 @@ def make_groups(named: Iterable[tuple[str, Tensor]], settings: OptimizationSetti
     """Parameter groups: vectors have no weight decay, and LoRA's B matrices may have a learning rate of their own.
 
     Parameters that are treated alike share a group, in the order of the model.
-
-    Args:
-        named: The trained parameters with their names.
-        settings: See :class:`OptimizationSettings`.
     """
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for name, parameter in named:
@@ -116,11 +96,7 @@ def make_groups(named: Iterable[tuple[str, Tensor]], settings: OptimizationSetti
 
 
 def make_optimizer(named: Sequence[tuple[str, Tensor]], settings: OptimizationSettings) -> Optimizer:
-    """The optimizer over the trained parameters.
-
-    Raises:
-        SettingsError: If there is no such class, or it does not take these parameters or arguments.
-    """
+    """The optimizer over the trained parameters; SettingsError if it does not take them or its arguments."""
     chosen = _Named.parse(settings.optimizer or _BUILT_IN, "optimizer")
     optimizer_class = chosen.load("torch.optim", Optimizer, "optimizer")
     for name in ("lr", "weight_decay"):
@@ -150,16 +126,7 @@ class WarmupSchedule(LambdaLR):
 
 
 def make_scheduler(optimizer: Optimizer, settings: OptimizationSettings, num_steps: int) -> dict[str, Any]:
-    """Lightning's configuration of the scheduler.
-
-    Args:
-        optimizer: The optimizer.
-        settings: See :class:`OptimizationSettings`.
-        num_steps: Optimizer steps of the whole run.
-
-    Raises:
-        SettingsError: If there is no such class, or it does not take these arguments.
-    """
+    """Lightning's configuration of the scheduler of a run with this number of optimizer steps."""
     if settings.lr_scheduler is None:
         warmup_steps = round(settings.warmup * num_steps)
         plain = get_scheduler(settings.schedule, optimizer, num_warmup_steps=warmup_steps, num_training_steps=num_steps)
@@ -177,16 +144,13 @@ def make_scheduler(optimizer: Optimizer, settings: OptimizationSettings, num_ste
 def configure(
     trained: Mapping[str, Tensor], settings: OptimizationSettings, num_steps: int, saved_names: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """What ``configure_optimizers`` returns.
+    """Make optimizer and schedule, as ``configure_optimizers`` returns them.
 
     Args:
-        trained: The trained parameters by name.
-        settings: See :class:`OptimizationSettings`.
-        num_steps: Optimizer steps of the whole run.
-        saved_names: If the run is resumed, see :func:`check_settings`.
-
-    Raises:
-        SettingsError: See :func:`make_optimizer` and :func:`make_scheduler`.
+        trained: The trained weights by name.
+        settings: The settings.
+        num_steps: Number of optimizer steps of the run.
+        saved_names: In a resumed run, what :func:`check_settings` has returned.
     """
     optimizer = make_optimizer(list(trained.items()), settings)
     if settings.lr_scheduler is None:
@@ -228,11 +192,11 @@ def check_settings(checkpoint: Mapping[str, Any], settings: OptimizationSettings
     if refused := [name for name in changed if name in fixed]:
         name = refused[0]
         raise CheckpointError(
-            f"the run cannot resume with another `model.{name}` ({saved.get(name)} then, {current[name]} now): its "
-            "state in the checkpoint depends on it; keep it, or start a new run"
+            f"the run cannot resume with a different `model.{name}` (was {saved.get(name)}, now {current[name]}): the "
+            "saved state depends on it; keep it, or start a new run"
         )
     for name in changed:
-        rank_zero_info(f"resuming with another `model.{name}`: {saved.get(name)} then, {current[name]} now")
+        rank_zero_info(f"resuming with a different `model.{name}`: was {saved.get(name)}, now {current[name]}")
     return checkpoint[_KEY]["parameters"]
 
 
@@ -245,12 +209,8 @@ def ordered_names(optimizer: Optimizer, named: Mapping[str, Tensor]) -> list[str
 def keep_settings(optimizer: Optimizer, names: Sequence[str], saved_names: Sequence[str]) -> None:
     """Make an optimizer keep the hyperparameters of its groups when it loads a state.
 
-    If the groups have changed, the state of each parameter is found by its name.
-
-    Args:
-        optimizer: The optimizer.
-        names: Names of its parameters, in the order of its state.
-        saved_names: The same of the state that it will load.
+    If the groups have changed, the state of each parameter is found by its name: names are those of the optimizer and
+    of the state that it will load, each in the order of the state.
     """
 
     def adapt(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:

@@ -6,13 +6,7 @@ from fc_lightning.utils.pretrained import BaseModelError
 
 
 def base_dtype(precision: str, dtype: str, has_adapter: bool, is_quantized: bool) -> str:
-    """The name of the dtype to load the base in.
-
-    Args:
-        precision: The trainer's, such as ``bf16-mixed``.
-        dtype: As configured; ``auto`` is bfloat16 under an adapter in bf16 training, else float32.
-        has_adapter: Whether an adapter is trained, and not the base itself.
-        is_quantized: Whether the base is kept in 4 or 8 bits.
+    """The name of the dtype to load the base in, from the trainer's precision and ``model.dtype``.
 
     Raises:
         BaseModelError: If training in this precision gives wrong results, or nothing is trained.

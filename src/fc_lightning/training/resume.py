@@ -1,7 +1,7 @@
 """The state that an exact resume needs: Lightning's loop counters, the random number generators, the logged metrics.
 
 A checkpoint describes the end of an optimizer step, even if it was written within the next one, because the gradients
-that have been accumulated since are in no checkpoint.
+that have been accumulated since are in no checkpoint. The position in the data is in `data/training_order.py`.
 """
 
 from __future__ import annotations
@@ -44,14 +44,7 @@ class LoopPosition(NamedTuple):
 
 @dataclass
 class TrainingPosition:
-    """Where training is at the end of an optimizer step.
-
-    Attributes:
-        step: Completed optimizer steps.
-        data: This rank's position in the data.
-        loops: The counters of Lightning's loops.
-        rng: The states of this rank's random number generators.
-    """
+    """Where training is at the end of an optimizer step, with the data position and the generators of this rank."""
 
     step: int
     data: dict[str, Any]
@@ -85,12 +78,7 @@ def rewind(fit_loop: dict[str, Any], step: int, loops: LoopPosition, validated: 
 
     Lightning decides what to do next by comparing its counters. Equal counters in the epoch loop mean that everything
     is done for this batch, validation included; a validation that has started but not completed runs from its start.
-
-    Args:
-        fit_loop: The state of the fit loop, changed in place.
-        step: Completed optimizer steps.
-        loops: The counters at the end of that step.
-        validated: Whether the validation that is due at that position, if any, has completed.
+    ``validated`` says whether the validation that is due at that position, if any, has completed.
     """
     started_epochs = loops.num_epochs + loops.in_epoch
     for counts in fit_loop["epoch_progress"].values():

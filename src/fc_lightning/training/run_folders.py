@@ -39,9 +39,9 @@ def checkpoint_folders(trainer: Trainer) -> list[Path]:
 
 def checkpoint_folder(trainer: Trainer) -> Path:
     """The folder of this run's checkpoints. A collective: all ranks must call it."""
-    run = trainer.log_dir or trainer.default_root_dir
+    run = Path(trainer.log_dir or trainer.default_root_dir)
     given = [folder for callback in trainer.checkpoint_callbacks if (folder := getattr(callback, "dirpath", None))]
-    return Path(given[0]) if given else Path(run) / "checkpoints"
+    return Path(next(iter(given), run / "checkpoints"))
 
 
 def monitoring_checkpoint(trainer: Trainer) -> Any:

@@ -35,11 +35,7 @@ def job_id() -> str:
 
 
 def requeue() -> str:
-    """Ask SLURM to start the job again.
-
-    Returns:
-        Why that failed; empty if it did not.
-    """
+    """Ask SLURM to start the job again. Returns why that failed; empty if it did not."""
     try:
         done = subprocess.run(["scontrol", "requeue", job_id()], capture_output=True, text=True, check=False)
     except OSError as error:
@@ -48,16 +44,7 @@ def requeue() -> str:
 
 
 def record_run(trainer: Trainer, checkpoints: Path, requeued: bool = False) -> None:
-    """Record the folder of checkpoints of this command in this job.
-
-    Args:
-        trainer: The trainer, which knows the folder of the runs.
-        checkpoints: The folder.
-        requeued: Whether we have requeued the job; if SLURM restarts a job, SLURM itself says so.
-
-    Raises:
-        DiskError: If it cannot be written.
-    """
+    """Record the folder of checkpoints of this command in this job, and whether we have requeued the job."""
     write_text(_record_file(trainer), f"{checkpoints.absolute()}{_REQUEUED if requeued else ''}")
 
 

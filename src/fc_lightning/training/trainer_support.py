@@ -29,19 +29,26 @@ class Supported(NamedTuple):
 
 SETTINGS = [
     Supported("fast_dev_run", "writes no checkpoints"),
-    Supported("limit_train_batches, limit_val_batches", "counts and shares"),
+    Supported("limit_train_batches, limit_val_batches", "counts and shares; likewise for test and predict"),
     Supported("val_check_interval", "counts and shares; longer than an epoch with `check_val_every_n_epoch: null`"),
     Supported("max_time", "the run ends like one that has reached `max_steps`, and can be resumed"),
     Supported("profiler"),
+    Supported("barebones", "without the default logger and the default callbacks that it excludes"),
     Supported("detect_anomaly"),
     Supported("deterministic"),
     Supported("enable_checkpointing: false", "removes the default checkpoint callbacks"),
     Supported("logger: false", "checkpoints go to `default_root_dir/checkpoints`"),
     Supported("sync_batchnorm", "without effect: these models have no batch norm"),
     Supported("reload_dataloaders_every_n_epochs"),
-    Supported("plugins", "an own `CheckpointIO` replaces the atomic one"),
+    Supported("plugins", "your own `CheckpointIO` replaces the atomic one"),
     Supported("num_nodes", "with one start per node, as torchrun and SLURM do"),
+    Supported("strategy: ddp", "and FSDP2, see [Scaling](scaling.md)"),
 ]
+REFUSED_SETTINGS = {
+    "overfit_batches": "each epoch has its own plan; give the source in `data.train` a `limit`, and raise "
+    "`trainer.max_epochs`",
+    "strategy: ddp_spawn, ddp_fork, ddp_notebook": "processes are started by running the command again; use `ddp`",
+}
 CALLBACKS = [
     Supported("EarlyStopping", "a metric that is not logged ends the run with one line"),
     Supported("ModelCheckpoint", "on every logged metric, several of them"),
@@ -55,8 +62,8 @@ CALLBACKS = [
 _AVERAGE = "it averages a copy of the whole model; use `fc_lightning.callbacks.EMA`, which averages the trained weights"
 REFUSED_CALLBACKS: dict[str, str] = {
     "StochasticWeightAveraging": _AVERAGE,
+    "EMAWeightAveraging": _AVERAGE,  # before the class that it is derived from
     "WeightAveraging": _AVERAGE,
-    "EMAWeightAveraging": _AVERAGE,
     "LearningRateFinder": "it expects the mean loss of a batch, and here it is the sum; set `model.learning_rate`",
     "BatchSizeFinder": "batches are planned by tokens; set `data.max_length` and `data.batch_size`",
     "GradientAccumulationScheduler": "the learning rate needs the number of steps in advance; set "
@@ -67,33 +74,17 @@ REFUSED_CALLBACKS: dict[str, str] = {
 
 
 def check_trainer(trainer: Trainer) -> None:
-    """Refuse what cannot work with this package, before anything is loaded, and keep the data module's samplers.
-
-    Raises:
-        SettingsError: With what to do instead.
-    """
+    """Refuse what cannot work with this package, before anything is loaded, and keep the data module's samplers."""
     for callback in trainer.callbacks:
         for name, reason in REFUSED_CALLBACKS.items():
-            if type(callback) is getattr(lightning_callbacks, name):
+            if isinstance(callback, getattr(lightning_callbacks, name)):
                 raise SettingsError(f"trainer.callbacks: {name} does not work here: {reason}")
     if isinstance(trainer.datamodule, FunctionCallingDataModule):
         keep_samplers(trainer)
-    if trainer.overfit_batches:
-        raise SettingsError(
-            "trainer.overfit_batches does not work here: each epoch has a plan of its own; give the source in "
-            "`data.train` a `limit`, and raise `trainer.max_epochs`"
-        )
-    check_launcher(trainer)
-
-
-def check_launcher(trainer: Trainer) -> None:
-    """Refuse strategies that fork or spawn processes. The command line does it before it starts any.
-
-    Raises:
-        SettingsError: With what to do instead.
-    """
-    if starts_processes_from_memory(trainer):
-        raise SettingsError(
-            "trainer.strategy: processes are started with the command, not from memory; use `ddp` instead of "
-            "`ddp_spawn`, `ddp_fork` or `ddp_notebook`"
-        )
+    found = {
+        "overfit_batches": bool(trainer.overfit_batches),
+        "strategy: ddp_spawn, ddp_fork, ddp_notebook": starts_processes_from_memory(trainer),
+    }
+    for name, reason in REFUSED_SETTINGS.items():
+        if found[name]:
+            raise SettingsError(f"trainer.{name} does not work here: {reason}")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from fc_lightning.utils.secrets import redact_arguments
@@ -38,7 +39,7 @@ def describe_environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: found for name in _PACKAGES if (found := _version(name))},
-        "cpu": {"cores": os.cpu_count(), "threads": torch.get_num_threads()},
+        "cpu": {"name": _cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
         "cuda": torch.version.cuda,
         "gpus": [{"name": gpu.name, "memory_gb": round(gpu.total_memory / 1e9, 1)} for gpu in gpus],
     }
@@ -48,6 +49,14 @@ def git_state() -> dict[str, Any] | None:
     """The current repository's commit and whether files were changed since; None outside of a repository."""
     commit = _git("rev-parse", "HEAD")
     return {"commit": commit, "changed": bool(_git("status", "--porcelain"))} if commit else None
+
+
+def _cpu_name() -> str:
+    """The processor's model, which Linux has in a file only."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
 
 def _git(*arguments: str) -> str:

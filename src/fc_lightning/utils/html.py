@@ -8,25 +8,16 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from fc_lightning.utils.escaping import escape_markdown
-
-_ENVIRONMENT = Environment(
-    loader=PackageLoader("fc_lightning.utils", "."),
-    autoescape=True,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    undefined=StrictUndefined,
-)
-# Coordinates inside a plot. The page scales a plot, including its text, to the width of the column.
-_WIDTH, _HEIGHT = 480, 260
-_LEFT, _RIGHT, _TOP, _BOTTOM = 60, 456, 12, 216
-_NUM_COLORS = 6  # classes c0 to c5 of the page's style sheet
 
 
 def page(title: str, sections: Mapping[str, Sequence[str | Markup]], subtitle: str = "") -> str:
@@ -43,8 +34,12 @@ def page(title: str, sections: Mapping[str, Sequence[str | Markup]], subtitle: s
 
 def figures(values: Mapping[str, str]) -> Markup:
     """Key figures side by side: the formatted value of each, by its name."""
-    cells = (Markup("<div><dt>{}</dt><dd>{}</dd></div>").format(name, value) for name, value in values.items())
-    return Markup('<dl class="figures">{}</dl>').format(Markup("").join(cells))
+    return _part("figures", values)
+
+
+def properties(values: Mapping[str, str], heading: str = "") -> Markup:
+    """Named texts below each other."""
+    return _part("properties", heading, values)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Markup:
@@ -55,15 +50,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Markup:
         rows: Cells of each row. Numbers get thousands separators; text may be a formatted number, or – for no value.
     """
     numeric = [all(map(_is_number, column)) for column in zip(*rows, strict=True)] or [False] * len(header)
-    classes = [Markup(' class="number"') if is_number else "" for is_number in numeric]
-    head = Markup("").join(
-        Markup('<th scope="col"{}><button>{}</button></th>').format(*column)
-        for column in zip(classes, header, strict=True)
-    )
-    body = Markup("\n").join(Markup("<tr>{}</tr>").format(Markup("").join(map(_cell, classes, row))) for row in rows)
-    return Markup('<div class="scroll"><table><thead><tr>{}</tr></thead><tbody>\n{}\n</tbody></table></div>').format(
-        head, body
-    )
+    return _part("table", header, numeric, rows)
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -75,14 +62,7 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 def bars(values: Mapping[str, float], title: str, maximum: float | None = None) -> Markup:
     """Horizontal bars, one per name; a bar of value ``maximum``, by default the largest, has the full width."""
     full = maximum or max(values.values(), default=0) or 1
-    rows = (
-        Markup(
-            '<tr><th scope="row">{}</th><td class="bar"><div style="width:{:.1f}%"></div></td>'
-            '<td class="number">{}</td></tr>'
-        ).format(name, 100 * value / full, number(value))
-        for name, value in values.items()
-    )
-    return Markup('<table class="bars"><caption>{}</caption>{}</table>').format(title, Markup("\n").join(rows))
+    return _part("bars", title, [(name, 100 * value / full, value) for name, value in values.items()])
 
 
 def histogram(values: Sequence[float], title: str, label: str, bins: int = 24) -> Markup:
@@ -94,21 +74,13 @@ def histogram(values: Sequence[float], title: str, label: str, bins: int = 24) -
         label: Label of the x axis: what the values are, with their unit.
         bins: Approximate number of bars; the width of a bin is a round number.
     """
-    marks = ticks(min(values, default=0), max(values, default=1), bins)
-    low, width = marks[0], marks[1] - marks[0]
-    counts = [0] * len(marks)
+    edges = ticks(min(values, default=0), max(values, default=1), bins)
+    low, width = edges[0], edges[1] - edges[0]
+    counts = [0] * len(edges)
     for value in values:
         counts[int((value - low) / width)] += 1
-    plot = _Plot((low, low + width * len(counts)), (0, max(counts)), title, label, "number")
-    shape = Markup(
-        '<rect class="c0 fill" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"><title>{}</title></rect>'
-    )
-    for index, count in enumerate(counts):
-        left, right = plot.x(low + index * width), plot.x(low + (index + 1) * width)
-        tooltip = f"{number(low + index * width)} to {number(low + (index + 1) * width)}: {count:,}"
-        height = plot.y(0) - plot.y(count)
-        plot.shapes.append(shape.format(left, plot.y(count), max(right - left - 1, 1), height, tooltip))
-    return plot.draw()
+    drawn = [(low + index * width, low + (index + 1) * width, count) for index, count in enumerate(counts)]
+    return _part("histogram", _Axes((low, drawn[-1][1]), (0, max(counts))), drawn, title, label)
 
 
 def lines(series: Mapping[str, Sequence[tuple[float, float]]], title: str, x_label: str, y_label: str) -> Markup:
@@ -120,51 +92,47 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], title: str, x_lab
         x_label: What x is, with its unit.
         y_label: What y is, with its unit.
     """
-    points = [point for line in series.values() for point in line] or [(0, 0)]
-    xs, ys = zip(*points, strict=True)
-    plot = _Plot((min(xs), max(xs)), (min(ys), max(ys)), title, x_label, y_label)
-    for index, (name, line) in enumerate(series.items()):
-        color = index % _NUM_COLORS
-        path = " ".join(f"{plot.x(x):.1f},{plot.y(y):.1f}" for x, y in line)
-        plot.shapes.append(Markup('<polyline class="c{} line" points="{}"/>').format(color, path))
-        for x, y in line:
-            tooltip = f"{name}: {number(y)} at {number(x)}"
-            circle = Markup('<circle class="c{} fill" cx="{:.1f}" cy="{:.1f}" r="3"><title>{}</title></circle>')
-            plot.shapes.append(circle.format(color, plot.x(x), plot.y(y), tooltip))
-    key = (Markup('<li class="c{}">{}</li>').format(index % _NUM_COLORS, name) for index, name in enumerate(series))
-    return plot.draw(Markup('<ul class="key">{}</ul>').format(Markup("").join(key)) if len(series) > 1 else "")
+    xs, ys = zip(*(point for line in series.values() for point in line), strict=True)
+    return _part("lines", _Axes((min(xs), max(xs)), (min(ys), max(ys))), series, title, x_label, y_label)
 
 
-class _Plot:
-    """Axes with ticks, and the shapes to draw in them."""
+def turns(compared: Sequence[Any]) -> Markup:
+    """Generated turns next to the expected ones, with filters and a search field.
 
-    def __init__(self, xs: tuple[float, float], ys: tuple[float, float], title: str, x_label: str, y_label: str):
-        self.x_ticks, self.y_ticks = ticks(*xs, 6), ticks(*ys, 5)
-        self.title, self.x_label, self.y_label = title, x_label, y_label
-        self.shapes: list[Markup] = []
+    Args:
+        compared: Objects with the attributes of :class:`fc_lightning.evaluation.report_turns.ComparedTurn`.
+    """
+    names = dict.fromkeys(name for one in compared for name in one.tags)
+    filters = {name: Counter(one.tags[name] for one in compared if name in one.tags) for name in names}
+    return _part("turns", filters, [(one, [one.tags.get(name, "") for name in names]) for one in compared])
+
+
+@dataclass(frozen=True)
+class _Axes:
+    """The coordinates of values in a plot."""
+
+    xs: tuple[float, float]
+    ys: tuple[float, float]
+    left: int = 76
+    right: int = 456
+    top: int = 12
+    bottom: int = 216
+
+    @cached_property
+    def x_ticks(self) -> list[float]:
+        return ticks(*self.xs, 6)
+
+    @cached_property
+    def y_ticks(self) -> list[float]:
+        return ticks(*self.ys, 5)
 
     def x(self, value: float) -> float:
-        first, last = self.x_ticks[0], self.x_ticks[-1]
-        return _LEFT + (_RIGHT - _LEFT) * (value - first) / (last - first)
+        first, *_, last = self.x_ticks
+        return round(self.left + (self.right - self.left) * (value - first) / (last - first), 1)
 
     def y(self, value: float) -> float:
-        first, last = self.y_ticks[0], self.y_ticks[-1]
-        return _BOTTOM - (_BOTTOM - _TOP) * (value - first) / (last - first)
-
-    def draw(self, key: str | Markup = "") -> Markup:
-        grid = Markup('<line class="grid" x1="{}" x2="{}" y1="{:.1f}" y2="{:.1f}"/>')
-        text = Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>')
-        parts = [grid.format(_LEFT, _RIGHT, self.y(tick), self.y(tick)) for tick in self.y_ticks]
-        parts += [text.format(_LEFT - 6, self.y(tick) + 4, "end", number(tick)) for tick in self.y_ticks]
-        parts += [text.format(self.x(tick), _BOTTOM + 18, "middle", number(tick)) for tick in self.x_ticks]
-        parts += [text.format((_LEFT + _RIGHT) / 2, _HEIGHT - 6, "middle", self.x_label)]
-        middle = (_TOP + _BOTTOM) / 2
-        rotated = Markup('<text transform="translate(13 {:.1f}) rotate(-90)" text-anchor="middle">{}</text>')
-        parts += [rotated.format(middle, self.y_label), *self.shapes]
-        svg = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">\n{}\n</svg>').format(
-            _WIDTH, _HEIGHT, f"{self.title}: {self.y_label} by {self.x_label}", Markup("\n").join(parts)
-        )
-        return Markup("<figure><figcaption>{}</figcaption>{}{}</figure>").format(self.title, key, svg)
+        first, *_, last = self.y_ticks
+        return round(self.bottom - (self.bottom - self.top) * (value - first) / (last - first), 1)
 
 
 def ticks(low: float, high: float, about: int) -> list[float]:
@@ -196,13 +164,21 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.4g}"
 
 
+_ENVIRONMENT = Environment(
+    loader=PackageLoader("fc_lightning.utils", "."),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=StrictUndefined,
+)
+_ENVIRONMENT.filters["number"] = number
+
+
+def _part(name: str, *arguments: Any) -> Markup:
+    return getattr(_ENVIRONMENT.get_template("parts.html.jinja").module, name)(*arguments)
+
+
 def _is_number(cell: Any) -> bool:
     if isinstance(cell, bool):
         return False
     return isinstance(cell, int | float) or bool(re.fullmatch(r"–|-?[\d,.]*\d", str(cell)))
-
-
-def _cell(attributes: str | Markup, value: Any) -> Markup:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return Markup('<td{} data-value="{}">{}</td>').format(attributes, value, number(value))
-    return Markup("<td{}>{}</td>").format(attributes, value)

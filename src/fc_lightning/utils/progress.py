@@ -34,11 +34,11 @@ class Counter:
         self.done += count
         self.note = note or self.note
 
-    def describe(self) -> str:
+    def describe(self, with_time_left: bool = True) -> str:
         """One line: ``validation: 40/200 turns, exact match 0.35, 4:10 left``."""
         total = f"/{self.total:,}" if self.total is not None else ""
         parts = [f"{self.title}: {self.done:,}{total} {self.unit}", self.note]
-        if self.total is not None and 0 < self.done < self.total:
+        if with_time_left and self.total is not None and 0 < self.done < self.total:
             seconds = (time.monotonic() - self._started) / self.done * (self.total - self.done)
             parts.append(f"{int(seconds) // 60}:{int(seconds) % 60:02} left")
         return ", ".join(filter(None, parts))

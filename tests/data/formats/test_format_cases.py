@@ -268,7 +268,7 @@ ROWS = {
                     "content": [{"type": "output_text", "text": "At 9:40.", "annotations": []}],
                 }
             ],
-            "tools": [{"type": "function", **FUNCTION, "strict": True}],
+            "tools": [{"type": "function", **FUNCTION}],
         },
         (Message("system", "Be brief."), ASK, Message("assistant", "", "A port.", (SKYE,)), RESULT, ANSWER),
     ),
@@ -708,5 +708,5 @@ def test_python_types_of_xlam_become_a_schema():
 def test_a_row_that_fits_no_format_names_the_nearest_one():
     with pytest.raises(RowError, match=r"keys query, reply; the nearest is \w+, which also needs `\w+`; known are"):
         read_row({"query": "?", "reply": "!"})
-    with pytest.raises(RowError, match=r"`messages` has another type of value.*format: my_module:read"):
+    with pytest.raises(RowError, match=r"`messages` is not in its form.*format: my_module:read"):
         read_row({"messages": 7})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -59,21 +59,13 @@ def audit(
     unreadable = _leave_out_unreadable(data)
     data.setup(None)
     splits = [name for name in data.prepared if name != "test" or data.sources["test"] != data.sources["validation"]]
-    read: dict[str, list[tuple[str, Conversation]]] = {}
-    summaries: list[SourceSummary] = []
-    for split in splits:
-        conversations, summarized = _read(data, split)
-        read[split] = conversations
-        summaries += summarized
-    findings = find(read, {split: data.prepared[split].report for split in splits})
+    read = {split: _read(data, split) for split in splits}
+    summaries = [summary for _, summarized in read.values() for summary in summarized]
+    conversations = {split: found for split, (found, _) in read.items()}
+    findings = find(conversations, {split: data.prepared[split].report for split in splits})
     findings = sort_findings([*unreadable, *without_calls(summaries), *findings], splits)
     _count_findings(summaries, findings)
-    capacity = data.max_length if data.packing else None
-    statistics = {split: measure([one for _, one in read[split]], data.prepared[split], capacity) for split in splits}
-    if "train" in splits:
-        for split in splits:
-            if split != "train":
-                statistics[split].compare(statistics["train"])
+    statistics = _measure(data, conversations)
     too_many = exceeded(findings, statistics, data.audit_limits)
     content = {
         "sources": [one.to_dict() for one in summaries],
@@ -82,15 +74,38 @@ def audit(
         "exceeded": too_many,
     }
     write_text(folder / "audit.json", json.dumps(content, indent=1, ensure_ascii=False))
-    shown = {split: data.prepared[split].documents.select(range(_most(data, split, examples))) for split in splits}
-    if data.augmentation is not None and "train" in shown:
-        shown["train, augmented"] = _augmented(data, examples)
+    shown = _examples(data, splits, examples)
     write_page(folder / "audit.html", summaries, statistics, findings, shown, data.template.tokenizer)
     print_audit(summaries, statistics, findings, shown, data.template.tokenizer)
     print(f"{folder / 'audit.html'}\n{folder / 'audit.json'}")
     if strict and too_many:
         raise AuditError("the audit exceeded its limits (`data.audit_limits`): " + "; ".join(too_many))
     return findings
+
+
+def _measure(
+    data: FunctionCallingDataModule, read: Mapping[str, Sequence[tuple[str, Conversation]]]
+) -> dict[str, Statistics]:
+    capacity = data.max_length if data.packing else None
+    statistics = {
+        split: measure([one for _, one in conversations], data.prepared[split], capacity)
+        for split, conversations in read.items()
+    }
+    if "train" in statistics:
+        for split in statistics.keys() - {"train"}:
+            statistics[split].compare(statistics["train"])
+    return statistics
+
+
+def _examples(data: FunctionCallingDataModule, splits: Sequence[str], number: int) -> dict[str, Dataset]:
+    """The first documents of each split, and the first training documents that the first epoch varies."""
+    documents = {split: data.prepared[split].documents for split in splits}
+    shown = {split: one.select(range(min(number, len(one)))) for split, one in documents.items()}
+    if data.augmentation is not None and "train" in shown:
+        plain, varied = documents["train"], open_documents(data.prepare_epoch(0))
+        changed = (n for n in range(len(plain)) if plain[n]["input_ids"] != varied[n]["input_ids"])
+        shown["train, augmented"] = varied.select(list(islice(changed, number)))
+    return shown
 
 
 def _default_folder(trainer: Trainer) -> Path:
@@ -123,7 +138,8 @@ def _read(data: FunctionCallingDataModule, split: str) -> tuple[list[tuple[str, 
         conversations.append((place, conversation))
     for summary, report in zip(summaries, reports, strict=True):
         summary.rows, summary.skipped = report.rows, len(report.skipped)
-    return conversations, summaries
+    # A held-out share may have no row of a source.
+    return conversations, [summary for summary in summaries if summary.rows or split == "train"]
 
 
 def _count_findings(summaries: Sequence[SourceSummary], findings: Sequence[Finding]) -> None:
@@ -145,14 +161,3 @@ def exceeded(findings: list[Finding], statistics: dict[str, Statistics], limits:
         if len(places) > limit * statistics[split].rows:
             lines.append(f"{split}: {kind} in {len(places):,} of {statistics[split].rows:,} rows, limit {limit:g}")
     return lines
-
-
-def _most(data: FunctionCallingDataModule, split: str, examples: int) -> int:
-    return min(examples, len(data.prepared[split].documents))
-
-
-def _augmented(data: FunctionCallingDataModule, examples: int) -> Dataset:
-    """The first training documents that the first epoch varies."""
-    plain, varied = data.prepared["train"].documents, open_documents(data.prepare_epoch(0))
-    changed = (n for n in range(len(plain)) if plain[n]["input_ids"] != varied[n]["input_ids"])
-    return varied.select(list(islice(changed, examples)))

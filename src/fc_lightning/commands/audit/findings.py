@@ -19,8 +19,8 @@ from fc_lightning.data.splitting import near_duplicates, question
 # The kinds of findings with their meaning, in the order in which they are shown.
 KINDS = {
     "unreadable_source": "files that cannot be read at all",
-    "no_calls": "sources in which no row has a tool or a call: are they read as they are meant?",
-    "possible_call": "texts that look like a call and are read as an answer",
+    "no_calls": "sources without a single tool or call: is the format right?",
+    "possible_call": "texts that look like a call but are read as an answer",
     "result_without_call": "tool results that belong to no call",
     "unanswered_call": "calls whose result is missing",
     "skipped": "rows that cannot be used",
@@ -31,15 +31,15 @@ KINDS = {
     "missing_argument": "calls without a required argument",
     "bad_schema": "tools whose parameters are not a valid JSON schema",
     "invalid_argument": "arguments that fail their JSON schema",
-    "ungrounded_value": "values of which no word appears before the call or in its tool's schema",
-    "duplicate": "rows that say the same as an earlier one",
-    "near_duplicate": "rows with nearly the question of an earlier one, and the same calls",
-    "overlap": "rows of an evaluation split that are, or nearly are, in training",
+    "ungrounded_value": "values with no word in the text before the call or in the tool's schema",
+    "duplicate": "rows with the same content as an earlier one",
+    "near_duplicate": "rows with almost the same question as an earlier one, and the same calls",
+    "overlap": "evaluation rows that are also, or almost, in the training data",
     "turn_weight": "turns with a weight between 0 and 1, or above 1",
-    "unread_key": "keys of rows or turns that no reader uses",
-    "reordered_results": "tool results that were put in the order of their calls",
-    "chosen_side": "preference pairs of which only the chosen side is used",
-    "no_answer": "rows without an answer, which get a sentence that calls nothing",
+    "unread_key": "keys of rows or turns that are not read",
+    "reordered_results": "tool results that were reordered to match their calls",
+    "chosen_side": "preference pairs whose rejected side is not used",
+    "no_answer": "rows without an answer, which get a sentence without a call",
 }
 # Kinds that a strict audit accepts unless `data.audit_limits` has a limit for them.
 INFORMATIVE = frozenset(("turn_weight", "unread_key", "reordered_results", "chosen_side", "no_answer"))
@@ -47,19 +47,11 @@ _MAX_SHOWN = 120  # characters of a value in a message
 
 
 class Finding(NamedTuple):
-    """One finding.
+    """One finding."""
 
-    Attributes:
-        kind: A key of :data:`KINDS`.
-        split: The split of the row.
-        place: ``file:row``.
-        id: The row's id.
-        detail: One sentence about the finding.
-    """
-
-    kind: str
+    kind: str  # a key of :data:`KINDS`
     split: str
-    place: str
+    place: str  # `file:row`
     id: str
     detail: str
 
@@ -68,12 +60,7 @@ IndexedTurn = Sequence[tuple[str, Conversation]]
 
 
 def find(splits: Mapping[str, IndexedTurn], reports: Mapping[str, RowReport] | None = None) -> list[Finding]:
-    """All findings, ordered by split and kind.
-
-    Args:
-        splits: The conversations of each split, each with its place. Other splits are compared with ``train``.
-        reports: The row report of each split.
-    """
+    """All findings, ordered by split and kind."""
     findings: list[Finding] = []
     for split, read in splits.items():
         if reports and split in reports:

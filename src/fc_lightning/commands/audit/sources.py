@@ -16,30 +16,17 @@ from fc_lightning.data.sources import Source
 
 @dataclass
 class SourceSummary:
-    """What was read from a source.
-
-    Attributes:
-        split: The split that it belongs to.
-        path: The source's path.
-        named: The format that the configuration names, if any.
-        rows: Rows read.
-        skipped: Rows that cannot be used.
-        formats: Rows of each detected format.
-        calls: Calls in its rows.
-        tools: Rows with tools.
-        suspicious: Rows with a text that looks like a call and was read as an answer.
-        findings: Findings in its rows.
-    """
+    """What was read from a source."""
 
     split: str
     path: str
-    named: str | None = None
+    named: str | None = None  # the format that the configuration names, if any
     rows: int = 0
     skipped: int = 0
     formats: Counter[str] = field(default_factory=Counter)
     calls: int = 0
-    tools: int = 0
-    suspicious: int = 0
+    tools: int = 0  # rows with tools
+    suspicious: int = 0  # rows with a text that looks like a call and was read as an answer
     findings: int = 0
 
     def add(self, conversation: Conversation) -> None:
@@ -60,7 +47,9 @@ class SourceSummary:
     @property
     def confidence(self) -> str:
         """How sure it is that the rows are read as they are meant."""
-        if not self.formats or not (self.calls or self.tools):
+        if not self.formats:
+            return "none of its rows can be used" if self.rows else "no rows in this split"
+        if not (self.calls or self.tools):
             return "low: no tool and no call"
         if self.suspicious > 0.05 * self.rows:
             return "low: texts look like calls"

@@ -14,41 +14,23 @@ from fc_lightning.data.prepare import Prepared
 
 @dataclass
 class Statistics:
-    """Statistics of a split.
-
-    Attributes:
-        rows: Rows read.
-        documents: Documents made from them.
-        turns: Model turns.
-        thoughts: Model turns with reasoning.
-        tokens: Tokens of all documents.
-        supervised: Supervised tokens.
-        lengths: Tokens of each document.
-        packs: Number of packs; without packing, the number of documents.
-        packing: Share of the packs' tokens that are not padding.
-        calls: Turns without a call, with one, and with several.
-        tools: Calls of each tool, the most frequent first.
-        offered: Number of conversations that offer each tool.
-        spelled_out: Share of the turns with calls whose question contains the name of a called tool.
-        known_tools: Share of the offered tools that training offers too; None for training itself.
-        known_calls: Share of the calls to tools that training offers too; None for training itself.
-    """
+    """Statistics of a split."""
 
     rows: int
     documents: int
     turns: int
-    thoughts: int
+    thoughts: int  # model turns with reasoning
     tokens: int
     supervised: int
     lengths: list[int]
-    packs: int
-    packing: float
-    calls: dict[str, int]
-    tools: dict[str, int]
-    offered: dict[str, int] = field(default_factory=dict)
-    spelled_out: float = 0.0
-    known_tools: float | None = None
-    known_calls: float | None = None
+    packs: int  # number of packs; without packing, the number of documents
+    packing: float  # share of the packs' tokens that are not padding
+    calls: dict[str, int]  # turns without a call, with one, and with several
+    tools: dict[str, int]  # calls of each tool, the most frequent first
+    offered: dict[str, int] = field(default_factory=dict)  # number of conversations that offer each tool
+    spelled_out: float = 0.0  # share of the turns with calls whose question contains the name of a called tool
+    known_tools: float | None = None  # share of the offered tools that training offers too; None for training itself
+    known_calls: float | None = None  # share of the calls to tools that training offers too; None for training itself
 
     def compare(self, train: Statistics) -> None:
         """Fill in the shares that refer to training."""
@@ -63,13 +45,7 @@ class Statistics:
 
 
 def measure(conversations: Sequence[Conversation], prepared: Prepared, capacity: int | None) -> Statistics:
-    """Count a split.
-
-    Args:
-        conversations: The usable ones.
-        prepared: The prepared split.
-        capacity: Tokens per pack; None without packing.
-    """
+    """Measure a split's usable conversations; ``capacity`` is the length of a pack, None without packing."""
     lengths = [len(ids) for ids in prepared.documents["input_ids"]]
     packs = plan_packs(lengths, capacity) if capacity else [[index] for index in range(len(lengths))]
     room = len(packs) * capacity if capacity else sum(lengths)

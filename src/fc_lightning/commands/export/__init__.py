@@ -1,20 +1,25 @@
-"""``export``: writes the model of a checkpoint for other programs, one module per target."""
+"""``export``: writes the model of a checkpoint for other programs."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
+import torch
 from huggingface_hub import HfApi
 from huggingface_hub.utils import HfHubHTTPError, HFValidationError, validate_repo_id
 from lightning import Trainer
 
 from fc_lightning.commands.checkpoints import find_checkpoint, load_checkpoint
-from fc_lightning.commands.export.huggingface import write_huggingface_folder
+from fc_lightning.commands.export.model_card import write_card
 from fc_lightning.data import FunctionCallingDataModule
+from fc_lightning.models.loading import load_config
+from fc_lightning.models.saving import write_model
 from fc_lightning.training.module import FunctionCallingModule
 from fc_lightning.utils.atomic_files import atomic_folder, wrap_os_errors
 from fc_lightning.utils.errors import UserError, first_line
+from fc_lightning.utils.pretrained import commit_of
 
 __all__ = ["ExportError", "export"]
 
@@ -30,7 +35,8 @@ def export(
     output: str,
     ckpt_path: str = "best",
     merge: bool = True,
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    format: Literal["huggingface", "gguf"] = "huggingface",
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "q8_0"] = "auto",
     push_to_hub: str | None = None,
 ) -> None:
     """Write a folder that servers can open: weights, tokenizer, templates, generation config and model card.
@@ -44,8 +50,9 @@ def export(
         output: The folder to write; it must not exist.
         ckpt_path: A checkpoint file, or ``best`` or ``last`` of the newest run of this configuration.
         merge: Whether to merge the adapter into the base, or to write only the adapter.
+        format: ``huggingface`` is a folder for transformers, vLLM and MLX; ``gguf`` is a file for llama.cpp and Ollama.
         dtype: Precision of the merged weights; ``auto`` is the precision of the base. The merge itself is computed in
-            float32 and rounded once.
+            float32 and rounded once. ``q8_0`` has 8 bits in blocks, for GGUF only.
         push_to_hub: A repository on the Hub, USER/NAME, to upload the folder to; a new one is private.
 
     Raises:
@@ -54,6 +61,7 @@ def export(
     """
     folder = Path(output)
     _check_request(folder, model, merge, push_to_hub)
+    _check_format(model, merge, format, dtype)
     checkpoint = find_checkpoint(trainer, ckpt_path)
     trainer.strategy.connect(model)
     model.trainer = trainer
@@ -61,13 +69,22 @@ def export(
         model.weight_dtype, model.quantization = "float32", None
     print(f"loading {model.base} and {checkpoint}", flush=True)
     state = load_checkpoint(model, checkpoint)
+    base_dtype = str(load_config(model.base, model.revision).dtype or torch.float32).removeprefix("torch.")
+    weight_dtype = base_dtype if dtype == "auto" else dtype
     print(f"writing {folder}", flush=True)
     with (
         wrap_os_errors(folder, error_type=ExportError, details="; nothing was left there"),
         atomic_folder(folder) as partial,
     ):
-        write_huggingface_folder(partial, trainer, model, datamodule, checkpoint, state, merge, dtype)
-    print(f"{checkpoint} → {folder}" + (f"\nnext:    transformers serve {folder}" if merge else ""))
+        if format == "gguf":
+            _write_gguf(partial, model, datamodule, weight_dtype)
+        else:
+            revision = commit_of(model.base, model.revision)
+            write_model(model.model, datamodule.template, partial, merge, getattr(torch, weight_dtype), revision)
+        kind = format if merge else "adapter"
+        write_card(partial, trainer, model, datamodule, checkpoint, state, kind, weight_dtype)
+    next_step = {"gguf": f"llama-server -m {folder}/model.gguf --jinja", "huggingface": f"transformers serve {folder}"}
+    print(f"{checkpoint} → {folder}" + (f"\nnext:    {next_step[format]}" if merge else ""))
     if push_to_hub:
         _upload(folder, push_to_hub)
 
@@ -82,6 +99,29 @@ def _check_request(folder: Path, module: FunctionCallingModule, merge: bool, rep
         validate_repo_id(repository or "unnamed")
     except HFValidationError as error:
         raise ExportError(f"{repository}: not a repository name (`--push_to_hub USER/NAME`): {error}") from error
+
+
+def _check_format(module: FunctionCallingModule, merge: bool, format: str, dtype: str) -> None:
+    if format == "gguf":
+        if not merge:
+            raise ExportError("`--format gguf` needs a merged model: leave out `--merge false`")
+        from fc_lightning.commands.export.gguf import check_convertible
+
+        check_convertible(load_config(module.base, module.revision))
+    elif dtype == "q8_0":
+        raise ExportError("`--dtype q8_0` is for `--format gguf` only")
+
+
+def _write_gguf(folder: Path, module: FunctionCallingModule, data: FunctionCallingDataModule, dtype: str) -> None:
+    """Merge into a temporary folder, which the file is made from."""
+    from fc_lightning.commands.export.gguf import write_gguf
+
+    syntax = data.template.syntax
+    with TemporaryDirectory(dir=folder) as merged:
+        # Other types than bfloat16 are rounded once, from float32.
+        precision = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+        write_model(module.model, data.template, Path(merged), dtype=precision)
+        write_gguf(Path(merged), folder / "model.gguf", dtype, syntax.response_tags[0] if syntax else None)
 
 
 def _upload(folder: Path, name: str) -> None:

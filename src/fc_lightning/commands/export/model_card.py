@@ -8,7 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import ModelCard
 from lightning import Trainer
 
@@ -22,15 +21,23 @@ from fc_lightning.utils.pretrained import commit_of, resolve_base
 NOTICE = "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms\n"
 _GEMMA = {"gemma", "gemma2", "gemma3", "gemma3_text"}
 
-_SERVE_MERGED = """
+_SERVING = {
+    "huggingface": """
 ```bash
 transformers serve DIR --port 8000
 vllm serve DIR --enable-auto-tool-choice --tool-call-parser hermes
 ```
 
 Use temperature 0: the metrics were measured with greedy decoding.
-"""
-_SERVE_ADAPTER = """
+""",
+    "gguf": """
+```bash
+llama-server -m DIR/model.gguf --jinja
+```
+
+Use temperature 0: the metrics were measured with greedy decoding.
+""",
+    "adapter": """
 This folder contains only the adapter and needs the base model. Most servers need a merged model (`--merge true`).
 
 ```python
@@ -38,7 +45,8 @@ from peft import AutoPeftModelForCausalLM
 
 model = AutoPeftModelForCausalLM.from_pretrained("DIR")
 ```
-"""
+""",
+}
 
 
 def base_license(base: str, model_type: str) -> str | None:
@@ -61,7 +69,8 @@ def write_card(
     data: FunctionCallingDataModule,
     checkpoint: Path,
     state: dict[str, Any],
-    dtype: torch.dtype | None,
+    kind: str,
+    dtype: str,
 ) -> None:
     """Write ``README.md``, and the notice that the licence of the base requires.
 
@@ -72,7 +81,8 @@ def write_card(
         data: The data module of the run.
         checkpoint: The file that was exported.
         state: Its content.
-        dtype: Precision of the merged weights; ``None`` for an adapter.
+        kind: A key of ``_SERVING``.
+        dtype: Precision of the merged weights.
     """
     license_id = base_license(module.base, load_config(module.base, module.revision).model_type)
     if license_id == "gemma":
@@ -81,7 +91,7 @@ def write_card(
     revision = f" at revision `{commit}`" if commit else ""
     terms = f"`{license_id}`, which applies to this model too" if license_id else "unknown; see its model card"
     parts = [
-        _front_matter(module, data, license_id, merged=dtype is not None),
+        _front_matter(module, data, license_id, kind),
         f"# {Path(module.base).name.removeprefix('pypi:')} fine-tuned to call functions\n",
         f"Fine-tuned with fc-lightning (transformers {version('transformers')}, PEFT {version('peft')}) from "
         f"`{module.base}`{revision}. Licence of the base: {terms}.\n",
@@ -89,22 +99,27 @@ def write_card(
         "## Data\n",
         markdown_table(("split", "source", "name", "revision", "rows"), _sources(data)) + "\n",
         "## Recipe\n",
-        markdown_table(("setting", "value"), _recipe(trainer, module, data, state, dtype)) + "\n",
+        markdown_table(
+            ("setting", "value"),
+            _recipe(trainer, module, data, state, dtype if kind != "adapter" else "adapter, float32"),
+        )
+        + "\n",
         "## Metrics\n",
         _metrics(checkpoint, state["global_step"]),
         "## Serving",
-        _SERVE_ADAPTER if dtype is None else _SERVE_MERGED,
+        _SERVING[kind],
     ]
     (folder / "README.md").write_text("\n".join(parts), encoding="utf-8")
 
 
 def _front_matter(
-    module: FunctionCallingModule, data: FunctionCallingDataModule, license_id: str | None, merged: bool
+    module: FunctionCallingModule, data: FunctionCallingDataModule, license_id: str | None, kind: str
 ) -> str:
     """The metadata for the Hub."""
     hub = module.base.count("/") == 1 and not Path(module.base).exists()
     sets = [source.path for source in data.sources["train"] if source.path.count("/") == 1 and _on_hub(source.path)]
-    lines = [f"library_name: {'transformers' if merged else 'peft'}", "pipeline_tag: text-generation"]
+    library = {"huggingface": "transformers", "gguf": "gguf", "adapter": "peft"}[kind]
+    lines = [f"library_name: {library}", "pipeline_tag: text-generation"]
     lines += [f"base_model: {module.base}"] if hub else []
     lines += [f"license: {license_id}"] if license_id else []
     lines += ["datasets:", *(f"- {name}" for name in dict.fromkeys(sets))] if sets else []
@@ -130,7 +145,7 @@ def _recipe(
     module: FunctionCallingModule,
     data: FunctionCallingDataModule,
     state: dict[str, Any],
-    dtype: torch.dtype | None,
+    dtype: str,
 ) -> Iterable[tuple[str, Any]]:
     yield "adapter", type(module.peft).__name__ if module.peft else "none, all weights are trained"
     for name in ("r", "lora_alpha", "lora_dropout", "target_modules"):
@@ -139,13 +154,14 @@ def _recipe(
             yield name, ", ".join(sorted(value)) if isinstance(value, set | list) else value
     yield "tags as tokens", " ".join(module.special_tokens) or "none"
     yield "supervised", module.supervise
-    yield "learning rate", f"{module.learning_rate:g}, {module.schedule}, warm-up {module.warmup:g} of the steps"
-    yield "weight decay", f"{module.weight_decay:g}"
+    how = module.optimization
+    yield "learning rate", f"{how.learning_rate:g}, {how.schedule}, warm-up {how.warmup:g} of the steps"
+    yield "weight decay", f"{how.weight_decay:g}"
     yield "rows per step", f"{data.batch_size} per micro-batch × {trainer.accumulate_grad_batches} on each device"
     yield "maximum length", f"{data.max_length} tokens, {'packed' if data.packing else 'not packed'}"
     yield "training precision", trainer.precision
     yield "checkpoint", f"epoch {state['epoch']}, after {state['global_step']} optimizer steps"
-    yield "exported weights", str(dtype).removeprefix("torch.") if dtype else "adapter, float32"
+    yield "exported weights", dtype
 
 
 def _metrics(checkpoint: Path, step: int) -> str:

@@ -7,9 +7,8 @@ partly wrong becomes a conversation with ``defects``, and what is unusual in it 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import NamedTuple
 
 from fc_lightning.conversation.parsing import CallSyntaxError, to_json_value
 from fc_lightning.conversation.types import Conversation
@@ -25,6 +24,7 @@ from fc_lightning.data.formats import (
     glm,
     hermes,
     langchain,
+    mistral,
     openai,
     openai_responses,
     preference,
@@ -37,6 +37,7 @@ from fc_lightning.data.formats import (
     xlam,
 )
 from fc_lightning.data.formats.builder import turn_defects
+from fc_lightning.data.formats.chat import Detector, Format, Reader
 from fc_lightning.data.formats.columns import DEFAULT_SYSTEM_PROMPT
 from fc_lightning.data.formats.values import Row, RowError, is_empty, text_of
 from fc_lightning.utils.errors import UserError
@@ -55,26 +56,6 @@ __all__ = [
 
 class UnknownFormatError(UserError):
     """A format name that is neither registered nor the import path of a reader."""
-
-
-Reader = Callable[[Row], Conversation]
-Detector = Callable[[Row], bool]
-
-
-class Format(NamedTuple):
-    """A row format.
-
-    Attributes:
-        reader: Converts a row to a conversation, or raises :class:`RowError`.
-        detects: Whether a row has this format; ``None`` for a format that is used by name only.
-        keys: The keys of a row that the reader uses; others are reported. ``None`` if that is not known.
-        needs: The keys that every row of the format has, to name the nearest format when none fits.
-    """
-
-    reader: Reader
-    detects: Detector | None = None
-    keys: frozenset[str] | None = None
-    needs: tuple[str, ...] = ()
 
 
 def read_row(row: Row, format: str | None = None, default_id: str = "") -> Conversation:
@@ -107,7 +88,7 @@ def read_row(row: Row, format: str | None = None, default_id: str = "") -> Conve
         if format is not None and format not in BUILT_IN:
             raise
         raise RowError(
-            f"its values do not have the types of its format ({type(problem).__name__}: {problem})"
+            f"its values do not have the types that its format requires ({type(problem).__name__}: {problem})"
         ) from problem
     if not isinstance(conversation, Conversation):
         raise TypeError(f"the reader of format {name!r} returned {type(conversation).__name__}, not a Conversation")
@@ -175,7 +156,7 @@ def _no_format_fits(row: Row) -> str:
         near = f"; the nearest is {nearest}, which also needs {missing}"
     elif nearest and shares[nearest] == 1:
         needs = ", ".join(f"`{key}`" for key in FORMATS[nearest].needs)
-        near = f"; the nearest is {nearest}, but {needs} has another type of value"
+        near = f"; the nearest is {nearest}, but {needs} is not in its form"
     return (
         f"no format fits a row with the keys {keys}{near}; known are {', '.join(FORMATS)}. To read it, write "
         "`def read(row): return Conversation(str(row['id']), (Message('user', …), Message('assistant', …)))` in "
@@ -196,29 +177,9 @@ def _import_reader(name: str) -> Reader:
 
 
 # Detectors are asked from top to bottom: formats with a feature of their own come before those that take any turns.
-FORMATS: dict[str, Format] = {
-    "preference": Format(preference.read_preference, preference.is_preference, preference.KEYS, ("chosen", "rejected")),
-    "bfcl": Format(bfcl.read_bfcl, bfcl.is_bfcl, bfcl.KEYS, ("question", "function")),
-    "gemini": Format(gemini.read_gemini, gemini.is_gemini, gemini.KEYS, ("contents",)),
-    "api_log": Format(api_log.read_api_log, api_log.is_api_log, api_log.KEYS, ("request", "response")),
-    "bedrock": Format(bedrock.read_bedrock, bedrock.is_bedrock, bedrock.KEYS),
-    "anthropic": Format(anthropic.read_anthropic, anthropic.is_anthropic, anthropic.KEYS),
-    "openai_responses": Format(
-        openai_responses.read_openai_responses, openai_responses.is_openai_responses, openai_responses.KEYS
-    ),
-    "langchain": Format(langchain.read_langchain, langchain.is_langchain, langchain.KEYS),
-    "swift": Format(swift.read_swift, swift.is_swift, swift.KEYS),
-    "glm": Format(glm.read_glm, glm.is_glm, glm.KEYS),
-    "react": Format(react.read_react, react.is_react, react.KEYS),
-    "toolace": Format(toolace.read_toolace, toolace.is_toolace, toolace.KEYS),
-    "sharegpt": Format(sharegpt.read_sharegpt, sharegpt.is_sharegpt, sharegpt.KEYS),
-    "openai": Format(openai.read_openai, openai.is_openai, openai.KEYS, ("messages",)),
-    "hermes": Format(hermes.read_hermes, hermes.is_hermes, hermes.KEYS, ("conversations",)),
-    "columns": Format(columns.read_columns, columns.is_columns, columns.KEYS, ("query", "tool_call")),
-    "xlam": Format(xlam.read_xlam, xlam.is_xlam, xlam.KEYS, ("query", "answers")),
-    "trl": Format(trl.read_trl, trl.is_trl, trl.KEYS, ("prompt", "completion")),
-    "glaive": Format(glaive.read_glaive, glaive.is_glaive, glaive.KEYS, ("chat",)),
-    "alpaca": Format(alpaca.read_alpaca, alpaca.is_alpaca, alpaca.KEYS, ("instruction", "output")),
-    "rendered": Format(rendered.read_rendered, rendered.is_rendered, rendered.KEYS, ("text",)),
-}
+_MODULES = (
+    *(preference, bfcl, gemini, api_log, bedrock, anthropic, openai_responses, langchain, swift, glm, react, toolace),
+    *(sharegpt, openai, hermes, columns, xlam, trl, glaive, alpaca, rendered, mistral),
+)
+FORMATS: dict[str, Format] = {module.__name__.rpartition(".")[2]: module.FORMAT for module in _MODULES}
 BUILT_IN = frozenset(FORMATS)

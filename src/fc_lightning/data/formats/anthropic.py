@@ -2,54 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from fc_lightning.conversation.types import Conversation
-from fc_lightning.data.formats.chat import COMMON_KEYS, decoded_list, read_chat, turns_of
+from fc_lightning.data.formats.chat import COMMON_KEYS, Format, objects_in, read_chat, turns_of
 from fc_lightning.data.formats.values import Row
 
-KEYS = COMMON_KEYS | {"messages", "system"}
 _BLOCKS = ("tool_use", "tool_result", "redacted_thinking")
 
 
-def is_anthropic(row: Row) -> bool:
-    """Whether a message has a block of Anthropic's, or the tools have its ``input_schema``."""
-    turns = [turn for turn in decoded_list(row.get("messages")) or [] if isinstance(turn, dict)]
-    if any(isinstance(block, dict) and block.get("type") in _BLOCKS for turn in turns for block in _content(turn)):
+def _detect(row: Row) -> bool:
+    turns = objects_in(row, "messages")
+    if any(block.get("type") in _BLOCKS for turn in turns for block in objects_in(turn, "content")):
         return True
-    tools = decoded_list(row.get("tools")) or []
-    return bool(turns and row.get("system")) and any(
-        isinstance(tool, dict) and "input_schema" in tool for tool in tools
-    )
+    return bool(turns and row.get("system")) and any("input_schema" in tool for tool in objects_in(row, "tools"))
 
 
-def _content(turn: dict[str, Any]) -> list[Any]:
-    content = turn.get("content")
-    return content if isinstance(content, list) else []
+def _read(row: Row) -> Conversation:
+    return read_blocks(row, lambda block: block)
 
 
-def read_anthropic(row: Row) -> Conversation:
-    """Read a row of Anthropic's messages."""
+def read_blocks(row: Row, to_anthropic: Callable[[dict[str, Any]], dict[str, Any]]) -> Conversation:
+    """Read messages of blocks, each of which is given in Anthropic's notation."""
     system = row.get("system")
     if isinstance(system, list):
-        system = "\n".join(str(block.get("text") or "") for block in system if isinstance(block, dict))
-    turns = [message for turn in turns_of(row, ("messages",)) for message in _messages(turn)]
+        system = "\n".join(str(block.get("text") or "") for block in objects_in(row, "system"))
+    turns = [message for turn in turns_of(row, ("messages",)) for message in _messages(turn, to_anthropic)]
     return read_chat(row, turns, system if isinstance(system, str) else "")
 
 
-def _messages(turn: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _messages(
+    turn: dict[str, Any], to_anthropic: Callable[[dict[str, Any]], dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
     """A turn as OpenAI's messages: results are messages of their own, before the text beside them."""
-    rest, calls = [], []
-    for block in _content(turn):
-        kind = block.get("type") if isinstance(block, dict) else None
-        if kind == "tool_result":
-            yield {"role": "tool", "content": block.get("content"), "tool_call_id": block.get("tool_use_id")}
-        elif kind == "tool_use":
-            calls.append({"name": block.get("name"), "arguments": block.get("input"), "id": block.get("id")})
-        elif kind != "redacted_thinking":
-            rest.append(block)
     if not isinstance(turn.get("content"), list):
         yield turn
-    elif rest or calls or not turn["content"]:
+        return
+    rest: list[Any] = []
+    calls = []
+    for item in turn["content"]:
+        block = to_anthropic(item) if isinstance(item, dict) else {"type": "text", "text": item}
+        if block.get("type") == "tool_result":
+            rest_of_block = {key: value for key, value in block.items() if key not in ("type", "tool_use_id")}
+            yield {"content": None, **rest_of_block, "role": "tool", "tool_call_id": block.get("tool_use_id")}
+        elif block.get("type") == "tool_use":
+            calls.append({key: value for key, value in block.items() if key not in ("type", "toolUseId")})
+        elif block.get("type") != "redacted_thinking":
+            rest.append(block)
+    if rest or calls or not turn["content"]:
         yield {**turn, "content": rest, **({"tool_calls": calls} if calls else {})}
+
+
+FORMAT = Format(_read, _detect, COMMON_KEYS | {"messages", "system"})

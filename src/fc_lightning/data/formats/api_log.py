@@ -5,14 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from fc_lightning.conversation.types import Conversation
-from fc_lightning.data.formats.chat import COMMON_KEYS, decoded_list, read_chat, tools_of
+from fc_lightning.data.formats.chat import COMMON_KEYS, Format, decoded_list, read_chat, tools_of
 from fc_lightning.data.formats.values import Row, RowError
 
-KEYS = COMMON_KEYS | {"request", "body", "response"}
 
-
-def is_api_log(row: Row) -> bool:
-    """Whether the row has a request with messages."""
+def _detect(row: Row) -> bool:
     return _request(row) is not None
 
 
@@ -25,8 +22,7 @@ def _request(row: Row) -> dict[str, Any] | None:
     return None
 
 
-def read_api_log(row: Row) -> Conversation:
-    """Read a logged request; the first choice of the response is the last turn."""
+def _read(row: Row) -> Conversation:
     request, response = _request(row), row.get("response")
     if request is None:
         raise RowError("the row has no request with `messages`")
@@ -41,3 +37,6 @@ def read_api_log(row: Row) -> Conversation:
     if not all(isinstance(turn, dict) for turn in turns):
         raise RowError("the messages of the request are not objects")
     return read_chat({**row, "tools": tools_of(request)}, turns)
+
+
+FORMAT = Format(_read, _detect, COMMON_KEYS | {"request", "body", "response"}, ("request", "response"))

@@ -2,66 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from fc_lightning.conversation.types import Conversation
-from fc_lightning.data.formats.chat import COMMON_KEYS, decoded_list, read_chat, turns_of
+from fc_lightning.data.formats.anthropic import read_blocks
+from fc_lightning.data.formats.chat import COMMON_KEYS, Format, objects_in
 from fc_lightning.data.formats.values import Row
 
-KEYS = COMMON_KEYS | {"messages", "system", "toolConfig", "modelId", "inferenceConfig"}
+_KEYS = COMMON_KEYS | {"messages", "system", "toolConfig", "modelId", "inferenceConfig"}
 
 
-def is_bedrock(row: Row) -> bool:
-    """Whether a message has a block of Bedrock's, or the row its ``toolConfig``."""
-    turns = [turn for turn in decoded_list(row.get("messages")) or [] if isinstance(turn, dict)]
-    blocks = [block for turn in turns for block in _blocks(turn) if isinstance(block, dict)]
+def _detect(row: Row) -> bool:
+    turns = objects_in(row, "messages")
+    blocks = [block for turn in turns for block in objects_in(turn, "content")]
     return bool(turns and row.get("toolConfig")) or any("toolUse" in one or "toolResult" in one for one in blocks)
 
 
-def _blocks(turn: dict[str, Any]) -> list[Any]:
-    content = turn.get("content")
-    return content if isinstance(content, list) else []
-
-
-def read_bedrock(row: Row) -> Conversation:
-    """Read a row of the Converse API."""
-    config, system = row.get("toolConfig"), row.get("system")
+def _read(row: Row) -> Conversation:
+    config = row.get("toolConfig")
     specs = config.get("tools") if isinstance(config, dict) else None
-    tools = [_tool(one) for one in specs] if isinstance(specs, list) else row.get("tools")
-    if isinstance(system, list):
-        system = "\n".join(str(block.get("text") or "") for block in system if isinstance(block, dict))
-    turns = [message for turn in turns_of(row, ("messages",)) for message in _messages(turn)]
-    return read_chat({**row, "tools": tools}, turns, system if isinstance(system, str) else "")
+    return read_blocks({**row, "tools": _tools(specs)} if isinstance(specs, list) else row, _to_anthropic)
 
 
-def _tool(value: Any) -> Any:
-    spec = value.get("toolSpec") if isinstance(value, dict) else None
-    schema = spec.get("inputSchema") if isinstance(spec, dict) else None
-    if not isinstance(spec, dict):
-        return value
-    return {**spec, "inputSchema": schema["json"]} if isinstance(schema, dict) and "json" in schema else spec
+def _tools(specs: list[Any]) -> list[Any]:
+    """Tools without Bedrock's two wrappings, ``toolSpec`` and ``inputSchema.json``."""
+    tools = []
+    for value in specs:
+        spec = value.get("toolSpec", value) if isinstance(value, dict) else value
+        if isinstance(spec, dict) and isinstance(spec.get("inputSchema"), dict):
+            spec = {**spec, "inputSchema": spec["inputSchema"].get("json", spec["inputSchema"])}
+        tools.append(spec)
+    return tools
 
 
-def _messages(turn: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A turn as OpenAI's messages: results are messages of their own, before the text beside them."""
-    rest, calls = [], []
-    for block in _blocks(turn):
-        use = block.get("toolUse") if isinstance(block, dict) else None
-        result = block.get("toolResult") if isinstance(block, dict) else None
-        thought = block.get("reasoningContent") if isinstance(block, dict) else None
-        if isinstance(use, dict):
-            calls.append({"name": use.get("name"), "arguments": use.get("input"), "id": use.get("toolUseId")})
-        elif isinstance(result, dict):
-            yield {"role": "tool", "content": _result(result.get("content")), "tool_call_id": result.get("toolUseId")}
-        elif isinstance(thought, dict) and isinstance(thought.get("reasoningText"), dict):
-            rest.append({"type": "reasoning", "text": thought["reasoningText"].get("text")})
-        else:
-            rest.append(block)
-    if not isinstance(turn.get("content"), list):
-        yield turn
-    elif rest or calls:
-        yield {**turn, "content": rest, **({"tool_calls": calls} if calls else {})}
+def _to_anthropic(block: dict[str, Any]) -> dict[str, Any]:
+    use, result, thought = (block.get(key) for key in ("toolUse", "toolResult", "reasoningContent"))
+    if isinstance(use, dict):
+        return {**use, "type": "tool_use", "id": use.get("toolUseId")}
+    if isinstance(result, dict):
+        return {
+            "type": "tool_result",
+            "content": _result(result.get("content")),
+            "tool_use_id": result.get("toolUseId"),
+        }
+    if isinstance(thought, dict) and isinstance(thought.get("reasoningText"), dict):
+        return {"type": "reasoning", "text": thought["reasoningText"].get("text")}
+    return block
 
 
 def _result(content: Any) -> Any:
@@ -69,3 +55,6 @@ def _result(content: Any) -> Any:
     if not isinstance(content, list) or len(content) != 1 or not isinstance(content[0], dict):
         return content
     return next((content[0][key] for key in ("json", "text") if key in content[0]), content)
+
+
+FORMAT = Format(_read, _detect, _KEYS)

@@ -5,19 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from fc_lightning.conversation.types import Conversation
-from fc_lightning.data.formats.chat import COMMON_KEYS, decoded_list, read_chat
+from fc_lightning.data.formats.chat import COMMON_KEYS, Format, decoded_list, read_chat
 from fc_lightning.data.formats.values import Row, RowError, as_list
 
-KEYS = COMMON_KEYS | {"question", "function", "ground_truth"}
 
-
-def is_bfcl(row: Row) -> bool:
-    """Whether the row has ``question`` and ``function``."""
+def _detect(row: Row) -> bool:
     return "question" in row and "function" in row
 
 
-def read_bfcl(row: Row) -> Conversation:
-    """Read a row of the leaderboard. The first accepted value of each argument is the call to learn."""
+def _read(row: Row) -> Conversation:
     turns = decoded_list(row.get("question")) or []
     if len(turns) == 1 and isinstance(turns[0], list):
         turns = turns[0]
@@ -41,3 +37,6 @@ def _call(alternatives: Any) -> Any:
         key: values[0] for key, values in accepted.items() if isinstance(values, list) and values and values[0] != ""
     }
     return {"name": name, "arguments": arguments}
+
+
+FORMAT = Format(_read, _detect, COMMON_KEYS | {"question", "function", "ground_truth"}, ("question", "function"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -27,40 +28,26 @@ from fc_lightning.data.formats.values import Row, is_empty, text_of
 
 @dataclass(frozen=True)
 class BuiltTurn:
-    """A message while its conversation is built.
+    """A message while its conversation is built."""
 
-    Attributes:
-        number: The row's turn that it comes from, counted from 1.
-        message: The message.
-        ids: Of an assistant's turn the ids of its calls, empty texts where there are none; of a tool's turn its call's.
-        name: Of a tool's turn the name of the tool.
-        num_results: Of a tool's turn the number of results in it.
-    """
-
-    number: int
-    message: Message
+    number: int  # the row's turn that it comes from, counted from 1
+    message: Message  # the message
+    # Of an assistant's turn the ids of its calls, empty texts where there are none; of a tool's turn its call's
     ids: tuple[str, ...] = ()
-    name: str = ""
-    num_results: int = 1
+    name: str = ""  # of a tool's turn the name of the tool
+    num_results: int = 1  # of a tool's turn the number of results in it
 
 
 @dataclass
 class ConversationBuilder:
-    """Builds a conversation turn by turn.
+    """Builds a conversation turn by turn."""
 
-    Attributes:
-        turns: The turns so far.
-        tools: The available tools.
-        defects: What is wrong with the row, one sentence each.
-        notices: Kind and detail of what is unusual, see :class:`fc_lightning.conversation.types.Conversation`.
-        response_schema: The JSON schema of the answer, in JSON mode.
-    """
-
-    turns: list[BuiltTurn] = field(default_factory=list)
-    tools: tuple[Tool, ...] = ()
-    defects: list[str] = field(default_factory=list)
+    turns: list[BuiltTurn] = field(default_factory=list)  # the turns so far
+    tools: tuple[Tool, ...] = ()  # the available tools
+    defects: list[str] = field(default_factory=list)  # what is wrong with the row, one sentence each
+    # Kind and detail of what is unusual, see :class:`fc_lightning.conversation.types.Conversation`
     notices: list[tuple[str, str]] = field(default_factory=list)
-    response_schema: dict[str, Any] | None = None
+    response_schema: dict[str, Any] | None = None  # the JSON schema of the answer, in JSON mode
 
     def add(self, number: int, role: Role, text: str) -> None:
         """Add a system, user or tool message; an empty system text is left out."""
@@ -114,7 +101,7 @@ class ConversationBuilder:
     def read_tools(self, value: Any, python_types: bool = False) -> None:
         """Read the available tools; tools that cannot be read are a defect."""
         try:
-            self.tools = values.read_tools(value, python_types)
+            self.tools = values.read_tools(value, python_types, self.note_unread)
         except CallSyntaxError as problem:
             self.defects.append(f"tools: {problem}")
 
@@ -143,23 +130,22 @@ class ConversationBuilder:
             try:
                 calls.append(values.read_call(item))
                 ids.append(values.call_id(item))
+                if isinstance(item, dict):
+                    function = item["function"] if isinstance(item.get("function"), dict) else {}
+                    self.note_unread("call", {**item, **function}, values.CALL_KEYS)
             except CallSyntaxError as problem:
                 self.defects.append(f"turn {number}, call {index}: {problem}")
         return tuple(calls), tuple(ids)
 
-    def note_unread(self, where: str, value: Row, known: frozenset[str]) -> None:
+    def note_unread(self, where: str, value: Row, known: frozenset[str] = frozenset()) -> None:
         """Note the keys of an object that have a value and are not read."""
-        self.notices += [
-            ("unread_key", f"{where}.{key}") for key, item in value.items() if key not in known and not is_empty(item)
-        ]
+        if unread := value.keys() - known:
+            self.notices += [("unread_key", f"{where}.{key}") for key in sorted(unread) if not is_empty(value[key])]
 
     def build(self, row: Row, raw_turns: list[tuple[str, str]] | None = None) -> Conversation:
         """Make the conversation; a message that cannot be written and read back is a defect."""
         tools = {tool.name: tool for tool in self.tools}
-        self.turns = [
-            _with_calls(turn, [values.drop_filled_nulls(c, tools) for c in turn.message.tool_calls])
-            for turn in self.turns
-        ]
+        self.turns = [_without_filled_nulls(turn, tools) if turn.message.tool_calls else turn for turn in self.turns]
         self._pair_results()
         self.defects += turn_defects([(turn.number, turn.message) for turn in self.turns], self.defects)
         gold = self._read_gold(row.get("gold"))
@@ -246,8 +232,11 @@ def turn_defects(turns: Sequence[tuple[int, Message]], known: Sequence[str] = ()
     return defects
 
 
-def _with_calls(turn: BuiltTurn, calls: list[ToolCall]) -> BuiltTurn:
-    return replace(turn, message=replace(turn.message, tool_calls=tuple(calls))) if calls else turn
+def _without_filled_nulls(turn: BuiltTurn, tools: dict[str, Tool]) -> BuiltTurn:
+    calls = tuple(values.drop_filled_nulls(call, tools) for call in turn.message.tool_calls)
+    if all(map(operator.is_, calls, turn.message.tool_calls)):
+        return turn
+    return replace(turn, message=replace(turn.message, tool_calls=calls))
 
 
 def _continues(first: Message, second: Message) -> bool:

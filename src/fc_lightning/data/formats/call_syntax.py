@@ -21,17 +21,11 @@ _MAX_CALLS = 1000
 
 
 class Delimiter(NamedTuple):
-    """The markers around calls in a text.
+    """The markers around calls in a text."""
 
-    Attributes:
-        open: The opening marker.
-        close: The closing marker.
-        closes_at_end: Whether the end of the text may stand for the closing marker.
-    """
-
-    open: str
-    close: str
-    closes_at_end: bool = False
+    open: str  # the opening marker
+    close: str  # the closing marker
+    closes_at_end: bool = False  # whether the end of the text may stand for the closing marker
 
 
 DELIMITERS = (
@@ -51,12 +45,14 @@ DELIMITERS = (
     Delimiter("```tool_code", "```"),
     Delimiter("```tool_call", "```"),
 )
+_END_MARKERS = ("[/TOOL_CALLS]", "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<end_of_turn>", "</s>", "<|endoftext|>")
 _BY_OPEN = {delimiter.open: delimiter for delimiter in DELIMITERS}
 _FUNCTION_TAG = "<function="
 _OPEN = re.compile("|".join(map(re.escape, [*_BY_OPEN, _FUNCTION_TAG])))
 
 _REASONING = re.compile(
-    r"\s*(?:<(think|thinking|reasoning|thought)>(?P<tag>.*?)</\1>|\[THINK\](?P<bracket>.*?)\[/THINK\])", re.DOTALL
+    r"\s*(?:<(think|thinking|reasoning|thought|scratch_pad)>(?P<tag>.*?)</\1>|\[THINK\](?P<bracket>.*?)\[/THINK\])",
+    re.DOTALL,
 )
 _ACTION = re.compile(
     r"(?P<before>.*?)^[ \t]*Action:[ \t]*(?P<name>[^\n]{1,200})\n\s*Action Input:[ \t]*(?P<input>.*)",
@@ -65,28 +61,20 @@ _ACTION = re.compile(
 _FINAL_ANSWER = re.compile(r"(?P<before>.*?)^[ \t]*Final Answer:\s*(?P<answer>.*)", re.DOTALL | re.MULTILINE)
 _SUSPICIOUS = re.compile(
     r"<[|/]?(?:tool|function)[ _]?calls?\b|\[/?TOOL_CALLS?\]|^[^\S\n]*Action Input:|<invoke\b|<function=|</?arg_key>"
-    r"|\"(?:tool_)?name\"\s*:\s*\"[^\"]{1,128}\"\s*,\s*\"(?:arguments|parameters)\"\s*:|^[^\S\n]*\[\s*[\w.]+\([^()\n]{0,999}\)\s*[,\]]",
+    r"|\"(?:tool_)?name\"\s*:\s*\"[^\"]{1,128}\"\s*,\s*\"(?:arguments|parameters)\"\s*:|\[\s{0,9}[\w.]{1,128}\((?:\s{0,9}|\s{0,9}\w{1,128}\s{0,9}=[^()\n]{0,999})\)\s{0,9}[,\]]",
     re.IGNORECASE | re.MULTILINE,
 )
 
 
 @dataclass
 class ParsedText:
-    """The text of a model turn, split into its parts.
+    """The text of a model turn, split into its parts."""
 
-    Attributes:
-        content: The text without reasoning and calls, stripped.
-        reasoning: The reasoning at its beginning; None without any.
-        calls: The calls that could be read.
-        errors: One sentence for each call that could not be read.
-        has_text_after_call: Whether text follows a call.
-    """
-
-    content: str = ""
-    reasoning: str | None = None
-    calls: tuple[ToolCall, ...] = ()
-    errors: tuple[str, ...] = ()
-    has_text_after_call: bool = False
+    content: str = ""  # the text without reasoning and calls, stripped
+    reasoning: str | None = None  # the reasoning at its beginning; None without any
+    calls: tuple[ToolCall, ...] = ()  # the calls that could be read
+    errors: tuple[str, ...] = ()  # one sentence for each call that could not be read
+    has_text_after_call: bool = False  # whether text follows a call
 
 
 def split_reasoning(text: str) -> tuple[str | None, str]:
@@ -112,7 +100,7 @@ def parse_text(text: str, tools: Tools) -> ParsedText:
         return react
     if tools and (calls := _parse_unmarked(rest, tools)):
         return ParsedText("", reasoning, calls)
-    return ParsedText(rest.strip(), reasoning)
+    return ParsedText(_without_end_markers(rest).strip(), reasoning)
 
 
 def looks_like_call(text: str) -> bool:
@@ -140,7 +128,9 @@ def _parse_marked(text: str, reasoning: str | None, tools: Tools) -> ParsedText:
 
 
 def _without_end_markers(text: str) -> str:
-    return re.sub(r"\s*(?:\[/TOOL_CALLS\]|<\|eot_id\|>|</s>|<\|endoftext\|>)\s*$", "", text)
+    stripped = text.rstrip()
+    marker = next((marker for marker in _END_MARKERS if stripped.endswith(marker)), "")
+    return stripped.removesuffix(marker).rstrip() if marker else text
 
 
 def _take_calls(text: str, match: re.Match[str], tools: Tools) -> tuple[int, list[ToolCall], str]:

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from fc_lightning.conversation.parsing import CallSyntaxError
 from fc_lightning.conversation.types import Conversation, Role
 from fc_lightning.data.formats.builder import ConversationBuilder
 from fc_lightning.data.formats.system_text import blocks, split_system
-from fc_lightning.data.formats.values import Row, RowError, as_list, call_id, column_text, is_empty, text_of
+from fc_lightning.data.formats.values import CALL_KEYS, Row, RowError, as_list, call_id, column_text, is_empty, text_of
+
+Reader = Callable[[Row], Conversation]
+Detector = Callable[[Row], bool]
+
+
+class Format(NamedTuple):
+    """A row format."""
+
+    reader: Reader  # converts a row to a conversation, or raises `RowError`
+    detects: Detector | None = None  # whether a row has this format; None for a format that is used by name only
+    keys: frozenset[str] | None = None  # of a row that the reader uses; others are reported; None if not known
+    needs: tuple[str, ...] = ()  # keys that every row of the format has, to name the nearest format when none fits
+
 
 # Names of the roles in known datasets.
 ROLES: dict[str, Role] = {
@@ -21,32 +35,42 @@ ROLES: dict[str, Role] = {
     ),
 }
 CALL_ROLES = ("function_call", "tool_call", "tool_calls")
+_KNOWN_ROLES = frozenset((*ROLES, *CALL_ROLES))
 _ROLE_KEYS = ("from", "role", "speaker")
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking", "thought")
 _CALL_KEYS = ("tool_calls", "function_call", "tool_call")
 _FLAGS = ("weight", "train", "train_on_turn", "loss", "trainable", "supervised")
+_RECIPIENT_KEYS = ("metadata", "recipient", "to")
 _RESULT_KEYS = ("tool_call_id", "call_id", "tool_use_id", "name", "tool_name")
-_TURN_KEYS = frozenset(
-    (
-        *_ROLE_KEYS,
-        *_REASONING_KEYS,
-        *_CALL_KEYS,
-        *_FLAGS,
-        *_RESULT_KEYS,
-        "value",
-        "content",
-        "message",
-        "tools",
-        "metadata",
-        "type",
-    )
-)
+_TEXT_KEYS = ("value", "content", "message")
+_TURN_KEYS: dict[str, frozenset[str]] = {
+    "system": frozenset((*_ROLE_KEYS, "type", "tools")),
+    "user": frozenset((*_ROLE_KEYS, "type")),
+    "assistant": frozenset((*_ROLE_KEYS, *_REASONING_KEYS, *_CALL_KEYS, *_FLAGS, *_RECIPIENT_KEYS, "type")),
+    "tool": frozenset((*_ROLE_KEYS, *_RESULT_KEYS, "type")),
+}
 _TOOL_COLUMNS = ("tools", "functions", "function", "available_tools")
 # Keys that every format reads.
 COMMON_KEYS = frozenset((*_TOOL_COLUMNS, "id", "category", "gold", "chat_template_kwargs"))
+# Keys of rows whose turns are in one column.
+CHAT_KEYS = COMMON_KEYS | {"messages", "conversations", "system", "system_prompt"}
+_PART_KEYS = frozenset(
+    (*CALL_KEYS, "text", "value", "content", "thinking", "reasoning", "tool_call", "function_call", "signature")
+)
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _REASONING_PARTS = ("reasoning", "thinking")
 _CALL_PARTS = ("tool_call", "function_call")
+
+
+def chat_reader(*columns: str) -> Reader:
+    """A reader of the turns in the first filled column; the system text may be in a column of its own."""
+    return lambda row: read_chat(row, turns_of(row, columns), system_column(row))
+
+
+def objects_in(row: Row, *columns: str) -> list[dict[str, Any]]:
+    """The objects in the list of the first filled column."""
+    values = decoded_list(next((row[name] for name in columns if row.get(name)), None))
+    return [value for value in values or [] if isinstance(value, dict)]
 
 
 def turns_of(row: Row, columns: Sequence[str]) -> list[dict[str, Any]]:
@@ -78,7 +102,7 @@ def decoded_list(value: Any) -> list[Any] | None:
         return []
     if not isinstance(value, list):
         return None
-    if not any(isinstance(item, str) and item.startswith("{") for item in value):
+    if not value or not isinstance(value[0], str):
         return value
     try:
         return [as_list(item)[0] if isinstance(item, str) and item.startswith("{") else item for item in value]
@@ -89,7 +113,7 @@ def decoded_list(value: Any) -> list[Any] | None:
 def role_of(turn: Mapping[str, Any]) -> Any:
     """The row's name for the role of a turn."""
     role = next((turn[key] for key in _ROLE_KEYS if turn.get(key)), None)
-    return role.lower() if isinstance(role, str) and role.lower() in (*ROLES, *CALL_ROLES) else role
+    return role.lower() if isinstance(role, str) and role.lower() in _KNOWN_ROLES else role
 
 
 def tools_of(row: Row) -> Any:
@@ -106,37 +130,34 @@ def tools_of(row: Row) -> Any:
 def read_chat(
     row: Row, turns: Iterable[dict[str, Any]], system: str = "", is_verbatim: bool = False, has_schema: bool = False
 ) -> Conversation:
-    """Read a row of chat turns.
-
-    Args:
-        row: The row: its tools, id, category and gold are used.
-        turns: Its turns.
-        system: A system text outside of the turns.
-        is_verbatim: Whether the turns are texts that can be rendered verbatim.
-        has_schema: Whether a row without tools may have the JSON schema of the answer.
-    """
+    """Read a row of chat turns."""
     builder = ConversationBuilder()
     builder.read_tools(tools_of(row))
     schema = row.get("schema") if has_schema else None
     if system:
         _add_system(builder, 0, system)
     raw_turns: list[tuple[str, str]] = []
+    context_turns: list[int] = []
     for number, turn in enumerate(turns, 1):
         role = role_of(turn)
         if not isinstance(role, str) or (role not in ROLES and role not in CALL_ROLES):
             known = ", ".join([*ROLES, *CALL_ROLES])
             raise RowError(f"turn {number} has an unknown role, {role!r:.40}; known are {known}")
-        builder.note_unread("turn", turn, _TURN_KEYS)
-        content = next((turn[key] for key in ("value", "content", "message") if turn.get(key) is not None), None)
+        key = next((key for key in _TEXT_KEYS if turn.get(key) is not None), "content")
+        content = turn.get(key)
+        builder.note_unread("turn", turn, _TURN_KEYS[ROLES.get(role, "assistant")] | {key})
         if is_verbatim:
             text = text_of(content, f"turn {number}: its text")
+            if not is_supervised(turn, builder, number):
+                context_turns.append(len(raw_turns))
             raw_turns.append(("model" if ROLES.get(role) == "assistant" else role, text))
             if has_schema and ROLES.get(role) == "system":
                 schema = schema or next(iter(blocks(text, "schema")[0]), None)
         _read_turn(builder, number, role, turn, content)
     if schema and not builder.tools:
         builder.read_schema(schema)
-    return builder.build(row, raw_turns)
+    conversation = builder.build(row, raw_turns)
+    return replace(conversation, context_turns=tuple(context_turns)) if context_turns else conversation
 
 
 def _read_turn(builder: ConversationBuilder, number: int, name: str, turn: dict[str, Any], content: Any) -> None:
@@ -164,7 +185,9 @@ def _read_turn(builder: ConversationBuilder, number: int, name: str, turn: dict[
 def _add_assistant(
     builder: ConversationBuilder, number: int, turn: dict[str, Any], text: str, thought: str, part_calls: list[Any]
 ) -> None:
-    thought = thought or next((turn[key] for key in _REASONING_KEYS if isinstance(turn.get(key), str)), "")
+    given = {key: turn[key] for key in _REASONING_KEYS if not is_empty(turn.get(key))}
+    builder.note_unread("turn", {key: value for key, value in given.items() if not isinstance(value, str)})
+    thought = thought or next((value for value in given.values() if isinstance(value, str)), "")
     values = list(part_calls)
     for key in _CALL_KEYS:
         if is_empty(turn.get(key)):
@@ -173,11 +196,12 @@ def _add_assistant(
             values += as_list(turn[key])
         except CallSyntaxError as problem:
             builder.defects.append(f"turn {number}, call 1: {problem}")
-    metadata = turn.get("metadata")
-    if isinstance(metadata, str) and metadata.strip() in {tool.name for tool in builder.tools}:
-        values, text = [{"name": metadata.strip(), "arguments": text}], ""  # ChatGLM: the content is the arguments
-    elif not is_empty(metadata):
-        builder.notices.append(("unread_key", "turn.metadata"))
+    for key in _RECIPIENT_KEYS:  # ChatGLM and Functionary: a turn to a tool, its content is the arguments
+        name = turn[key].strip().removeprefix("functions.") if isinstance(turn.get(key), str) else ""
+        if name and name in {tool.name for tool in builder.tools}:
+            values, text = [{"name": name, "arguments": text}], ""
+        elif not is_empty(turn.get(key)) and name not in ("all", "user"):
+            builder.notices.append(("unread_key", f"turn.{key}"))
     calls, ids = builder.read_calls(number, values)
     if values and not calls:  # the defects say why
         builder.add_assistant(number, text or " ", thought, (), (), is_supervised(turn, builder, number))
@@ -250,6 +274,7 @@ def read_parts(builder: ConversationBuilder, number: int, content: Any) -> tuple
     for part in content:
         part = part if isinstance(part, dict) else {"text": part}
         kind = str(part.get("type") or "text")
+        builder.note_unread("part", part, _PART_KEYS)
         value = next((part[key] for key in ("text", "value", "content", kind, "function") if part.get(key)), "")
         if kind in _CALL_PARTS:
             calls.append({**value, "id": call_id(part)} if isinstance(value, dict) else value or part)

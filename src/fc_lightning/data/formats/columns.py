@@ -5,10 +5,8 @@ from __future__ import annotations
 from fc_lightning.conversation.parsing import CALL_CLOSE, CALL_OPEN, THINK_CLOSE, THINK_OPEN
 from fc_lightning.conversation.types import Conversation
 from fc_lightning.data.formats.builder import ConversationBuilder
-from fc_lightning.data.formats.chat import COMMON_KEYS
+from fc_lightning.data.formats.chat import COMMON_KEYS, Format
 from fc_lightning.data.formats.values import Row, column_text
-
-KEYS = COMMON_KEYS | {"query", "thoughts", "tool_call", "system_prompt"}
 
 DEFAULT_SYSTEM_PROMPT = """\
 You are a helpful assistant with access to the following tools.
@@ -17,13 +15,11 @@ Before calling a tool, think carefully about which tool to use.
 Write your reasoning between <think> and </think>."""
 
 
-def is_columns(row: Row) -> bool:
-    """Whether the row has ``query`` and ``tool_call``."""
+def _detect(row: Row) -> bool:
     return "query" in row and "tool_call" in row
 
 
-def read_columns(row: Row) -> Conversation:
-    """Read a row of columns."""
+def _read(row: Row) -> Conversation:
     query = column_text(row, "query", needed=True)
     tools, thoughts = column_text(row, "tools"), column_text(row, "thoughts")
     call, prompt = column_text(row, "tool_call"), column_text(row, "system_prompt")
@@ -43,3 +39,8 @@ def read_columns(row: Row) -> Conversation:
         ("model", f"{THINK_OPEN}\n{thoughts}\n{THINK_CLOSE}\n{raw_call}"),
     ]
     return builder.build(row, raw_turns)
+
+
+FORMAT = Format(
+    _read, _detect, COMMON_KEYS | {"query", "thoughts", "tool_call", "system_prompt"}, ("query", "tool_call")
+)

@@ -6,19 +6,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from fc_lightning.conversation.types import Conversation
-from fc_lightning.data.formats.chat import COMMON_KEYS, decoded_list, read_chat, turns_of
+from fc_lightning.data.formats.chat import COMMON_KEYS, Format, decoded_list, read_chat, turns_of
 from fc_lightning.data.formats.values import Row, RowError, as_list
 
-KEYS = COMMON_KEYS | {"contents", "systemInstruction", "system_instruction", "toolConfig", "tool_config"}
 
-
-def is_gemini(row: Row) -> bool:
-    """Whether the row has ``contents``."""
+def _detect(row: Row) -> bool:
     return bool(decoded_list(row.get("contents")))
 
 
-def read_gemini(row: Row) -> Conversation:
-    """Read a row of Gemini's API."""
+def _read(row: Row) -> Conversation:
     system = row.get("systemInstruction") or row.get("system_instruction")
     if isinstance(system, dict):
         system = "\n".join(str(part.get("text") or "") for part in _parts(system, 0))
@@ -75,3 +71,11 @@ def lower_types(schema: Any, is_schema: bool = True) -> Any:
         else lower_types(value, key != "properties")
         for key, value in schema.items()
     }
+
+
+FORMAT = Format(
+    _read,
+    _detect,
+    COMMON_KEYS | {"contents", "systemInstruction", "system_instruction", "toolConfig", "tool_config"},
+    ("contents",),
+)

@@ -7,10 +7,8 @@ import re
 
 from fc_lightning.conversation.types import Conversation, Role
 from fc_lightning.data.formats.builder import ConversationBuilder
-from fc_lightning.data.formats.chat import COMMON_KEYS
+from fc_lightning.data.formats.chat import COMMON_KEYS, Format
 from fc_lightning.data.formats.values import Row, RowError, column_text
-
-KEYS = COMMON_KEYS | {"system", "chat"}
 
 _NOT_BLANK = re.compile(r"\S")
 _SPEAKER = re.compile(r"^(USER|ASSISTANT|FUNCTION RESPONSE):", re.MULTILINE)
@@ -19,13 +17,11 @@ _TOOLS_MARKER, _END_MARKER = "Use them if required -", "<|endoftext|>"
 _INTRODUCTION = "You are a helpful assistant with access to the following functions. "
 
 
-def is_glaive(row: Row) -> bool:
-    """Whether the row has a ``chat`` text."""
+def _detect(row: Row) -> bool:
     return isinstance(row.get("chat"), str)
 
 
-def read_glaive(row: Row) -> Conversation:
-    """Read a Glaive row."""
+def _read(row: Row) -> Conversation:
     builder = ConversationBuilder()
     prompt = _read_system(column_text(row, "system"), builder)
     builder.add(0, "system", prompt)
@@ -60,3 +56,6 @@ def _read_system(text: str, builder: ConversationBuilder) -> str:
         return text
     builder.read_tools(values)
     return prompt.removesuffix(_INTRODUCTION) if marker else prompt
+
+
+FORMAT = Format(_read, _detect, COMMON_KEYS | {"system", "chat"}, ("chat",))

@@ -1,28 +1,37 @@
-"""Hermes: ``conversations`` whose texts carry the tools, reasoning, calls and responses between tags."""
+"""Hermes: ``conversations`` whose texts carry the tools, reasoning, calls and responses between tags.
+
+JSON-mode rows offer no tools: their answer is JSON of a ``schema``, a column or a block in the system text.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
 from fc_lightning.conversation.types import Conversation
-from fc_lightning.data.formats.chat import COMMON_KEYS, decoded_list, read_chat, system_column, turns_of
+from fc_lightning.data.formats.chat import (
+    CHAT_KEYS,
+    Format,
+    decoded_list,
+    objects_in,
+    read_chat,
+    system_column,
+    turns_of,
+)
 from fc_lightning.data.formats.values import Row
 
-KEYS = COMMON_KEYS | {"conversations", "messages", "schema", "system", "system_prompt"}
-_COLUMNS = ("conversations", "messages")
+_TAGS = ("<tool_call>", "<tools>", "<tool_response>")
 
 
-def is_hermes(row: Row) -> bool:
-    """Whether the row has turns with ``value``, or with Hermes' tags in their texts."""
+def _detect(row: Row) -> bool:
     if row.get("conversations") is not None and decoded_list(row["conversations"]) is not None:
         return True
-    texts = [turn.get("content") for turn in decoded_list(row.get("messages")) or [] if isinstance(turn, dict)]
-    tags = ("<tool_call>", "<tools>", "<tool_response>")
-    are_texts = bool(texts) and all(isinstance(text, str) for text in texts)
-    return are_texts and any(tag in text for text in texts for tag in tags if isinstance(text, str))
+    texts: list[Any] = [turn.get("content") for turn in objects_in(row, "messages")]
+    return all(isinstance(text, str) for text in texts) and any(tag in text for text in texts for tag in _TAGS)
 
 
-def read_hermes(row: Row) -> Conversation:
-    """Read a Hermes row.
+def _read(row: Row) -> Conversation:
+    turns = turns_of(row, ("conversations", "messages"))
+    return read_chat(row, turns, system_column(row), is_verbatim=True, has_schema=True)
 
-    JSON-mode rows offer no tools: their answer is JSON of a ``schema``, a column or a block in the system text.
-    """
-    return read_chat(row, turns_of(row, _COLUMNS), system_column(row), is_verbatim=True, has_schema=True)
+
+FORMAT = Format(_read, _detect, CHAT_KEYS | {"schema"}, ("conversations",))

@@ -5,17 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from fc_lightning.conversation.types import Conversation
-from fc_lightning.data.formats.chat import COMMON_KEYS, decoded_list, read_chat, turns_of
+from fc_lightning.data.formats.chat import COMMON_KEYS, Format, decoded_list, read_chat, turns_of
 from fc_lightning.data.formats.values import Row
 
-KEYS = COMMON_KEYS | {"messages"}
 _TYPES = ("human", "ai", "system", "tool", "function")
 _CLASSES = {"HumanMessage": "human", "AIMessage": "ai", "SystemMessage": "system", "ToolMessage": "tool"}
-_IGNORED = frozenset(("type", "data", "id", "response_metadata", "usage_metadata", "example", "invalid_tool_calls"))
+_IGNORED = frozenset(("type", "data", "id", "response_metadata", "usage_metadata", "example"))
 
 
-def is_langchain(row: Row) -> bool:
-    """Whether a message has a LangChain type instead of a role, or a call has ``args``."""
+def _detect(row: Row) -> bool:
     turns = [_flat(turn) for turn in decoded_list(row.get("messages")) or [] if isinstance(turn, dict)]
     return any(
         ("role" not in turn and "from" not in turn and turn.get("type") in _TYPES)
@@ -35,8 +33,7 @@ def _flat(turn: dict[str, Any]) -> dict[str, Any]:
     return turn
 
 
-def read_langchain(row: Row) -> Conversation:
-    """Read a row of LangChain's messages."""
+def _read(row: Row) -> Conversation:
     return read_chat(row, [_message(_flat(turn)) for turn in turns_of(row, ("messages",))])
 
 
@@ -47,3 +44,6 @@ def _message(turn: dict[str, Any]) -> dict[str, Any]:
     if isinstance(extra, dict) and not turn.get("tool_calls"):
         message |= {key: extra[key] for key in ("tool_calls", "function_call", "reasoning_content") if extra.get(key)}
     return {**message, "role": role}
+
+
+FORMAT = Format(_read, _detect, COMMON_KEYS | {"messages"})

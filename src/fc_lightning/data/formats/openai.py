@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from fc_lightning.conversation.types import Conversation
-from fc_lightning.data.formats.chat import COMMON_KEYS, decoded_list, read_chat, system_column, turns_of
+from fc_lightning.data.formats.chat import CHAT_KEYS, Format, chat_reader, decoded_list, objects_in
 from fc_lightning.data.formats.values import Row
 
-KEYS = COMMON_KEYS | {"messages", "conversations", "system", "system_prompt", "parallel_tool_calls"}
-_COLUMNS = ("messages", "conversations")
+_MARKS = ("tool_calls", "tool_call_id", "function_call")
 
 
-def is_openai(row: Row) -> bool:
-    """Whether the row has ``messages``, or ``conversations`` in the shape of messages."""
+def _detect(row: Row) -> bool:
     if row.get("messages") is not None:
-        return decoded_list(row.get("messages")) is not None
-    return any(map(_is_message, decoded_list(row.get("conversations")) or []))
+        return decoded_list(row["messages"]) is not None
+    return any(turn.get(mark) for turn in objects_in(row, "conversations") for mark in _MARKS)
 
 
-def _is_message(turn: Any) -> bool:
-    return isinstance(turn, dict) and bool(
-        turn.get("tool_calls") or turn.get("tool_call_id") or turn.get("function_call")
-    )
-
-
-def read_openai(row: Row) -> Conversation:
-    """Read an OpenAI row."""
-    return read_chat(row, turns_of(row, _COLUMNS), system_column(row))
+FORMAT = Format(chat_reader("messages", "conversations"), _detect, CHAT_KEYS | {"parallel_tool_calls"}, ("messages",))

@@ -5,22 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from fc_lightning.conversation.types import Conversation
-from fc_lightning.data.formats.chat import COMMON_KEYS, decoded_list, read_chat, turns_of
-from fc_lightning.data.formats.values import Row, column_text
+from fc_lightning.data.formats.chat import COMMON_KEYS, Format, decoded_list, read_chat, turns_of
+from fc_lightning.data.formats.values import Row, RowError, column_text
 
-KEYS = COMMON_KEYS | {"input", "output", "messages", "items", "instructions"}
 _COLUMNS = ("input", "messages", "items")
 _TYPES = ("function_call", "function_call_output", "reasoning")
 
 
-def is_openai_responses(row: Row) -> bool:
-    """Whether an item without a role is a call or its output."""
+def _detect(row: Row) -> bool:
     items = [item for column in (*_COLUMNS, "output") for item in decoded_list(row.get(column)) or []]
     return any(isinstance(item, dict) and "role" not in item and item.get("type") in _TYPES for item in items)
 
 
-def read_openai_responses(row: Row) -> Conversation:
-    """Read a row of items."""
+def _read(row: Row) -> Conversation:
     items: list[dict[str, Any]] = []
     if isinstance(row.get("input"), str) and decoded_list(row["input"]) is None:
         items.append({"role": "user", "content": row["input"]})
@@ -42,4 +39,9 @@ def _message(item: dict[str, Any]) -> dict[str, Any]:
         parts = [*(item.get("summary") or []), *(item.get("content") or [])]
         text = "\n".join(str(part.get("text") or "") for part in parts if isinstance(part, dict))
         return {"role": "assistant", "content": "", "reasoning_content": text or " "}
+    if "role" not in item:
+        raise RowError(f"an item of type {kind!r:.40} is neither a message nor a call of a function")
     return {key: value for key, value in item.items() if key not in ("type", "id", "status")}
+
+
+FORMAT = Format(_read, _detect, COMMON_KEYS | {"input", "output", "messages", "items", "instructions"})

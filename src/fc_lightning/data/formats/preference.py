@@ -7,21 +7,18 @@ from dataclasses import replace
 from typing import Any
 
 from fc_lightning.conversation.types import Conversation
-from fc_lightning.data.formats.chat import COMMON_KEYS, decoded_list, read_chat, system_column
+from fc_lightning.data.formats.chat import COMMON_KEYS, Format, decoded_list, read_chat, system_column
 from fc_lightning.data.formats.values import Row, RowError
 
 _CHOSEN, _REJECTED = ("chosen", "chosen_response"), ("rejected", "rejected_response")
 _PROMPTS = ("prompt", "messages", "conversations")
-KEYS = COMMON_KEYS | {*_CHOSEN, *_REJECTED, *_PROMPTS, "system", "system_prompt"}
 
 
-def is_preference(row: Row) -> bool:
-    """Whether the row has a chosen and a rejected side."""
+def _detect(row: Row) -> bool:
     return any(key in row for key in _CHOSEN) and any(key in row for key in _REJECTED)
 
 
-def read_preference(row: Row) -> Conversation:
-    """Read the chosen side of a row, with the last turn of the rejected side if both follow the same history."""
+def _read(row: Row) -> Conversation:
     chosen = _read_side(row, _CHOSEN)
     try:
         other = _read_side(row, _REJECTED)
@@ -59,3 +56,8 @@ def _turns(value: Any, role: str) -> list[dict[str, Any]]:
     if turns is None or not all(isinstance(turn, dict) for turn in turns):
         raise RowError("the chosen side or its prompt is neither text nor a list of turns")
     return turns
+
+
+FORMAT = Format(
+    _read, _detect, COMMON_KEYS | {*_CHOSEN, *_REJECTED, *_PROMPTS, "system", "system_prompt"}, ("chosen", "rejected")
+)

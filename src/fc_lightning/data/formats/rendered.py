@@ -9,11 +9,10 @@ from typing import Any
 from fc_lightning.conversation.parsing import CallSyntaxError
 from fc_lightning.conversation.types import Conversation
 from fc_lightning.data.formats.call_bodies import parse_gemma_object
-from fc_lightning.data.formats.chat import COMMON_KEYS, read_chat
+from fc_lightning.data.formats.chat import COMMON_KEYS, Format, read_chat
 from fc_lightning.data.formats.gemini import lower_types
 from fc_lightning.data.formats.values import Row, RowError, column_text
 
-KEYS = COMMON_KEYS | {"text"}
 _TURN = re.compile(
     r"<start_of_turn>(?P<gemma>\w+)\n|<\|im_start\|>(?P<chatml>\w+)\n|<\|start_header_id\|>(?P<llama>\w+)<\|end_header_id\|>\n\n"
 )
@@ -26,13 +25,11 @@ _RESPONSE = re.compile(
 )
 
 
-def is_rendered(row: Row) -> bool:
-    """Whether the row has a ``text`` with turn markers."""
+def _detect(row: Row) -> bool:
     return isinstance(row.get("text"), str) and bool(_TURN.search(row["text"]))
 
 
-def read_rendered(row: Row) -> Conversation:
-    """Read a rendered chat."""
+def _read(row: Row) -> Conversation:
     text = column_text(row, "text", needed=True)
     marks = list(_TURN.finditer(text))
     if not marks:
@@ -71,3 +68,6 @@ def _split_responses(text: str) -> tuple[str, list[dict[str, Any]], str]:
         raise RowError(f"a function response: {problem}") from None
     results = [{**result, "content": json.dumps(result["content"], ensure_ascii=False)} for result in results]
     return text[: matches[0].start()], results, text[matches[-1].end() :]
+
+
+FORMAT = Format(_read, _detect, COMMON_KEYS | {"text"}, ("text",))

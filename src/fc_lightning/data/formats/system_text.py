@@ -44,8 +44,15 @@ _TAG_BEFORE = re.compile(r"[<\[]\w{1,40}[>\]]\s{0,99}$")
 _TAG_AFTER = re.compile(r"^\s{0,99}[<\[]/\w{1,40}[>\]]")
 _MAX_LISTS = 8  # lists that are tried
 _LIST_START = re.compile(r"\[\s*\{")
+_OBJECT_START = re.compile(
+    r"^[^\S\n]{0,9}\{(?=\s{0,99}\"(?:type|function|name|description|parameters)\")", re.MULTILINE
+)
+_SCHEMA_KEYS = ("parameters", "input_schema", "inputSchema")
 _TOOL_KEYS = {"parameters", "input_schema", "inputSchema", "description"}
-_INTRODUCTION = re.compile(r"(?:(?<=[.!?\n])|^)[^.!?\n]{0,300}:\s*$")
+_INTRODUCTION = re.compile(
+    r"(?:You are a helpful assistant with access to the following functions\. )?Use them if required -\s*$|"
+    r"(?:(?<=[.!?\n])|^)[^.!?\n]{0,300}:\s*$"
+)
 # A sentence with an example of a call: another syntax than the one that is trained.
 _SYNTAX_SENTENCE = re.compile(r"[^.!?\n]{0,300}\[\s*[\w.]{1,60}\([^\n\]]{0,300}\][^.!?\n]{0,100}[.!?]?[^\S\n]{0,9}")
 
@@ -93,9 +100,9 @@ def split_system(text: str, read: bool = True) -> tuple[str, tuple[Tool, ...], s
 
 
 def _split_bare(text: str) -> tuple[str, tuple[Tool, ...], str]:
-    """Split a system text whose tools are a bare list, as ToolACE and ToolLLaMA have it.
+    """Split a system text whose tools are a bare list, as in ToolACE and ToolLLaMA, or objects, as in Glaive and Llama.
 
-    The sentence that introduces the list is removed, and so are sentences that demand another syntax of calls.
+    The sentence that introduces them is removed, and so are sentences that demand another syntax of calls.
     """
     for start in list(_LIST_START.finditer(text))[:_MAX_LISTS]:
         for value, end in _list_at(text, start.start()):
@@ -103,16 +110,50 @@ def _split_bare(text: str) -> tuple[str, tuple[Tool, ...], str]:
                 tools = read_tools(value)
             except CallSyntaxError:
                 continue
-            if tools and all(isinstance(one, dict) and _TOOL_KEYS & {*one, *_inner(one)} for one in value):
-                before = _INTRODUCTION.sub("", _TAG_BEFORE.sub("", text[: start.start()]))
-                after = _SYNTAX_SENTENCE.sub("", _TAG_AFTER.sub("", text[end:]))
-                return re.sub(r"\n{3,}", "\n\n", f"{before.rstrip()}\n{after.lstrip()}").strip(), tools, ""
-    return text, (), ""
+            if tools and all(isinstance(one, dict) and _TOOL_KEYS & {*one, *_function(one)} for one in value):
+                return _joined([text[: start.start()], text[end:]]), tools, ""
+    objects = list(_objects_in(text))
+    try:
+        tools = read_tools([value for value, _, _ in objects])
+    except CallSyntaxError as problem:
+        return text, (), str(problem)
+    edges = [0, *(edge for _, start, end in objects for edge in (start, end)), len(text)]
+    parts = [text[start:end] for start, end in zip(edges[::2], edges[1::2], strict=True)]
+    return (_joined(parts), tools, "") if tools else (text, (), "")
 
 
-def _inner(value: dict[str, Any]) -> dict[str, Any]:
+def _joined(parts: list[str]) -> str:
+    """The prose around tools."""
+    for index in range(len(parts) - 1):
+        parts[index] = _INTRODUCTION.sub("", _TAG_BEFORE.sub("", parts[index])).rstrip()
+    parts[-1] = _SYNTAX_SENTENCE.sub("", _TAG_AFTER.sub("", parts[-1])).lstrip()
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(part for part in parts if part.strip(" \t\n,;"))).strip()
+
+
+def _function(value: dict[str, Any]) -> dict[str, Any]:
     function = value.get("function")
-    return function if isinstance(function, dict) else {}
+    return function if isinstance(function, dict) else value
+
+
+def _objects_in(text: str) -> Iterator[tuple[dict[str, Any], int, int]]:
+    """The JSON objects at the beginning of a line that declare a tool, with their borders.
+
+    An example of a call is no declaration: it has no schema.
+    """
+    end = 0
+    for line in _OBJECT_START.finditer(text):
+        start = line.end() - 1
+        if start < end:  # inside of the object before
+            continue
+        try:
+            value, end = json.JSONDecoder().raw_decode(text, start)
+        except (ValueError, RecursionError):
+            continue
+        function = _function(value)
+        schema = next((function[key] for key in _SCHEMA_KEYS if isinstance(function.get(key), dict)), None)
+        has_schema = schema is not None and not {"type", "properties"}.isdisjoint(schema)
+        if isinstance(function.get("name"), str) and (has_schema or "description" in function):
+            yield value, start, end
 
 
 def _list_at(text: str, start: int) -> Iterator[tuple[list[Any], int]]:

@@ -5,19 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from fc_lightning.conversation.types import Conversation
-from fc_lightning.data.formats.chat import COMMON_KEYS, decoded_list, read_chat
+from fc_lightning.data.formats.chat import COMMON_KEYS, Format, decoded_list, read_chat
 from fc_lightning.data.formats.values import Row, RowError, text_of
 
-KEYS = COMMON_KEYS | {"prompt", "completion", "label"}
 
-
-def is_trl(row: Row) -> bool:
-    """Whether the row has ``prompt`` and ``completion``."""
+def _detect(row: Row) -> bool:
     return "prompt" in row and "completion" in row
 
 
-def read_trl(row: Row) -> Conversation:
-    """Read a TRL row."""
+def _read(row: Row) -> Conversation:
     if row.get("label") is False:
         raise RowError("the completion is labelled as not desired (`label` is false)")
     turns: list[Any] = []
@@ -31,3 +27,6 @@ def read_trl(row: Row) -> Conversation:
     if not all(isinstance(turn, dict) for turn in turns):
         raise RowError("`prompt` and `completion` are not lists of messages")
     return read_chat(row, turns, is_verbatim=all(isinstance(turn.get("content"), str) for turn in turns))
+
+
+FORMAT = Format(_read, _detect, COMMON_KEYS | {"prompt", "completion", "label"}, ("prompt", "completion"))

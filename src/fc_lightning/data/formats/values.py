@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fc_lightning.conversation.parsing import (
@@ -13,6 +13,7 @@ from fc_lightning.conversation.parsing import (
     parse_literal,
     to_json_value,
     tool_from_value,
+    unambiguous_object,
 )
 from fc_lightning.conversation.types import Tool, ToolCall
 
@@ -22,6 +23,8 @@ Row = Mapping[str, Any]
 _NAME_KEYS = ("name", "tool_name", "function_name", "tool", "function")
 _ARGUMENT_KEYS = ("arguments", "parameters", "args", "input", "tool_input", "action_input")
 _SCHEMA_KEYS = ("parameters", "input_schema", "inputSchema", "parametersJsonSchema", "parameters_json_schema")
+CALL_KEYS = frozenset((*_NAME_KEYS, *_ARGUMENT_KEYS, "id", "call_id", "type", "index"))
+TOOL_KEYS = frozenset((*_SCHEMA_KEYS, "name", "description", "required", "type", "function"))
 # Keywords of JSON schema whose value may be null.
 _NULLABLE_KEYWORDS = frozenset(("default", "const", "enum", "examples"))
 _PYTHON_TYPE = re.compile(r"(?P<outer>[\w.]+)(?:\[(?P<inner>.*)\])?", re.DOTALL)
@@ -78,7 +81,7 @@ def _values_in_sequence(text: str, error: CallSyntaxError) -> list[Any]:
     """JSON objects one after the other, or an object on each line."""
     if not text.lstrip().startswith(("{", "[")):
         raise error
-    values, position, decoder = [], 0, json.JSONDecoder()
+    values, position, decoder = [], 0, json.JSONDecoder(object_pairs_hook=unambiguous_object)
     try:
         while following := re.compile(r"[^\s,;]").search(text, position):
             value, position = decoder.raw_decode(text, following.start())
@@ -124,12 +127,15 @@ def call_id(value: Any) -> str:
     return found if isinstance(found, str) else str(found)
 
 
-def read_tools(value: Any, python_types: bool = False) -> tuple[Tool, ...]:
+def read_tools(
+    value: Any, python_types: bool = False, note_unread: Callable[[str, Row, frozenset[str]], None] | None = None
+) -> tuple[Tool, ...]:
     """Read the tools of a list, an object or a text of either.
 
     Args:
         value: The tools.
         python_types: Whether types are written as in Python, ``List[int], optional``, and are translated.
+        note_unread: Is told of each tool, with the keys that are read.
 
     Raises:
         CallSyntaxError: If one of them cannot be read; half of the tools would be a different task.
@@ -139,8 +145,15 @@ def read_tools(value: Any, python_types: bool = False) -> tuple[Tool, ...]:
     for item in as_list(value):
         declarations = _declarations(item)
         for declaration in [item] if declarations is None else declarations:
+            if note_unread and isinstance(declaration, dict):
+                note_unread("tool", {**declaration, **_inner(declaration)}, TOOL_KEYS)
             tools.append(_read_tool(declaration, is_text, python_types))
     return tuple(tools)
+
+
+def _inner(value: dict[str, Any]) -> dict[str, Any]:
+    function = value.get("function")
+    return function if isinstance(function, dict) else {}
 
 
 def _declarations(value: Any) -> list[Any] | None:

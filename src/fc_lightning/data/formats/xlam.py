@@ -5,20 +5,17 @@ from __future__ import annotations
 from fc_lightning.conversation.parsing import CallSyntaxError
 from fc_lightning.conversation.types import Conversation
 from fc_lightning.data.formats.builder import ConversationBuilder
-from fc_lightning.data.formats.chat import COMMON_KEYS
+from fc_lightning.data.formats.chat import COMMON_KEYS, Format
 from fc_lightning.data.formats.values import Row, RowError, as_list, column_text
 
-KEYS = COMMON_KEYS | {"query", "answers"}
 NO_CALL_ANSWER = "None of the available tools can help with this request."
 
 
-def is_xlam(row: Row) -> bool:
-    """Whether the row has ``query`` and ``answers``."""
+def _detect(row: Row) -> bool:
     return "query" in row and "answers" in row
 
 
-def read_xlam(row: Row) -> Conversation:
-    """Read an xLAM row. Without answers no tool fits, which the model says in a sentence."""
+def _read(row: Row) -> Conversation:
     builder = ConversationBuilder()
     builder.read_tools(row.get("tools"), python_types=True)
     builder.add(1, "user", column_text(row, "query", needed=True))
@@ -37,3 +34,6 @@ def _calls_nothing(answers: object) -> bool:
         return as_list(answers) == []
     except CallSyntaxError:
         return False
+
+
+FORMAT = Format(_read, _detect, COMMON_KEYS | {"query", "answers"}, ("query", "answers"))

@@ -1,4 +1,4 @@
-"""A package with the layout of `bfcl_eval` and two questions per category."""
+"""A package with the layout of bfcl-eval."""
 
 import json
 from pathlib import Path
@@ -12,14 +12,18 @@ FUNCTION = {
 }
 
 
-def write_package(site: Path) -> None:
-    """Write it into a folder for ``sys.path``. It cannot be imported."""
+def write_bfcl_package(site: Path, ask=lambda category, number: "Time?"):
+    """Two questions per category, put by ``ask``; importing the package fails."""
     data = site / "bfcl_eval" / "data"
     (data / "possible_answer").mkdir(parents=True)
     (data.parent / "__init__.py").write_text("raise ImportError('the package is not imported')")
     for category in CATEGORIES:
         rows = [
-            {"id": f"{category}_{number}", "question": [[{"role": "user", "content": "Time?"}]], "function": [FUNCTION]}
+            {
+                "id": f"{category}_{number}",
+                "question": [[{"role": "user", "content": ask(category, number)}]],
+                "function": [FUNCTION],
+            }
             for number in range(2)
         ]
         (data / f"BFCL_v4_{category}.json").write_text("\n".join(map(json.dumps, rows)))

@@ -1,0 +1,169 @@
+"""Exports as GGUF: read back by transformers, and run by llama.cpp where its Node binding is installed."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from gguf import GGUFReader
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GgufConfig,
+    Qwen3Config,
+)
+
+from fc_lightning.chat_template.template import ChatTemplate, without_generation_marks
+from fc_lightning.chat_template.tokens import SpecialToken, load_tokenizer
+from fc_lightning.commands.export import ExportError
+from fc_lightning.commands.export.gguf import check_convertible, write_gguf
+from fc_lightning.models.saving import write_model
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "get_time",
+            "description": "Get the time.",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+        },
+    }
+]
+REQUEST = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "What is 2 times  3 in Öslo? 🙂\n\tx"},
+]
+# Largest difference of logits: each type rounds the weights of this model differently.
+TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 2e-2, "q8_0": 5e-2}
+
+
+def merged_folder(folder: Path, architecture: str) -> Path:
+    """A model folder with random weights, as `export` merges it: Gemma 2 with new tokens, or Gemma 3."""
+    tokenizer, _ = load_tokenizer("tests/models/tiny_gemma2", None, tuple(SpecialToken))
+    if architecture == "gemma2":
+        model = AutoModelForCausalLM.from_pretrained("tests/models/tiny_gemma2")
+        model.resize_token_embeddings(len(tokenizer))
+    else:
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 7, "num_attention_heads": 2}
+        heads = {"num_key_value_heads": 1, "head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 16}
+        ids = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
+        config = Gemma3TextConfig(vocab_size=len(tokenizer) + 3, max_position_embeddings=512, **sizes, **heads, **ids)
+        model = Gemma3ForCausalLM(config)
+    folder.mkdir()
+    write_model(model, ChatTemplate(tokenizer), folder, dtype=torch.float32)
+    return folder
+
+
+@pytest.mark.parametrize("architecture", ["gemma2", "gemma3"])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_transformers_reads_the_same_model(architecture, dtype, tmp_path):
+    folder = merged_folder(tmp_path / "merged", architecture)
+    write_gguf(folder, folder / "model.gguf", dtype)
+    source, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    # GGUF has no field for query_pre_attn_scalar: readers know those of the real models.
+    settings = {"gguf_file": "model.gguf", "config": AutoConfig.from_pretrained(folder), "dtype": torch.float32}
+    read = AutoModelForCausalLM.from_pretrained(folder, **settings, quantization_config=GgufConfig(dequantize=True))
+    prompt = tokenizer.apply_chat_template(REQUEST, tools=TOOLS, tokenize=False, add_generation_prompt=True)
+    ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids
+    assert (
+        AutoTokenizer.from_pretrained(folder, gguf_file="model.gguf")(prompt).input_ids[-ids.shape[1] :]
+        == ids[0].tolist()
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(read(ids).logits, source(ids).logits, rtol=0, atol=TOLERANCE[dtype])
+
+
+def test_the_file_has_end_tokens_kinds_of_tokens_and_a_template_without_marks(tmp_path):
+    folder = merged_folder(tmp_path / "merged", "gemma3")
+    write_gguf(folder, folder / "model.gguf", "bfloat16", message_end="<tool_response>")
+    fields = GGUFReader(folder / "model.gguf").fields
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    named = {name: fields[f"tokenizer.ggml.{name}_token_id"].contents() for name in ("bos", "eos", "eot", "eom")}
+    expected = ["<bos>", "<eos>", "<end_of_turn>", "<tool_response>"]
+    assert tokenizer.convert_ids_to_tokens(list(named.values())) == expected
+    kinds = fields["tokenizer.ggml.token_type"].contents()
+    texts = fields["tokenizer.ggml.tokens"].contents()
+    assert (kinds[texts.index("<tool_call>")], kinds[texts.index("<end_of_turn>")], kinds[-1]) == (4, 3, 5)
+    template = fields["tokenizer.chat_template"].contents()
+    assert "generation -%}" not in template
+    assert template == without_generation_marks(tokenizer.chat_template)
+    rendered = [
+        tokenizer.apply_chat_template(REQUEST, tools=TOOLS, tokenize=False, chat_template=source)
+        for source in (template, tokenizer.chat_template)
+    ]
+    assert rendered[0] == rendered[1]
+
+
+def test_what_llama_cpp_would_compute_differently_is_refused():
+    config = AutoConfig.from_pretrained("tests/models/tiny_gemma2")
+    check_convertible(config)
+    for change in ({"query_pre_attn_scalar": 7}, {"layer_types": ["full_attention"] * 2}):
+        with pytest.raises(ExportError, match=f"`{next(iter(change))}`"):
+            check_convertible(type(config)(**{**config.to_dict(), **change}))
+    with pytest.raises(ExportError, match="not qwen3"):
+        check_convertible(Qwen3Config())
+    with pytest.raises(ExportError, match="a LoRA on the head"):
+        check_convertible(config, has_own_head=True)
+
+
+def test_export_writes_the_file_and_how_to_serve_it(run, tmp_path):
+    folder = run("fit", "--trainer.max_steps=1", "--data.train=[{path: data/quickstart/train.jsonl, limit: 4}]")
+    options = [f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}", f"--output={tmp_path / 'exported'}"]
+    run("export", *options, "--format=gguf", "--dtype=q8_0", config=folder / "config.yaml")
+    assert {"model.gguf", "README.md"} <= {path.name for path in (tmp_path / "exported").iterdir()}
+    assert not list((tmp_path / "exported").glob("*.safetensors"))
+    card = (tmp_path / "exported" / "README.md").read_text(encoding="utf-8")
+    assert "llama-server -m DIR/model.gguf --jinja" in card
+    assert re.search(r"exported weights \| q8\\_0", card)
+
+
+LLAMA = os.environ.get("FC_LIGHTNING_LLAMA_NODE", "")
+ASK = """
+const { loadModel } = require(process.argv[1] + '/node_modules/@fugood/llama.node')
+const { writeSync, readFileSync } = require('fs')
+const request = JSON.parse(readFileSync(process.argv[3]))
+loadModel({ model: process.argv[2], n_ctx: 1024, n_gpu_layers: 0, n_threads: 1 }).then(async (context) => {
+  const { prompt } = context.getFormattedChat(request.messages, undefined, { jinja: true, tools: request.tools })
+  const { tokens } = await context.tokenize(prompt)
+  const options = { jinja: true, temperature: 0, top_k: 1, n_predict: request.n_predict }
+  const answer = await context.completion({ ...request, ...options })
+  writeSync(1, 'ANSWER' + JSON.stringify({ prompt, tokens: Array.from(tokens), ...answer }) + '\\n')
+})
+"""
+
+
+def ask_llama_cpp(file: Path, **request) -> dict:
+    """What llama.cpp makes of a request: prompt, tokens, text and calls."""
+    (file.parent / "request.json").write_text(json.dumps(request), encoding="utf-8")
+    command = ["node", "-e", ASK, LLAMA, str(file), str(file.parent / "request.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("ANSWER")]
+    assert lines, done.stderr[-2000:]
+    return json.loads(lines[0].removeprefix("ANSWER"))
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif(
+    not LLAMA or shutil.which("node") is None,
+    reason="set FC_LIGHTNING_LLAMA_NODE to a folder in which `npm install @fugood/llama.node` was run",
+)
+@pytest.mark.parametrize("architecture", ["gemma2", "gemma3"])
+def test_llama_cpp_reads_the_same_prompt_and_says_the_same(architecture, tmp_path):
+    folder = merged_folder(tmp_path / "merged", architecture)
+    write_gguf(folder, folder / "model.gguf", "float32")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    prompt = tokenizer.apply_chat_template(REQUEST, tools=TOOLS, tokenize=False, add_generation_prompt=True)
+    ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids
+    answer = ask_llama_cpp(folder / "model.gguf", messages=REQUEST, tools=TOOLS, n_predict=12)
+    assert "<bos>" + answer["prompt"].removeprefix("<bos>") == prompt
+    assert [2, *answer["tokens"][answer["tokens"][0] == 2 :]] == ids[0].tolist()
+    out = model.generate(ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :]
+    assert answer["text"].startswith(tokenizer.decode(out[:6]).rstrip("\ufffd"))
