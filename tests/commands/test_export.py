@@ -93,6 +93,7 @@ def test_the_card_says_what_the_model_is_made_of(trained, tmp_path):
     assert listed
     assert all(f"| {name} | {value} |".replace("_", r"\_") in card.text for name, value in listed.items())
     assert "--tool-call-parser hermes" in card.text
+    assert json.loads((folder / "tokenizer_config.json").read_text())["tool_parser_type"] == "json_tools"
     for said in (
         *(BASE, "| train | data/quickstart/train.jsonl |  |  | first 32 |", "| adapter | LoraConfig |", "| r | 4 |"),
         *("| checkpoint | epoch 0, after 2 optimizer steps |", "| exported weights | bfloat16 |"),
