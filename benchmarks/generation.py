@@ -32,7 +32,8 @@ from fc_lightning.evaluation.generation import generate, shared_length
 from fc_lightning.evaluation.kv_cache import BufferedCache, BufferedLayer
 from fc_lightning.models.attention import BY_DOCUMENT
 from fc_lightning.models.loading import load_base
-from fc_lightning.models.lora import add_token_rows, merge_adapter
+from fc_lightning.models.lora import add_token_rows
+from fc_lightning.models.merging import merge_adapter
 from fc_lightning.utils.malloc import keep_freed_memory
 from fc_lightning.utils.pretrained import resolve_base
 

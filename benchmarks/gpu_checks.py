@@ -24,8 +24,9 @@ from transformers import AutoModelForCausalLM, Gemma2Config
 from fc_lightning.data.collator import Batch, PackingCollator
 from fc_lightning.models.attention import choose_attention
 from fc_lightning.models.loading import load_base
-from fc_lightning.models.lora import add_adapter, add_token_rows, merge_adapter, unwrap_peft
+from fc_lightning.models.lora import add_adapter, add_token_rows, unwrap_peft
 from fc_lightning.models.loss import token_loss_sum
+from fc_lightning.models.merging import merge_adapter
 from gpu import ROOT, lora, random_documents, write_random_model
 
 Check = tuple[str, float, float]  # name, what was measured, the most that is allowed

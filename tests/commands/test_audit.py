@@ -218,3 +218,32 @@ def test_augmented_examples_are_shown(tmp_path, capsys):
     shown = printed[printed.index("train, augmented: quickstart_train_0001") :]
     assert "get_weather" not in shown.split("<start_of_turn>model")[1].split("<end_of_turn>")[0]
     assert "train, augmented" in (tmp_path / "audit.html").read_text()
+
+
+def test_each_source_has_its_format_and_how_sure_that_is(tmp_path, capsys):
+    cases = Path("tests/data/cases")
+    names = {  # expected format, confidence, rows, usable rows and calls
+        "01_toolace_python_calls.jsonl": ("toolace", "high", 1, 1, 2),
+        "19_messages_as_json_string.jsonl": ("openai 50%, hermes 50%", "medium: several formats", 2, 2, 1),
+        "52_rows.csv": ("none", "none of its rows can be used", 1, 0, 0),
+        "b_weight0.jsonl": ("openai", "low: no tool and no call", 1, 1, 0),
+    }
+    held_out = write(tmp_path / "validation.jsonl", [clean_row(0)])
+    sources = [Source(str(cases / name)) for name in [*names, "42_utf16.jsonl"]]
+    data = FunctionCallingDataModule(BASE, sources, [held_out], cache_dir=str(tmp_path / "cache"))
+    findings = audited(data, tmp_path / "audit")
+    summaries = json.loads((tmp_path / "audit" / "audit.json").read_text())["sources"]
+    found = {
+        Path(one["path"]).name: (
+            *map(one.get, ("format", "confidence", "rows")),
+            one["rows"] - one["skipped"],
+            one["calls"],
+        )
+        for one in summaries
+        if one["split"] == "train"
+    }
+    assert found == names
+    printed = capsys.readouterr().out
+    assert "42_utf16.jsonl: encoded as UTF-16" in printed
+    assert {Path(one.place).name for one in findings if one.kind == "unreadable_source"} == {"42_utf16.jsonl"}
+    assert {Path(one.place).name for one in findings if one.kind == "no_calls"} == {"b_weight0.jsonl"}

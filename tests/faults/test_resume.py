@@ -171,7 +171,7 @@ def test_the_same_command_again_and_again_ends_with_the_same_adapter(tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("--data.batch_size=2", "in a different order and cannot be resumed: `data.batch_size` 1 then, 2 now"),
+        ("--data.batch_size=2", "in a different order and cannot be resumed: `data.batch_size` was 1, now 2"),
         ("--data.train=[{path: data/quickstart/train.jsonl, limit: 13}]", "cannot be resumed: `data.train` sha256 "),
         ("--trainer.accumulate_grad_batches=4", "set `--trainer.accumulate_grad_batches 2`"),
         ("--model.base=BASE", "was trained on another base (tests/models/tiny_gemma2) than `model.base` "),

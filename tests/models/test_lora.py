@@ -7,7 +7,8 @@ from transformers import AutoModelForCausalLM
 
 from fc_lightning.models.attention import BY_DOCUMENT
 from fc_lightning.models.loading import load_base
-from fc_lightning.models.lora import add_token_rows, merge_adapter
+from fc_lightning.models.lora import add_token_rows
+from fc_lightning.models.merging import merge_adapter
 
 
 def test_a_new_row_is_initialised_to_the_mean_of_its_pieces(base):

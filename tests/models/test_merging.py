@@ -7,8 +7,8 @@ import torch
 from peft import LoraConfig
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
-from fc_lightning.models.lora import add_adapter, merge_adapter, unwrap_peft
-from fc_lightning.models.merging import merged_for_inference
+from fc_lightning.models.lora import add_adapter, unwrap_peft
+from fc_lightning.models.merging import merge_adapter, merged_for_inference
 
 IDS = torch.tensor([[2, 40, 61, 9, 13, 62, 5]])
 

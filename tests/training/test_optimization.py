@@ -134,12 +134,12 @@ def test_a_change_applies_from_the_next_step_on(change):
 @pytest.mark.parametrize(
     ("before", "after", "said"),
     [
-        (settings(), settings(optimizer="SGD"), "another `model.optimizer`"),
-        (settings(), settings(lr_scheduler="ExponentialLR"), "another `model.lr_scheduler`"),
+        (settings(), settings(optimizer="SGD"), "a different `model.optimizer`"),
+        (settings(), settings(lr_scheduler="ExponentialLR"), "a different `model.lr_scheduler`"),
         (
             settings(lr_scheduler={"class_path": "ConstantLR"}),
             settings(lr_scheduler={"class_path": "ConstantLR"}, learning_rate=0.2),
-            "another `model.learning_rate` (0.1 then, 0.2 now)",
+            "a different `model.learning_rate` (was 0.1, now 0.2)",
         ),
     ],
 )

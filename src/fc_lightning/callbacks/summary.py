@@ -151,7 +151,7 @@ class RunSummary(Callback):
         print(f"run:     {run}", *_report(trainer, run), sep="\n", flush=True)
 
     def _duration(self, trainer: Trainer, tokens: int) -> str:
-        steps = f"{trainer.global_step:,} optimizer steps"
+        steps = _num_steps(trainer.global_step)
         if not self._started:
             return f"{steps}, finished before"
         seconds = time.monotonic() - self._started
@@ -179,12 +179,16 @@ def describe_run(trainer: Trainer, module: Any) -> Iterator[str]:
     epochs = trainer.max_epochs
     limit = f", max {epochs} epoch{'s' * (epochs > 1)}" if epochs not in (None, -1) else ""
     yield (
-        f"training:   {trainer.estimated_stepping_batches:,.0f} optimizer steps of {micro} "
+        f"training:   {_num_steps(trainer.estimated_stepping_batches)} of {micro} "
         f"micro-batch{'es' * (micro > 1)} per device{limit}"
     )
     if isinstance(data, FunctionCallingDataModule):
         yield f"memory:     {_expected_memory(trainer, module, data, plan)}"
     yield f"run:        {folder}"
+
+
+def _num_steps(count: float) -> str:
+    return f"{count:,.0f} optimizer step{'s' * (count != 1)}"
 
 
 def trainable_line(trained: int, total: int) -> str:

@@ -1,4 +1,4 @@
-"""Control tokens in the texts of a conversation stay text.
+"""Control tokens in the texts of a conversation stay text. New tokens are registered in `tokens.py`.
 
 A question, a tool's response or an argument may contain ``<end_of_turn>`` or ``<tool_call>``. Encoded as tokens, they
 would end the turn and inject another one. A break character inside of them keeps the tokenizer from doing so:

@@ -1,7 +1,8 @@
 """The part of a configuration that every recipe shares: its logger, its callbacks and its checkpoints.
 
 They are defaults of the command line: ``trainer.callbacks`` in a file replaces the list, ``callbacks+`` appends to it,
-and ``callbacks: []`` leaves the run without them. ``--print_config`` shows them.
+and ``callbacks: []`` leaves the run without them. ``--print_config`` shows them. Callbacks that no run goes without
+(``Failures``, ``Preemption``, ``Resumable``, ``SaveConfig``) are added by `cli/lightning_cli.py`.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def check_training_order(then: dict[str, Any], now: dict[str, Any]) -> None:
     """
     changed = [name for name in then if then[name] != now.get(name)]
     if changed:
-        what = ", ".join(f"`data.{name}` {_shown(then[name])} then, {_shown(now.get(name))} now" for name in changed)
+        what = ", ".join(f"`data.{name}` was {_shown(then[name])}, now {_shown(now.get(name))}" for name in changed)
         raise DataError(
             f"the checkpoint was trained on different data or in a different order and cannot be resumed: {what}"
         )

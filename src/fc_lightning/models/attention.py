@@ -2,7 +2,7 @@
 
 A dense mask over a row of packed documents costs the square of the row's length; attention by document costs the sum
 of the squares of the documents' lengths. It is registered with transformers as :data:`BY_DOCUMENT`. Without documents,
-as in generation, it follows the attention mask.
+as in generation, it follows the attention mask. On a GPU, flex (`flex_masks.py`) and flash attention do the same.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def _document_numbers(batch: Batch) -> Tensor:
 
 
 def _ordered(blocks: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Of each query block: the number of its key blocks, ``(rows, 1, blocks)``, and all blocks, these first."""
+    """For each query block, how many key blocks it attends to, ``(rows, 1, blocks)``, and all blocks, those first."""
     counts = blocks.sum(-1, dtype=torch.int32).unsqueeze(1)
     order = blocks.int().argsort(dim=-1, descending=True, stable=True).to(torch.int32).unsqueeze(1)
     return counts.to(device, non_blocking=True), order.to(device, non_blocking=True)

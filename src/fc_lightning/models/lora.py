@@ -68,7 +68,7 @@ def add_adapter(model: PreTrainedModel, peft: PeftConfig, new_tokens: Sequence[i
     peft.task_type = peft.task_type or "CAUSAL_LM"
     try:
         with warnings.catch_warnings():
-            # The advice is for merging, and merge_adapter unties the head first.
+            # The advice is for merging, and `merging.merge_adapter` unties the head first.
             warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True` and a tied layer")
             adapted = get_peft_model(model, peft, autocast_adapter_dtype=True)
     except (ValueError, TypeError, NotImplementedError, ImportError, AttributeError) as error:
@@ -84,7 +84,7 @@ def add_adapter(model: PreTrainedModel, peft: PeftConfig, new_tokens: Sequence[i
 
 
 def _convert_between_dtypes(wrapper: ModulesToSaveWrapper) -> None:
-    """Have fp32 copies of modules work between layers of another dtype. With autocast, autocast does it."""
+    """Cast inputs and outputs of fp32 module copies to fit the layers around them. Under autocast it does nothing."""
     base = next(wrapper.original_module.parameters()).dtype
 
     def convert(value: Any, dtype: torch.dtype) -> Any:
@@ -124,27 +124,6 @@ def _train_token_rows(model: PreTrainedModel, peft: PeftConfig, new_tokens: Sequ
         )
     # PEFT cannot train rows of a head that has a LoRA and a matrix of its own: the LoRA adapts them.
     peft.trainable_token_indices = {name: list(new_tokens) for name in matrices if not targets_module(peft, name)}
-
-
-def merge_adapter(model: PeftModel) -> PreTrainedModel:
-    """Merge an adapter into its base, which consumes the PeftModel.
-
-    If the head or the embedding has an adapter and they share a matrix, each gets its own first: merging one would
-    change the other too.
-    """
-    causal = unwrap_peft(model)
-    head = causal.get_output_embeddings()
-    adapted = any(
-        isinstance(module, BaseTunerLayer | ModulesToSaveWrapper) for module in (head, causal.get_input_embeddings())
-    )
-    if adapted and causal.config.tie_word_embeddings:
-        untie_head(causal)
-    if isinstance(getattr(head, "base_layer", None), TrainableTokensWrapper):
-        # PEFT merges a LoRA into a copy of a matrix with trained rows. Put the rows into the matrix itself.
-        rows = head.base_layer
-        head.base_layer = rows.original_module
-        head.base_layer.weight.data = rows.weight.detach()
-    return model.merge_and_unload()
 
 
 def saved_with_adapter(model: PeftModel) -> dict[str, Tensor]:

@@ -1,4 +1,7 @@
-"""The loss: summed cross-entropy of the supervised tokens. Other positions have no logits."""
+"""The loss: summed cross-entropy of the supervised tokens. Other positions have no logits.
+
+The module divides by the number of tokens, once for an optimizer step: `on_before_optimizer_step`.
+"""
 
 from __future__ import annotations
 

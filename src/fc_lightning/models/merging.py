@@ -1,4 +1,4 @@
-"""The model that is evaluated: an adapter merged into a copy of its weights, as an export merges it."""
+"""Merging an adapter into its base: for good in an export, and for the time of an evaluation."""
 
 from __future__ import annotations
 
@@ -10,18 +10,43 @@ import psutil
 import torch
 from peft import PeftModel
 from peft.tuners.lora.layer import Linear as LoraLinear
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 from torch import nn
 from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
 
-from fc_lightning.models.lora import unwrap_peft
+from fc_lightning.models.lora import untie_head, unwrap_peft
+
+
+def merge_adapter(model: PeftModel) -> PreTrainedModel:
+    """Merge an adapter into its base, which consumes the PeftModel.
+
+    If the head or the embedding has an adapter and they share a matrix, each gets its own first: merging one would
+    change the other too.
+    """
+    causal = unwrap_peft(model)
+    head = causal.get_output_embeddings()
+    adapted = any(
+        isinstance(module, BaseTunerLayer | ModulesToSaveWrapper) for module in (head, causal.get_input_embeddings())
+    )
+    if adapted and causal.config.tie_word_embeddings:
+        untie_head(causal)
+    if isinstance(getattr(head, "base_layer", None), TrainableTokensWrapper):
+        # PEFT merges a LoRA into a copy of a matrix with trained rows. Put the rows into the matrix itself.
+        rows = head.base_layer
+        head.base_layer = rows.original_module
+        head.base_layer.weight.data = rows.weight.detach()
+    return model.merge_and_unload()
 
 
 @contextlib.contextmanager
 def merged_for_inference(model: nn.Module) -> Iterator[Any]:
     """The causal language model with its LoRA layers merged, for as long as the context lasts.
 
-    What is evaluated is then what an export writes: base and adapter are added in fp32 and rounded once to the base's
-    precision. In half precision autocast is off, as it is for a server. Afterwards the weights are the same to the bit.
+    What is evaluated is then what :func:`merge_adapter` makes for an export in the same precision: base and adapter are
+    added in fp32 and rounded once. In half precision autocast is off, as it is for a server. Afterwards the weights are
+    the same to the bit.
 
     Left as they are: layers that are not plain LoRA on a linear layer, such as quantized ones and DoRA; sharded ones;
     rows of new tokens, which cost nothing; and every layer if memory is short of a second copy.

@@ -14,7 +14,8 @@ from transformers import GenerationConfig
 from fc_lightning.chat_template.response_template import response_template
 from fc_lightning.chat_template.template import ChatTemplate
 from fc_lightning.chat_template.tokens import save_tokenizer
-from fc_lightning.models.lora import merge_adapter, saved_with_adapter
+from fc_lightning.models.lora import saved_with_adapter
+from fc_lightning.models.merging import merge_adapter
 
 
 def write_model(

@@ -85,7 +85,7 @@ def sum_over_ranks(
 def describe_non_finite(window: Sequence[MicroBatchLoss], what: str, step: int) -> str:
     """Which rows may be the cause of a ``loss`` or ``gradient`` that is not finite. A collective.
 
-    Any row may be the cause of a gradient, because ranks have added theirs up.
+    A gradient cannot be traced to particular rows, because it is already summed over ranks.
     """
     suspects = [micro.ids for micro in window if what == "gradient" or not micro.loss.isfinite()]
     rows = "; ".join(

@@ -218,7 +218,7 @@ def _read(path: Path, map_location: Any) -> dict[str, Any]:
     except Exception:  # zipfile raises whatever the damage leads to
         is_damaged = True
     if is_damaged:
-        raise CheckpointError(f"{path}: cannot be read as a checkpoint: it is truncated, damaged, or something else")
+        raise CheckpointError(f"{path}: cannot be read as a checkpoint: it is truncated, damaged, or not a checkpoint")
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:

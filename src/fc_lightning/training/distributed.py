@@ -43,7 +43,7 @@ _EXIT_TIMEOUT = 15.0  # that a process has to exit
 
 
 class Ranks:
-    """What this process, of a rank on its machine, knows about the others: their errors are in a folder.
+    """This process's view of the other ranks on its machine, which report their errors through a shared folder.
 
     The first one has started the processes of ranks 1, 2, …
     """
@@ -93,7 +93,7 @@ class Ranks:
                 cause = _describe_exit(code)
                 errors[rank] = {"time": 0.0, "summary": cause, "text": f"error: rank {rank} was {cause}"}
         first, *others = sorted(errors, key=lambda rank: errors[rank]["time"])
-        lines = [f"rank {rank} failed in consequence: {errors[rank]['summary']}" for rank in sorted(others)]
+        lines = [f"rank {rank} failed as a result: {errors[rank]['summary']}" for rank in sorted(others)]
         print(redact("\n".join(["", *lines, f"rank {first} failed first:", errors[first]["text"]])), file=sys.stderr)
         sys.stderr.flush()
         for proc in self.procs:
@@ -117,7 +117,7 @@ _ranks: Ranks | None = None  # None where this run has one process
 
 
 class Launcher(SubprocessLauncher):
-    """Lightning's launcher; its processes exit with the one that has started them, and the other way round."""
+    """Lightning's launcher; child processes exit with their parent, and vice versa."""
 
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Trainer | None = None, **kwargs: Any) -> Any:
         """Start the processes, then run a function in this one."""

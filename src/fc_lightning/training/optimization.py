@@ -144,7 +144,14 @@ def make_scheduler(optimizer: Optimizer, settings: OptimizationSettings, num_ste
 def configure(
     trained: Mapping[str, Tensor], settings: OptimizationSettings, num_steps: int, saved_names: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """What ``configure_optimizers`` returns; in a resumed run with what :func:`check_settings` has returned."""
+    """Make optimizer and schedule, as ``configure_optimizers`` returns them.
+
+    Args:
+        trained: The trained weights by name.
+        settings: The settings.
+        num_steps: Number of optimizer steps of the run.
+        saved_names: In a resumed run, what :func:`check_settings` has returned.
+    """
     optimizer = make_optimizer(list(trained.items()), settings)
     if settings.lr_scheduler is None:
         names = ordered_names(optimizer, trained)
@@ -185,11 +192,11 @@ def check_settings(checkpoint: Mapping[str, Any], settings: OptimizationSettings
     if refused := [name for name in changed if name in fixed]:
         name = refused[0]
         raise CheckpointError(
-            f"the run cannot resume with another `model.{name}` ({saved.get(name)} then, {current[name]} now): its "
-            "state in the checkpoint depends on it; keep it, or start a new run"
+            f"the run cannot resume with a different `model.{name}` (was {saved.get(name)}, now {current[name]}): the "
+            "saved state depends on it; keep it, or start a new run"
         )
     for name in changed:
-        rank_zero_info(f"resuming with another `model.{name}`: {saved.get(name)} then, {current[name]} now")
+        rank_zero_info(f"resuming with a different `model.{name}`: was {saved.get(name)}, now {current[name]}")
     return checkpoint[_KEY]["parameters"]
 
 

@@ -1,7 +1,7 @@
 """The state that an exact resume needs: Lightning's loop counters, the random number generators, the logged metrics.
 
 A checkpoint describes the end of an optimizer step, even if it was written within the next one, because the gradients
-that have been accumulated since are in no checkpoint.
+that have been accumulated since are in no checkpoint. The position in the data is in `data/training_order.py`.
 """
 
 from __future__ import annotations

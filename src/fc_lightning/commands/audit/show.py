@@ -95,7 +95,9 @@ def print_audit(
 
 
 def _source_table(summaries: Sequence[SourceSummary]) -> Table:
-    table = Table(*_SOURCE_COLUMNS, title="sources")
+    table = Table(title="sources")
+    for name in _SOURCE_COLUMNS:
+        table.add_column(name, overflow="fold")
     for row in _source_rows(summaries):
         table.add_row(*(printable_text(cell, one_line=True) for cell in row))
     return table

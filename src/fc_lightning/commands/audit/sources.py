@@ -47,7 +47,9 @@ class SourceSummary:
     @property
     def confidence(self) -> str:
         """How sure it is that the rows are read as they are meant."""
-        if not self.formats or not (self.calls or self.tools):
+        if not self.formats:
+            return "none of its rows can be used" if self.rows else "no rows in this split"
+        if not (self.calls or self.tools):
             return "low: no tool and no call"
         if self.suspicious > 0.05 * self.rows:
             return "low: texts look like calls"

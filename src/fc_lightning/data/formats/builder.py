@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -144,10 +145,7 @@ class ConversationBuilder:
     def build(self, row: Row, raw_turns: list[tuple[str, str]] | None = None) -> Conversation:
         """Make the conversation; a message that cannot be written and read back is a defect."""
         tools = {tool.name: tool for tool in self.tools}
-        self.turns = [
-            _with_calls(turn, [values.drop_filled_nulls(c, tools) for c in turn.message.tool_calls])
-            for turn in self.turns
-        ]
+        self.turns = [_without_filled_nulls(turn, tools) if turn.message.tool_calls else turn for turn in self.turns]
         self._pair_results()
         self.defects += turn_defects([(turn.number, turn.message) for turn in self.turns], self.defects)
         gold = self._read_gold(row.get("gold"))
@@ -234,8 +232,11 @@ def turn_defects(turns: Sequence[tuple[int, Message]], known: Sequence[str] = ()
     return defects
 
 
-def _with_calls(turn: BuiltTurn, calls: list[ToolCall]) -> BuiltTurn:
-    return replace(turn, message=replace(turn.message, tool_calls=tuple(calls))) if calls else turn
+def _without_filled_nulls(turn: BuiltTurn, tools: dict[str, Tool]) -> BuiltTurn:
+    calls = tuple(values.drop_filled_nulls(call, tools) for call in turn.message.tool_calls)
+    if all(map(operator.is_, calls, turn.message.tool_calls)):
+        return turn
+    return replace(turn, message=replace(turn.message, tool_calls=calls))
 
 
 def _continues(first: Message, second: Message) -> bool:

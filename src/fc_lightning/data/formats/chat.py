@@ -35,6 +35,7 @@ ROLES: dict[str, Role] = {
     ),
 }
 CALL_ROLES = ("function_call", "tool_call", "tool_calls")
+_KNOWN_ROLES = frozenset((*ROLES, *CALL_ROLES))
 _ROLE_KEYS = ("from", "role", "speaker")
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking", "thought")
 _CALL_KEYS = ("tool_calls", "function_call", "tool_call")
@@ -101,7 +102,7 @@ def decoded_list(value: Any) -> list[Any] | None:
         return []
     if not isinstance(value, list):
         return None
-    if not any(isinstance(item, str) and item.startswith("{") for item in value):
+    if not value or not isinstance(value[0], str):
         return value
     try:
         return [as_list(item)[0] if isinstance(item, str) and item.startswith("{") else item for item in value]
@@ -112,7 +113,7 @@ def decoded_list(value: Any) -> list[Any] | None:
 def role_of(turn: Mapping[str, Any]) -> Any:
     """The row's name for the role of a turn."""
     role = next((turn[key] for key in _ROLE_KEYS if turn.get(key)), None)
-    return role.lower() if isinstance(role, str) and role.lower() in (*ROLES, *CALL_ROLES) else role
+    return role.lower() if isinstance(role, str) and role.lower() in _KNOWN_ROLES else role
 
 
 def tools_of(row: Row) -> Any:
@@ -155,7 +156,8 @@ def read_chat(
         _read_turn(builder, number, role, turn, content)
     if schema and not builder.tools:
         builder.read_schema(schema)
-    return replace(builder.build(row, raw_turns), context_turns=tuple(context_turns))
+    conversation = builder.build(row, raw_turns)
+    return replace(conversation, context_turns=tuple(context_turns)) if context_turns else conversation
 
 
 def _read_turn(builder: ConversationBuilder, number: int, name: str, turn: dict[str, Any], content: Any) -> None:
