@@ -116,8 +116,7 @@ class SaveConfig(SaveConfigCallback):
     """Saves the configuration of a run without the options of its subcommand, so that every subcommand accepts it."""
 
     def __init__(self, parser: LightningArgumentParser, config: Any, **kwargs: Any):
-        # Without a logger, runs have no folders of their own.
-        self._replaces = config.get("ckpt_path") == "last" or config.get("trainer.logger") in (False, [])
+        self._resumes = config.get("ckpt_path") == "last"
         config = config.clone()
         for name in ("ckpt_path", "weights_only", "verbose", "return_predictions", "prompts", "question", "tools"):
             config.pop(name, None)
@@ -130,8 +129,8 @@ class SaveConfig(SaveConfigCallback):
 
         A run that resumes in its folder overwrites its own, and one without a logger, which has no folder, the last.
         """
-        resumes = any(getattr(one, "resumes_in_place", False) for one in trainer.callbacks)
-        self.overwrite = self._replaces or resumes or not trainer.loggers
+        resumes = self._resumes or any(getattr(one, "resumes_in_place", False) for one in trainer.callbacks)
+        self.overwrite = resumes or not trainer.loggers
         folder = trainer.log_dir  # a collective
         with wrap_os_errors(Path(folder or ".") / self.config_filename):
             super().setup(trainer, pl_module, stage)
