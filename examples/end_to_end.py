@@ -39,7 +39,7 @@ QUESTIONS: list[tuple[str, list[str], list[Call]]] = [
         [("calculate", {"a": 417, "b": 36, "operation": "times"})],
     ),
     (
-        "Calculate 873 divided by 9.",
+        "What is 873 divided by 9?",
         ["get_order_status", "calculate"],
         [("calculate", {"a": 873, "b": 9, "operation": "divided by"})],
     ),
