@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from fc_lightning.callbacks import LastCheckpoint
 from fc_lightning.callbacks.resumable import checkpoint_to_resume_from, make_resumable
+from fc_lightning.commands.checkpoints import find_checkpoint
 from fc_lightning.training.checkpoint_io import AtomicCheckpointIO, last_checkpoint
 from fc_lightning.training.run_folders import checkpoint_folders
 
@@ -157,6 +158,17 @@ def test_the_final_state_knows_the_best(tmp_path):
     states = torch.load(last, weights_only=True)["callbacks"]
     (state,) = (state for name, state in states.items() if name.startswith("ModelCheckpoint"))
     assert Path(state["best_model_path"]).is_file()
+
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["in order", "reversed"])
+def test_best_is_the_best_of_the_callback_that_monitors(tmp_path, reverse):
+    savers = [LAST[0], OTHER[0], BEST[0]]
+    trainer, _, _ = fit(tmp_path, [*reversed(savers)] if reverse else savers, 0.5)
+    (monitoring,) = (saver for saver in trainer.checkpoint_callbacks if getattr(saver, "monitor", None))
+    assert float(monitoring.best_model_score) == 2.0  # the greatest of steps modulo three
+    best = find_checkpoint(trainer, "best")
+    assert best == Path(monitoring.best_model_path)
+    assert torch.load(best, weights_only=True)["global_step"] % 3 == 2
 
 
 def test_the_newest_run_counts_and_not_the_one_with_most_steps(tmp_path):

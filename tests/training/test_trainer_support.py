@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -128,6 +129,11 @@ def writes(*patterns: str):
     return check
 
 
+def nothing_written(folder):
+    nothing_saved(folder)
+    assert not [name for name in ("adapter", "predictions.jsonl", "report.html") if Path(name).exists()]
+
+
 def nothing_saved(folder):
     assert not list(folder.rglob("*.ckpt"))
 
@@ -138,7 +144,7 @@ def saved_in_the_root(folder):
 
 
 WORKS = {
-    "fast_dev_run": (["--trainer.fast_dev_run=true"], nothing_saved),
+    "fast_dev_run": (["--trainer.fast_dev_run=true"], nothing_written),
     "limit_train_batches, limit_val_batches": (
         ["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1"],
         reached(1),

@@ -41,7 +41,7 @@ class SaveAdapter(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._is_unwritten = False
         run = trainer.log_dir  # a collective
-        if not isinstance(pl_module.model, PeftModel):
+        if trainer.fast_dev_run or not isinstance(pl_module.model, PeftModel):
             return
         weights = trained_weights(pl_module.model)  # a collective if the model is sharded
         if trainer.is_global_zero:

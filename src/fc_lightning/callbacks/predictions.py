@@ -47,6 +47,8 @@ class PredictionWriter(Callback):
             self._write(trainer, path.with_stem(f"{path.stem}_perturbed"), evaluated)
 
     def _write(self, trainer: Trainer, path: Path, evaluated: list[EvaluatedTurn]) -> None:
+        if trainer.fast_dev_run:
+            return  # it has no folder
         turns = [{**turn.to_dict(), **({} if turn.labelled else _UNLABELLED)} for turn in evaluated]
         lines = [json.dumps(turn, ensure_ascii=False) for turn in turns]
         try:

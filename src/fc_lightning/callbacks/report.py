@@ -70,7 +70,7 @@ class EvaluationReport(Callback):
 
     def _write(self, trainer: Trainer, module: LightningModule, name: str) -> None:
         folder = Path(trainer.log_dir or ".")  # a collective
-        if not trainer.is_global_zero or not self.last:
+        if not trainer.is_global_zero or not self.last or trainer.fast_dev_run:
             return
         for logger in trainer.loggers:
             logger.save()

@@ -28,7 +28,7 @@ class Supported(NamedTuple):
 
 
 SETTINGS = [
-    Supported("fast_dev_run", "writes no checkpoints"),
+    Supported("fast_dev_run", "writes no files"),
     Supported("limit_train_batches, limit_val_batches", "counts and shares; likewise for test and predict"),
     Supported("val_check_interval", "counts and shares; longer than an epoch with `check_val_every_n_epoch: null`"),
     Supported("max_time", "the run ends like one that has reached `max_steps`, and can be resumed"),
