@@ -122,7 +122,7 @@ class FunctionCallingDataModule(ResumableDataModule):
         self.base = base
         self.held_out = float(validation) if isinstance(validation, int | float) else 0.0
         train_sources = train or []
-        own_sources = [source for source in train_sources if self.held_out]  # a share of them is held out
+        own_sources = train_sources if self.held_out else []  # a share of them is held out
         self.sources: dict[str, list[Source]] = {
             "train": train_sources,
             "validation": validation if isinstance(validation, list) else own_sources,
