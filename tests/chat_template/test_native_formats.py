@@ -17,7 +17,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from fc_lightning.chat_template.response_template import response_template
 from fc_lightning.chat_template.template import ChatTemplate, ChatTemplateError
 from fc_lightning.chat_template.token_parts import supervised_parts
-from fc_lightning.chat_template.tokens import SpecialToken, register_tokens
+from fc_lightning.chat_template.tokens import SpecialToken, register_tokens, save_tokenizer
 from fc_lightning.chat_template.tool_formats import native_syntax
 from fc_lightning.conversation.turn_parts import TURN_PARTS
 from fc_lightning.conversation.types import Conversation, Message, Tool, ToolCall
@@ -243,6 +243,13 @@ def test_tags_in_texts_stay_text(name):
         ids = encode(Conversation("", each, (Tool("f", each[0].content),)), TEMPLATES[name]).input_ids
         counts.append([ids.count(TOKENIZERS[name].convert_tokens_to_ids(token)) for token in syntax.tokens])
     assert counts[0] == counts[1]
+
+
+@NAMES
+def test_the_exported_tokenizer_names_mlxs_parser(name, tmp_path):
+    parsers = {"functiongemma": "function_gemma", "gemma4": "gemma4"}
+    save_tokenizer(TOKENIZERS[name], tmp_path, SYNTAXES[name].mlx_parser)
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["tool_parser_type"] == parsers[name]
 
 
 @NAMES

@@ -88,6 +88,12 @@ def test_the_card_says_what_the_model_is_made_of(trained, tmp_path):
     card = ModelCard.load(folder / "README.md")
     assert card.data.license == "gemma"
     assert card.data.library_name == "transformers"
+    assert card.data.widget[0]["tools"][0]["function"]["name"] == "get_weather"
+    listed = {result.metric_name: f"{result.metric_value:.4f}" for result in card.data.eval_results}
+    assert listed
+    assert all(f"| {name} | {value} |".replace("_", r"\_") in card.text for name, value in listed.items())
+    assert "--tool-call-parser hermes" in card.text
+    assert json.loads((folder / "tokenizer_config.json").read_text())["tool_parser_type"] == "json_tools"
     for said in (
         *(BASE, "| train | data/quickstart/train.jsonl |  |  | first 32 |", "| adapter | LoraConfig |", "| r | 4 |"),
         *("| checkpoint | epoch 0, after 2 optimizer steps |", "| exported weights | bfloat16 |"),

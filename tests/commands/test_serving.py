@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from peft import LoraConfig
 from tests.helpers.chat import TEMPLATE, TOKENIZER, filled, texts, values
 from tests.helpers.hermes import hermes
+from tests.helpers.native_bases import write_native_base
+from tests.helpers.native_conversations import SYNTAXES
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.chat_parsing import ResponseParser
 
@@ -237,9 +239,12 @@ LEARNED = [
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory) -> Path:
     """An export of the tiny model, which has learned a few conversations by heart."""
-    folder = tmp_path_factory.mktemp("learned")
+    return learn(tmp_path_factory.mktemp("learned"), LEARNED)
+
+
+def learn(folder: Path, conversations: list[tuple[Message, ...]], *options: str) -> Path:
     with (folder / "train.jsonl").open("w") as file:
-        for messages in LEARNED:
+        for messages in conversations:
             conversation = Conversation("", messages, (WEATHER,))
             row = {"messages": TEMPLATE.messages(conversation), "tools": [WEATHER.to_openai()]}
             file.write(json.dumps(row) + "\n")
@@ -255,6 +260,7 @@ def learned(tmp_path_factory) -> Path:
         f"--trainer.logger.init_args.save_dir={folder / 'runs'}",
         f"--data.train=[{{path: {folder / 'train.jsonl'}}}]",
         "--data.validation=null",
+        *options,
     ]
     main(["fit", *common])
     main(["export", *common, "--ckpt_path=last", f"--output={folder / 'exported'}"])
@@ -317,6 +323,30 @@ def asked(client: openai.OpenAI, model: Path, messages: tuple[Message, ...], str
     assert reason == ("tool_calls" if found else "stop")
     tool_calls = tuple(ToolCall(one.function.name, json.loads(one.function.arguments)) for one in found)
     return Message("assistant", content or "", thought, tool_calls)
+
+
+NATIVELY = [
+    (
+        Message("user", "Is it grey in Paris?"),
+        Message("assistant", tool_calls=(PARIS,)),
+        Message("tool", '{"sky": "grey"}'),
+        Message("assistant", "Yes, it is grey."),
+    ),
+    (Message("user", "Both cities?"), Message("assistant", "", "Two calls.", (PARIS, OSLO))),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["functiongemma", "gemma4"])
+def test_a_client_of_a_native_model_gets_thinking_calls_and_answers(name, tmp_path, client):
+    base = write_native_base(name, tmp_path / "base")
+    exported = learn(tmp_path, NATIVELY, f"--model.base={base}")
+    assert SYNTAXES[name].call_tags[0] in (exported / "chat_template.jinja").read_text(encoding="utf-8")
+    for messages in NATIVELY:
+        for index, message in enumerate(messages):
+            if message.role == "assistant":
+                for stream in (False, True):
+                    assert asked(client, exported, messages[:index], stream) == message
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])

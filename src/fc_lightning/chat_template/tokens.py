@@ -93,11 +93,16 @@ def _is_special(tokenizer: PreTrainedTokenizerBase, token: str) -> bool:
     return added is not None and added.special
 
 
-def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, tool_parser: str = "json_tools") -> None:
     """Write a tokenizer that is loaded exactly as it is.
 
     Model-specific classes such as ``GemmaTokenizer`` build their pre-tokenizer themselves when they are loaded, and the
     removal of breaks would be lost, see :mod:`fc_lightning.chat_template.control_tokens`. The generic class does not.
+
+    Args:
+        tokenizer: The tokenizer.
+        folder: An existing folder.
+        tool_parser: Name of the parser with which mlx-lm reads calls.
     """
     tokenizer.save_pretrained(str(folder))
     file = folder / "tokenizer_config.json"
@@ -105,6 +110,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
     config["padding_side"] = tokenizer.padding_side  # otherwise a default of the class
     config["model_input_names"] = tokenizer.model_input_names
+    config["tool_parser_type"] = tool_parser
     file.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -116,8 +116,7 @@ class SaveConfig(SaveConfigCallback):
     """Saves the configuration of a run without the options of its subcommand, so that every subcommand accepts it."""
 
     def __init__(self, parser: LightningArgumentParser, config: Any, **kwargs: Any):
-        # Without a logger, runs have no folders of their own.
-        self._replaces = config.get("ckpt_path") == "last" or config.get("trainer.logger") in (False, [])
+        self._resumes = config.get("ckpt_path") == "last"
         config = config.clone()
         for name in ("ckpt_path", "weights_only", "verbose", "return_predictions", "prompts", "question", "tools"):
             config.pop(name, None)
@@ -126,8 +125,12 @@ class SaveConfig(SaveConfigCallback):
         super().__init__(parser, config, **kwargs)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Save the configuration and the environment; a run that resumes in its folder overwrites its own."""
-        self.overwrite = self._replaces or any(getattr(one, "resumes_in_place", False) for one in trainer.callbacks)
+        """Save the configuration and the environment.
+
+        A run that resumes in its folder overwrites its own, and one without a logger, which has no folder, the last.
+        """
+        resumes = self._resumes or any(getattr(one, "resumes_in_place", False) for one in trainer.callbacks)
+        self.overwrite = resumes or not trainer.loggers
         folder = trainer.log_dir  # a collective
         with wrap_os_errors(Path(folder or ".") / self.config_filename):
             super().setup(trainer, pl_module, stage)

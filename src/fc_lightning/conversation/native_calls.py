@@ -38,6 +38,7 @@ class NativeSyntax:
         think_tags: Text before and after reasoning.
         system_role: Role of the turn with system text and tools.
         thinking_switch: Text that asks for reasoning, in front of the system text; empty if there is none.
+        mlx_parser: Name of mlx-lm's parser.
         describes_all: Whether the declaration of a parameter without a description has an empty one.
     """
 
@@ -48,6 +49,7 @@ class NativeSyntax:
     quote: str
     think_tags: tuple[str, str]
     system_role: str
+    mlx_parser: str
     thinking_switch: str = ""
     describes_all: bool = False
 
@@ -212,6 +214,7 @@ FUNCTIONGEMMA = NativeSyntax(
     quote="<escape>",
     think_tags=("<think>\n", "\n</think>\n"),  # plain text: this family has no tokens for reasoning
     system_role="developer",
+    mlx_parser="function_gemma",
     describes_all=True,
 )
 GEMMA4 = NativeSyntax(
@@ -222,5 +225,6 @@ GEMMA4 = NativeSyntax(
     quote='<|"|>',
     think_tags=("<|channel>thought\n", "\n<channel|>"),
     system_role="system",
+    mlx_parser="gemma4",
     thinking_switch="<|think|>\n",
 )

@@ -26,6 +26,7 @@ _UNSUPPORTED = {
 }
 # Settings of other types that are refused, with the reason.
 REFUSED_FIELDS = {
+    "arrow_config": "mixes adapters that are already trained; leave it out",
     "alora_invocation_tokens": "cannot be merged into the base; remove them",
     "layer_replication": "changes the base; leave it out",
     "lora_bias": "cannot be merged into layers without bias",

@@ -41,7 +41,7 @@ def write_model(
     tokenizer = template.tokenizer
     if template.chat_format and template.has_generation_prompt(template.chat_format.generation_prompt):
         tokenizer.response_template = response_template(template.chat_format, tokenizer.eos_token, template.syntax)
-    save_tokenizer(tokenizer, folder)
+    save_tokenizer(tokenizer, folder, template.syntax.mlx_parser if template.syntax else "json_tools")
     (folder / "chat_template.jinja").write_text(template.source, encoding="utf-8")
     if isinstance(model, PeftModel) and not merge:
         _write_adapter(model, folder, revision, weights or {})

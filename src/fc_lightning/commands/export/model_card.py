@@ -8,9 +8,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from lightning import Trainer
 
+from fc_lightning.conversation.parsing import CALL_OPEN, THINK_OPEN
+from fc_lightning.conversation.types import Tool
 from fc_lightning.data import FunctionCallingDataModule
 from fc_lightning.models.loading import load_config
 from fc_lightning.training.module import FunctionCallingModule
@@ -21,11 +23,24 @@ from fc_lightning.utils.pretrained import commit_of, resolve_base
 NOTICE = "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms\n"
 _GEMMA = {"gemma", "gemma2", "gemma3", "gemma3_text"}
 
+# What the widget of the Hub asks the model.
+_EXAMPLE = {
+    "example_title": "Tool use",
+    "messages": [{"role": "user", "content": "What is the weather like in Oslo?"}],
+    "tools": [
+        Tool(
+            "get_weather",
+            "Get the weather in a city",
+            {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+        ).to_openai()
+    ],
+}
+
 _SERVING = {
     "huggingface": """
 ```bash
 transformers serve DIR --port 8000
-vllm serve DIR --enable-auto-tool-choice --tool-call-parser hermes
+vllm serve DIR --enable-auto-tool-choice --tool-call-parser PARSER
 ```
 
 Use temperature 0: the metrics were measured with greedy decoding.
@@ -90,41 +105,55 @@ def write_card(
     commit = commit_of(module.base, module.revision)
     revision = f" at revision `{commit}`" if commit else ""
     terms = f"`{license_id}`, which applies to this model too" if license_id else "unknown; see its model card"
+    syntax = data.template.syntax
+    think, call = (syntax.think_tags[0].strip(), syntax.call_tags[0]) if syntax else (THINK_OPEN, CALL_OPEN)
+    metrics = _metrics(checkpoint, state["global_step"])
+    written = "adapter, float32" if kind == "adapter" else dtype
     parts = [
-        _front_matter(module, data, license_id, kind),
+        f"---\n{_metadata(module, data, license_id, kind, metrics)}\n---\n",
         f"# {Path(module.base).name.removeprefix('pypi:')} fine-tuned to call functions\n",
         f"Fine-tuned with fc-lightning (transformers {version('transformers')}, PEFT {version('peft')}) from "
         f"`{module.base}`{revision}. Licence of the base: {terms}.\n",
-        "The model reasons in `<think>`, calls tools in `<tool_call>`, and answers in plain text.\n",
+        f"The model reasons in `{think}`, calls tools in `{call}`, and answers in plain text.\n",
         "## Data\n",
         markdown_table(("split", "source", "name", "revision", "rows"), _sources(data)) + "\n",
         "## Recipe\n",
-        markdown_table(
-            ("setting", "value"),
-            _recipe(trainer, module, data, state, dtype if kind != "adapter" else "adapter, float32"),
-        )
-        + "\n",
+        markdown_table(("setting", "value"), _recipe(trainer, module, data, state, written)) + "\n",
         "## Metrics\n",
-        _metrics(checkpoint, state["global_step"]),
+        _metrics_table(metrics),
         "## Serving",
-        _SERVING[kind],
+        _SERVING[kind].replace("PARSER", syntax.name if syntax else "hermes"),
     ]
     (folder / "README.md").write_text("\n".join(parts), encoding="utf-8")
 
 
-def _front_matter(
-    module: FunctionCallingModule, data: FunctionCallingDataModule, license_id: str | None, kind: str
+def _metadata(
+    module: FunctionCallingModule,
+    data: FunctionCallingDataModule,
+    license_id: str | None,
+    kind: str,
+    metrics: dict[str, float],
 ) -> str:
-    """The metadata for the Hub."""
+    """The metadata for the Hub, in YAML: where the model comes from, its metrics, and an example for the widget."""
     hub = module.base.count("/") == 1 and not Path(module.base).exists()
     sets = [source.path for source in data.sources["train"] if source.path.count("/") == 1 and _on_hub(source.path)]
-    library = {"huggingface": "transformers", "gguf": "gguf", "adapter": "peft"}[kind]
-    lines = [f"library_name: {library}", "pipeline_tag: text-generation"]
-    lines += [f"base_model: {module.base}"] if hub else []
-    lines += [f"license: {license_id}"] if license_id else []
-    lines += ["datasets:", *(f"- {name}" for name in dict.fromkeys(sets))] if sets else []
-    lines += ["tags:", "- function-calling", "- tool-use", "- fc-lightning"]
-    return "\n".join(["---", *lines, "---", ""])
+    held_out = ", ".join(dict.fromkeys(source.path for source in data.sources["validation"])) or "none"
+    measured = {"task_type": "text-generation", "dataset_type": held_out, "dataset_name": "held-out turns"}
+    card = ModelCardData(
+        library_name={"huggingface": "transformers", "gguf": "gguf", "adapter": "peft"}[kind],
+        pipeline_tag="text-generation",
+        base_model=module.base if hub else None,
+        license=license_id,
+        datasets=list(dict.fromkeys(sets)) or None,
+        tags=["function-calling", "tool-use", "fc-lightning"],
+        model_name=Path(module.base).name.removeprefix("pypi:") + "-function-calling",
+        eval_results=[
+            EvalResult(metric_type=name, metric_name=name, metric_value=value, **measured)
+            for name, value in metrics.items()
+        ],
+        widget=[_EXAMPLE],
+    )
+    return card.to_yaml()
 
 
 def _on_hub(path: str) -> bool:
@@ -164,7 +193,7 @@ def _recipe(
     yield "exported weights", dtype
 
 
-def _metrics(checkpoint: Path, step: int) -> str:
+def _metrics(checkpoint: Path, step: int) -> dict[str, float]:
     """The last values that were logged before the checkpoint was written."""
     log = checkpoint.parent.parent / "metrics.csv"
     values: dict[str, float] = {}
@@ -173,7 +202,11 @@ def _metrics(checkpoint: Path, step: int) -> str:
             for row in csv.DictReader(lines):
                 if int(row["step"] or 0) <= step:
                     values |= {name: float(row[name]) for name in row if name.startswith("val/") and row[name]}
-    if not values:
+    return dict(sorted(values.items()))
+
+
+def _metrics_table(metrics: dict[str, float]) -> str:
+    if not metrics:
         return "No metrics were logged for this checkpoint.\n"
-    rows = [(name, f"{value:.4f}") for name, value in sorted(values.items())]
+    rows = [(name, f"{value:.4f}") for name, value in metrics.items()]
     return markdown_table(("metric on held-out turns", "value"), rows) + "\n"
