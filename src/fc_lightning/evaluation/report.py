@@ -73,8 +73,10 @@ def read_runs(folders: Sequence[Path]) -> list[EvaluatedRun]:
     """Read the evaluations of several runs; a base that several of them evaluated with the same result is one column.
 
     Raises:
-        ReportError: If a folder has no predictions.
+        ReportError: If a folder has no predictions, or there is no folder.
     """
+    if not folders:
+        raise ReportError("nothing to compare: name at least one run (`--runs`)")
     columns: list[EvaluatedRun] = []
     for folder in folders:
         for column in read_run(folder):
