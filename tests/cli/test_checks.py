@@ -130,7 +130,7 @@ def test_a_list_of_a_later_file_replaces(tmp_path):
     ("argument", "gone"),
     [
         ("--trainer.enable_checkpointing=false", {"ModelCheckpoint", "LastCheckpoint"}),
-        ("--trainer.logger=false", {"LearningRateMonitor"}),
+        ("--trainer.logger=false", {"LearningRateMonitor", "TensorBoard"}),
         (
             "--trainer.barebones=true",
             {"ModelCheckpoint", "LastCheckpoint", "LearningRateMonitor", "ProgressBar", "TensorBoard"},

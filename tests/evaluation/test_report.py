@@ -128,3 +128,20 @@ def test_an_environment_in_words():
 def test_a_report_of_nothing_is_refused():
     with pytest.raises(ReportError, match="name at least one run"):
         read_runs([])
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metrics.csv", b"\x00,\xff"),
+        ("metrics.csv", b"step,val/loss\nx,y"),
+        ("predictions.jsonl", b"{"),
+        ("predictions.jsonl", b'{"id": 1}'),
+        ("predictions_before.jsonl", b"[]"),
+    ],
+)
+def test_damaged_files_of_a_run_are_one_line(tmp_path, name, content):
+    (tmp_path / "predictions.jsonl").write_text("")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ReportError, match="its files are damaged"):
+        read_runs([tmp_path])
