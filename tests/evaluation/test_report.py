@@ -7,7 +7,7 @@ from tests.helpers.html_structure import Structure
 
 from fc_lightning.conversation.types import ToolCall
 from fc_lightning.evaluation.metrics import RULES, evaluate_turn
-from fc_lightning.evaluation.report import html_report, markdown_report
+from fc_lightning.evaluation.report import ReportError, html_report, markdown_report, read_runs
 from fc_lightning.evaluation.report_about import about_environment
 from fc_lightning.evaluation.report_tables import EvaluatedRun, report_sections
 from fc_lightning.evaluation.report_turns import compared_turns
@@ -123,3 +123,25 @@ def test_an_environment_in_words():
         "machine": "2 cores of EPYC, H100, 85.0 GB, H100, 85.0 GB, Linux, 2 processes",
         "versions": "fc-lightning 0.1.0, torch 2.13.0, commit 0123456789 with uncommitted changes",
     }
+
+
+def test_a_report_of_nothing_is_refused():
+    with pytest.raises(ReportError, match="name at least one run"):
+        read_runs([])
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metrics.csv", b"\x00,\xff"),
+        ("metrics.csv", b"step,val/loss\nx,y"),
+        ("predictions.jsonl", b"{"),
+        ("predictions.jsonl", b'{"id": 1}'),
+        ("predictions_before.jsonl", b"[]"),
+    ],
+)
+def test_damaged_files_of_a_run_are_one_line(tmp_path, name, content):
+    (tmp_path / "predictions.jsonl").write_text("")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ReportError, match="its files are damaged"):
+        read_runs([tmp_path])

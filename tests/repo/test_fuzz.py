@@ -1,4 +1,4 @@
-"""Random configurations train or are refused in one line. The nightly command runs 300 of them:
+"""Random configurations train or are refused in one line: twenty here, and any number by the command:
 
 python scripts/fuzz_configurations.py --count 300
 """
@@ -44,7 +44,7 @@ def test_a_seed_is_a_combination(script):
     assert 10 < sum(one["trainer"].get("devices") == 2 for one in combinations) < 60
 
 
-@pytest.mark.nightly
+@pytest.mark.slow
 def test_twenty_random_combinations():
     """The seed is in the output."""
     done = subprocess.run([sys.executable, str(SCRIPT), "--count", "20"], capture_output=True, text=True, check=False)

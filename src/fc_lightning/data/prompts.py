@@ -56,7 +56,7 @@ def read_tools(path: str) -> tuple[Tool, ...]:
         return tuple(map(tool_from_value, value if isinstance(value, list) else [value]))
     except FileNotFoundError:
         raise DataError(f"{path}: file not found (`--tools`)") from None
-    except (OSError, ValueError) as error:  # CallSyntaxError is a ValueError
+    except (OSError, ValueError, RecursionError) as error:  # CallSyntaxError is a ValueError
         raise DataError(f"{path}: not a list of tools (`--tools`): {error}") from error
 
 

@@ -20,7 +20,7 @@ from fc_lightning.evaluation.report_tables import EvaluatedRun, report_sections,
 from fc_lightning.evaluation.report_turns import compared_turns
 from fc_lightning.utils import html as pages
 from fc_lightning.utils.atomic_files import write_text
-from fc_lightning.utils.errors import UserError
+from fc_lightning.utils.errors import UserError, first_line
 from fc_lightning.utils.escaping import escape_markdown
 
 BEFORE_TRAINING = "before training"
@@ -56,25 +56,30 @@ def read_run(folder: Path) -> list[EvaluatedRun]:
     """Read the evaluations of a run: the base before training, if it was evaluated, and the model.
 
     Raises:
-        ReportError: If the folder has no predictions.
+        ReportError: If the folder has no predictions, or its files are damaged.
     """
     file = folder / "predictions.jsonl"
     if not file.is_file():
         raise ReportError(f"{folder}: no predictions.jsonl; add the callback PredictionWriter to the run (`--runs`)")
     before = folder / "predictions_before.jsonl"
-    base = [EvaluatedRun(BEFORE_TRAINING, read_predictions(before))] if before.is_file() else []
     perturbed = folder / "predictions_perturbed.jsonl"
-    turns = read_predictions(perturbed) if perturbed.is_file() else []
-    curves = read_curves(folder / "metrics.csv")
-    return [*base, EvaluatedRun(folder.name, read_predictions(file), curves, turns, read_about(folder))]
+    try:
+        base = [EvaluatedRun(BEFORE_TRAINING, read_predictions(before))] if before.is_file() else []
+        turns = read_predictions(perturbed) if perturbed.is_file() else []
+        curves = read_curves(folder / "metrics.csv")
+        return [*base, EvaluatedRun(folder.name, read_predictions(file), curves, turns, read_about(folder))]
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise ReportError(f"{folder}: its files are damaged (`--runs`): {first_line(error)}") from error
 
 
 def read_runs(folders: Sequence[Path]) -> list[EvaluatedRun]:
     """Read the evaluations of several runs; a base that several of them evaluated with the same result is one column.
 
     Raises:
-        ReportError: If a folder has no predictions.
+        ReportError: If a folder has no predictions, or there is no folder.
     """
+    if not folders:
+        raise ReportError("nothing to compare: name at least one run (`--runs`)")
     columns: list[EvaluatedRun] = []
     for folder in folders:
         for column in read_run(folder):
