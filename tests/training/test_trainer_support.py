@@ -7,6 +7,7 @@ import pytest
 import torch
 from lightning import Trainer
 from lightning.pytorch import callbacks as lightning_callbacks
+from tests.helpers.checkpoints import Killed
 
 from fc_lightning.training.optimization import SettingsError
 from fc_lightning.training.trainer_support import (
@@ -90,15 +91,39 @@ def last_step(folder) -> int:
     return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
 
 
+def logged(folder) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
+
+
 def num_validations(folder) -> int:
-    rows = list(csv.DictReader((folder / "metrics.csv").open()))
-    return sum(bool(row.get("val/loss")) for row in rows)
+    return sum(bool(row.get("val/loss")) for row in logged(folder))
 
 
 def reached(steps: int, validations: int = 1):
     def check(folder):
         assert last_step(folder) == steps
         assert num_validations(folder) == validations
+
+    return check
+
+
+def logs(column: str):
+    """The run has reached its end, and has logged a value whose name contains this."""
+
+    def check(folder):
+        reached(STEPS)(folder)
+        assert any(value for row in logged(folder) for name, value in row.items() if column in name)
+
+    return check
+
+
+def writes(*patterns: str):
+    """The run has reached its end, and has written files of these names, below the folder of all runs or next to it."""
+
+    def check(folder):
+        reached(STEPS)(folder)
+        for pattern in patterns:
+            assert list(folder.parents[2].rglob(pattern)), pattern
 
     return check
 
@@ -126,8 +151,17 @@ WORKS = {
         reached(3 * STEPS, 2),
     ),
     "max_time": (["--trainer.max_time=00:00:00:00"], nothing_saved),
-    "profiler": (["--trainer.profiler=simple"], reached(STEPS)),
-    "barebones": (["--trainer.barebones=true"], nothing_saved),
+    "profiler": (
+        [
+            "--trainer.profiler={class_path: lightning.pytorch.profilers.SimpleProfiler, "
+            "init_args: {dirpath: ROOT, filename: profile}}"
+        ],
+        writes("fit-profile.txt"),
+    ),
+    "barebones": (
+        ["--trainer.barebones=true", "--trainer.log_every_n_steps=null", "--trainer.default_root_dir=ROOT"],
+        nothing_saved,
+    ),
     "logger: false": (["--trainer.logger=false", "--trainer.default_root_dir=ROOT"], saved_in_the_root),
     "enable_progress_bar: false": (["--trainer.enable_progress_bar=false"], reached(STEPS)),
     "detect_anomaly": (["--trainer.detect_anomaly=true"], reached(STEPS)),
@@ -151,7 +185,7 @@ WORKS = {
             callback("ModelCheckpoint", monitor="val/loss", filename="by-loss"),
             callback("ModelCheckpoint", monitor="train/loss", filename="by-train-loss"),
         ],
-        reached(STEPS),
+        writes("by-loss.ckpt", "by-train-loss.ckpt"),
     ),
     "Timer": ([callback("Timer", duration="00:01:00:00", interval="step")], reached(STEPS)),
     "RichProgressBar": (
@@ -162,9 +196,9 @@ WORKS = {
         reached(STEPS),
     ),
     "RichModelSummary": ([callback("RichModelSummary")], reached(STEPS)),
-    "DeviceStatsMonitor": ([callback("DeviceStatsMonitor", cpu_stats=True)], reached(STEPS)),
-    "OnExceptionCheckpoint": ([callback("OnExceptionCheckpoint", dirpath="runs-of-nobody")], reached(STEPS)),
-    "LearningRateMonitor": ([], reached(STEPS)),
+    "Timer that is over": ([callback("Timer", duration="00:00:00:00", interval="step")], nothing_saved),
+    "DeviceStatsMonitor": ([callback("DeviceStatsMonitor", cpu_stats=True)], logs("DeviceStatsMonitor.")),
+    "LearningRateMonitor": ([], logs("lr")),
 }
 
 
@@ -175,7 +209,28 @@ def test_what_works(run, name, tmp_path):
     check(run("fit", *SMALL, *(argument.replace("ROOT", str(tmp_path)) for argument in arguments)))
 
 
+@pytest.mark.nightly
+def test_a_run_without_a_logger_can_be_repeated(run, tmp_path):
+    for _ in range(2):
+        run("fit", *SMALL, "--trainer.logger=false", f"--trainer.default_root_dir={tmp_path}")
+    saved_in_the_root(tmp_path)
+
+
+@pytest.mark.nightly
+def test_a_checkpoint_of_an_exception(run, tmp_path):
+    """It has the state at the end of the last step, and the next run resumes there of its own accord."""
+    saver = callback("OnExceptionCheckpoint", dirpath=str(tmp_path / "saved"))
+    with pytest.raises(Killed):
+        run("fit", *SMALL, saver, callback("tests.helpers.checkpoints.RaiseAfter", steps=2))
+    (saved,) = (tmp_path / "saved").glob("*.ckpt")
+    assert torch.load(saved, weights_only=True)["global_step"] == 2
+    resumed = run("fit", *SMALL, saver)
+    assert last_step(resumed) == STEPS
+    steps = [int(row["step"]) for row in logged(resumed) if row.get("train/loss")]
+    assert steps == list(range(2, STEPS))
+
+
 def test_every_claim_has_a_test():
     names = {supported.name for supported in (*SETTINGS, *CALLBACKS)}
-    elsewhere = {"num_nodes", "strategy: ddp"}  # tests/ddp/test_trainer_settings.py
+    elsewhere = {"num_nodes", "strategy: ddp", "OnExceptionCheckpoint"}  # also in tests/ddp/test_trainer_settings.py
     assert names - elsewhere <= set(WORKS)

@@ -12,9 +12,10 @@ from fc_lightning.data import FunctionCallingDataModule
 from fc_lightning.evaluation.evaluator import is_baseline_validation
 from fc_lightning.evaluation.metrics import EvaluatedTurn
 from fc_lightning.evaluation.report import BEFORE_TRAINING, EvaluatedRun, read_curves, write_report
-from fc_lightning.evaluation.report_about import about_environment, format_duration, write_about
+from fc_lightning.evaluation.report_about import about_environment, write_about
 from fc_lightning.models.flops import parameter_counts
 from fc_lightning.utils.environment import describe_environment
+from fc_lightning.utils.progress import format_duration
 
 
 class EvaluationReport(Callback):

@@ -29,6 +29,7 @@ from fc_lightning.models.memory import estimate_training_bytes, memory_in_use
 from fc_lightning.models.transformers_internals import attention_implementation
 from fc_lightning.training.run_folders import monitoring_checkpoint
 from fc_lightning.utils.escaping import printable_text
+from fc_lightning.utils.progress import format_duration
 
 
 class RunSummary(Callback):
@@ -91,11 +92,9 @@ class RunSummary(Callback):
         if not trainer.is_global_zero or not self._num_prompts:
             return
         total = sum(map(len, trainer.val_dataloaders[1].sampler))  # on this rank, and about as many on the others
-        minutes = self._generation_seconds / self._num_prompts * total / 60
-        print(
-            f"evaluation: about {minutes:.1f} min each, measured on {self._num_prompts} of {total} prompts\n",
-            flush=True,
-        )
+        seconds = self._generation_seconds / self._num_prompts * total
+        measured = f"measured on {self._num_prompts} of {total} prompts"
+        print(f"evaluation: about {format_duration(seconds)} each, {measured}\n", flush=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Resume the clock of training, or print the results of ``validate``."""
@@ -157,7 +156,7 @@ class RunSummary(Callback):
         seconds = time.monotonic() - self._started
         training_seconds = max(seconds - self._evaluation_seconds, 1e-9)
         return (
-            f"{steps} in {seconds / 60:.1f} min, of which {self._evaluation_seconds / 60:.1f} min evaluation; "
+            f"{steps} in {format_duration(seconds)}, of which {format_duration(self._evaluation_seconds)} evaluation; "
             f"{tokens:,} tokens, {tokens / training_seconds:,.0f} tokens/s"
         )
 

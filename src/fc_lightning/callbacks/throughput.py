@@ -64,7 +64,8 @@ class Throughput(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         self._steps += 1
-        if (trainer.global_step + 1) % trainer.log_every_n_steps:
+        interval = trainer.log_every_n_steps  # 0 with `barebones`
+        if not interval or (trainer.global_step + 1) % interval:
             return
         counts = torch.tensor([self._tokens, self._supervised, self._positions, self._flops], device=pl_module.device)
         tokens, supervised, positions, flops = trainer.strategy.reduce(counts, reduce_op="sum").tolist()

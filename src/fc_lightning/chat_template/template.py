@@ -233,7 +233,10 @@ def _template_source(
         path = Path(file)
         if not path.is_file():
             raise ChatTemplateError(f"{path}: chat template file not found (`data.chat_template`)")
-        source = path.read_text(encoding="utf-8")
+        try:
+            source = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ChatTemplateError(f"{path}: must be a text file in UTF-8 (`data.chat_template`)") from error
     elif render == "verbatim" and not is_gemma:
         raise ChatTemplateError(f"{name}: only Gemma supports verbatim rendering; use `data.render: canonical`")
     elif render == "verbatim" and syntax is not None:

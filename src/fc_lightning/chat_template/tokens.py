@@ -50,7 +50,7 @@ def load_tokenizer(
     folder = resolve_base(base)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a damaged file raises anything
         raise BaseModelError(
             f"{base}: the tokenizer could not be loaded (`model.base`): {first_line(error)}"
         ) from error

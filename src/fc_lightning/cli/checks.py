@@ -6,10 +6,11 @@ import inspect
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from transformers import BitsAndBytesConfig, GenerationConfig
 
 from fc_lightning.cli.errors import ConfigurationError
@@ -41,8 +42,54 @@ _RANGES: dict[str, tuple[float, float]] = {
     "trainer.log_every_n_steps": (1, _INFINITE),
     "trainer.num_nodes": (1, _INFINITE),
     "trainer.val_check_interval": (1e-9, _INFINITE),
+    "trainer.check_val_every_n_epoch": (1, _INFINITE),
     "seed_everything": (0, 2**32 - 1),
 }
+
+
+def check_config_file(file: Path) -> None:
+    """Check that a configuration file is a mapping of mappings, which names no key twice: YAML would take the last.
+
+    A missing file and invalid YAML are left to the parser, which reports them.
+
+    Raises:
+        ConfigurationError: With the line.
+    """
+    if file.is_dir():
+        raise ConfigurationError(f"{file}: must be a file, not a folder (`--config`)")
+    if not file.is_file():  # missing, or a pipe, which can be read only once
+        return
+    try:
+        root = yaml.compose(file.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{file}: must be a text file in UTF-8 (`--config`)") from error
+    except yaml.YAMLError:
+        return
+    if not isinstance(root, yaml.MappingNode):
+        raise ConfigurationError(f"{file}: must be a mapping with the groups `model`, `data` and `trainer`")
+    for key, value in root.value:
+        if key.value in ("model", "data", "trainer") and not isinstance(value, yaml.MappingNode):
+            raise ConfigurationError(f"{file}, line {key.start_mark.line + 1}: {key.value} must be a mapping of keys")
+    for mapping in _mappings(root):
+        names = [key.value for key, _ in mapping.value]
+        for number, (key, _) in enumerate(mapping.value):
+            if key.value in names[:number]:
+                raise ConfigurationError(f"{file}, line {key.start_mark.line + 1}: duplicate key {key.value}")
+
+
+def _mappings(root: yaml.Node) -> Iterator[yaml.MappingNode]:
+    """All mappings inside a node, each once: an anchor is shared by its aliases."""
+    pending, seen = [root], set()
+    while pending:
+        node = pending.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            yield node
+            pending += [value for _, value in node.value]
+        elif isinstance(node, yaml.SequenceNode):
+            pending += node.value
 
 
 def check_values(config: Any) -> None:
@@ -56,6 +103,8 @@ def check_values(config: Any) -> None:
     """
     for key, (smallest, largest) in _RANGES.items():
         value = config.get(key)
+        if value in (_INFINITE, -_INFINITE):
+            raise ConfigurationError(f"{key}: {value} must be a finite number")
         if isinstance(value, int | float) and not smallest <= value <= largest:
             raise ConfigurationError(f"{key}: {value} must be {_describe_range(smallest, largest)}")
     held_out = config.get("data.validation")
@@ -93,6 +142,10 @@ def check_generation(given: Mapping[str, Any], constrained: bool) -> None:
         value = given.get(name)
         if value is not None and (not isinstance(value, int) or value < 1):
             raise ConfigurationError(f"model.generation: {name}: {value} must be an integer of at least 1")
+    if given.get("stop_strings"):
+        raise ConfigurationError("model.generation: stop_strings is not supported; a turn ends with its special token")
+    if given.get("repetition_penalty", 1.0) is not None and given.get("repetition_penalty", 1.0) <= 0:
+        raise ConfigurationError("model.generation: repetition_penalty must be greater than 0")
     if given.get("do_sample") and given.get("temperature", 1.0) <= 0:
         raise ConfigurationError("model.generation: temperature must be greater than 0; `do_sample: false` is greedy")
     if constrained and (given.get("num_beams") or 1) > 1:

@@ -61,7 +61,7 @@ def drop_impossible_defaults(trainer: Any) -> None:
         "Checkpoint": trainer.enable_checkpointing is False,
         "LearningRateMonitor": trainer.logger is False,
         "ProgressBar": trainer.enable_progress_bar is False,
-        "TensorBoard": False,
+        "TensorBoard": trainer.logger is False,
     }
     dropped = [
         callback

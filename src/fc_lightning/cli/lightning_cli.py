@@ -23,7 +23,7 @@ from fc_lightning.callbacks import ExtraLogger
 from fc_lightning.callbacks.failures import Failures
 from fc_lightning.callbacks.preemption import Preemption
 from fc_lightning.callbacks.resumable import checkpoint_to_resume_from, make_resumable
-from fc_lightning.cli.checks import check_environment, check_folder, check_values
+from fc_lightning.cli.checks import check_config_file, check_environment, check_folder, check_values
 from fc_lightning.cli.defaults import drop_impossible_defaults, trainer_defaults
 from fc_lightning.cli.errors import ConfigurationError, explain_trainer
 from fc_lightning.cli.help import SOURCES
@@ -43,6 +43,7 @@ from fc_lightning.training.lightning_internals import replace_launcher, subcomma
 from fc_lightning.training.loggers import make_robust
 from fc_lightning.training.module import FunctionCallingModule
 from fc_lightning.training.run_folders import runs_root
+from fc_lightning.training.trainer_support import check_trainer
 from fc_lightning.utils.atomic_files import wrap_os_errors, write_text
 from fc_lightning.utils.environment import describe_environment
 from fc_lightning.utils.errors import UserError, first_line
@@ -124,8 +125,12 @@ class SaveConfig(SaveConfigCallback):
         super().__init__(parser, config, **kwargs)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Save the configuration and the environment; a run that resumes in its folder overwrites its own."""
-        self.overwrite = self._resumes or any(getattr(one, "resumes_in_place", False) for one in trainer.callbacks)
+        """Save the configuration and the environment.
+
+        A run that resumes in its folder overwrites its own, and one without a logger, which has no folder, the last.
+        """
+        resumes = self._resumes or any(getattr(one, "resumes_in_place", False) for one in trainer.callbacks)
+        self.overwrite = resumes or not trainer.loggers
         folder = trainer.log_dir  # a collective
         with wrap_os_errors(Path(folder or ".") / self.config_filename):
             super().setup(trainer, pl_module, stage)
@@ -191,6 +196,8 @@ class FunctionCallingCLI(LightningCLI):
             (action.dest for one in subcommand_parsers(self).values() for action in one._actions),
             list(subcommand_parsers(self)),
         )
+        for file in self._config_files:
+            check_config_file(Path(file))
         self.config = parser.parse_args(args)
         check_values(self.config[self.config.subcommand])
 
@@ -211,6 +218,7 @@ class FunctionCallingCLI(LightningCLI):
             trainer = super().instantiate_trainer(**kwargs)
         except (TypeError, ValueError, ImportError, MisconfigurationException) as error:
             raise ConfigurationError(explain_trainer(error)) from error
+        check_trainer(trainer)
         replace_launcher(trainer, ranks.Launcher)
         trainer.callbacks[:0] = [Failures(), Preemption()]  # before the user's, which may wait for other ranks
         return trainer

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import importlib
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -250,8 +251,8 @@ def source_weights(sources: Sequence[Source]) -> list[float] | None:
     given = [source.weight for source in sources if source.weight is not None]
     if given and len(given) < len(sources):
         raise DataError("`data.train`: give every source a `weight`, or none")
-    if any(weight <= 0 for weight in given):
-        raise DataError("`data.train`: a `weight` must be positive; remove sources you do not want")
+    if not all(0 < weight < math.inf for weight in given):
+        raise DataError("`data.train`: a `weight` must be positive and finite; remove sources you do not want")
     return given or None
 
 

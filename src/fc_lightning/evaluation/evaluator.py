@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from fc_lightning.evaluation.constrained import CallGrammars, GrammarConstraint
 from fc_lightning.evaluation.generation import generate, ignore_step
 from fc_lightning.evaluation.metrics import EvaluatedTurn, evaluate_turn, groups_of, tool_call_metrics
 from fc_lightning.evaluation.robustness import plain_turns, robustness
+from fc_lightning.utils.errors import UserError, first_line
 from fc_lightning.utils.pretrained import BaseModelError
 
 T = TypeVar("T")
@@ -93,16 +95,21 @@ class TurnGenerator:
         constraint = self._constraint(model, tools) if self.constrained else None
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(self.seed + seed)
-            outputs = generate(
-                model,
-                prompts,
-                self.settings,
-                self.end_ids,
-                self.tokenizer.pad_token_id,
-                constraint,
-                synced_gpus,
-                self.on_step,
-            )
+            try:
+                outputs = generate(
+                    model,
+                    prompts,
+                    self.settings,
+                    self.end_ids,
+                    self.tokenizer.pad_token_id,
+                    constraint,
+                    synced_gpus,
+                    self.on_step,
+                )
+            except ValueError as error:
+                if "/transformers/generation/" not in traceback.extract_tb(error.__traceback__)[-1].filename:
+                    raise
+                raise UserError(f"model.generation: {first_line(error)}") from error
         return [(self.tokenizer.decode(ids), finished) for ids, finished in outputs]
 
     def turns(self, model: nn.Module, batch: Mapping[str, Any], synced_gpus: bool = False) -> list[IndexedTurn]:

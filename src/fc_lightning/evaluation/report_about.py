@@ -45,20 +45,6 @@ def write_about(folder: Path, about: dict[str, str]) -> None:
     write_text(folder / ABOUT_FILE, json.dumps(about, indent=2, ensure_ascii=False) + "\n")
 
 
-def format_duration(seconds: float) -> str:
-    """A duration in words.
-
-    Example:
-        >>> format_duration(12.3), format_duration(384), format_duration(7500)
-        ('12 s', '6 min 24 s', '2 h 5 min')
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
 def _machine(environment: dict[str, Any]) -> str:
     cpu = environment["cpu"]
     parts = [f"{cpu['cores']} cores{' of ' + cpu['name'] if cpu.get('name') else ''}"]

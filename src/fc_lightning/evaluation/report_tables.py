@@ -58,17 +58,10 @@ class EvaluatedRun:
 
 @dataclass(frozen=True)
 class Section:
-    """A table of the report.
-
-    Attributes:
-        heading: Heading of the section.
-        explanation: What the numbers mean.
-        header: Names of the table's columns.
-        rows: Cells of each row.
-    """
+    """A table of the report."""
 
     heading: str
-    explanation: str
+    explanation: str  # what the numbers mean
     header: list[str]
     rows: list[list[Any]]
 

@@ -12,6 +12,7 @@ from fc_lightning.evaluation.report_tables import EvaluatedRun
 from fc_lightning.evaluation.turns import EvaluatedTurn
 
 _MAX_TEXT = 240  # characters of a question, and of a text that is shown instead of calls
+_MAX_LINES = 8
 _CHANGES = {
     (False, True): "corrected",
     (True, False): "now wrong",
@@ -22,33 +23,19 @@ _CHANGES = {
 
 @dataclass(frozen=True)
 class Side:
-    """A generated or expected turn.
+    """A generated or expected turn."""
 
-    Attributes:
-        name: What it is: ``expected``, or the name of an evaluation.
-        verdict: Error type, or ``correct``.
-        pieces: Its calls in pieces, each with whether it differs.
-    """
-
-    name: str
-    verdict: str
+    name: str  # `expected`, or the name of an evaluation
+    verdict: str  # an error type, or `correct`
     pieces: list[Piece]
 
 
 @dataclass(frozen=True)
 class ComparedTurn:
-    """A turn in all evaluations.
+    """A turn in all evaluations."""
 
-    Attributes:
-        turn: The turn in the last evaluation.
-        tags: What turns are filtered by: kind, category, and change since the first evaluation.
-        question: The user's last message.
-        expected: The expected calls.
-        generated: The turn in each evaluation that has it.
-    """
-
-    turn: EvaluatedTurn
-    tags: dict[str, str]
+    turn: EvaluatedTurn  # of the last evaluation
+    tags: dict[str, str]  # what turns are filtered by: kind, category, and change since the first evaluation
     question: str
     expected: Side
     generated: list[Side]
@@ -110,4 +97,5 @@ def _generated(turn: EvaluatedTurn) -> list[Piece]:
 
 
 def _shorten(text: str) -> str:
-    return text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}…"
+    short = "\n".join(text[:_MAX_TEXT].split("\n")[:_MAX_LINES])
+    return short if short == text else f"{short}…"

@@ -26,6 +26,7 @@ _UNSUPPORTED = {
 }
 # Settings of other types that are refused, with the reason.
 REFUSED_FIELDS = {
+    "arrow_config": "mixes adapters that are already trained; leave it out",
     "alora_invocation_tokens": "cannot be merged into the base; remove them",
     "layer_replication": "changes the base; leave it out",
     "lora_bias": "cannot be merged into layers without bias",
@@ -74,6 +75,8 @@ def check_supported(peft: PeftConfig, model: Any) -> None:
         )
     for field in ("target_modules", "modules_to_save"):
         names = getattr(peft, field, None)
+        if isinstance(names, str) and not _is_regular(names):
+            raise BaseModelError(f"`model.peft`: `{field}`: {names} is not a valid regular expression")
         _check_names(model, field, [names] if isinstance(names, str) else names or [], isinstance(names, str))
     if getattr(peft, "use_dora", False) and _adapts_zero_row(peft, model):
         raise BaseModelError(
@@ -102,6 +105,14 @@ def _check_names(model: nn.Module, field: str, names: Sequence[str], regular: bo
                 f"`model.peft`: `{field}` names {name}, and the model has no such module; it has "
                 f"{', '.join(dict.fromkeys(suffixes))}"
             )
+
+
+def _is_regular(expression: str) -> bool:
+    try:
+        re.compile(expression)
+    except re.error:
+        return False
+    return True
 
 
 def _matches(names: str | Sequence[str] | None, module: str) -> bool:

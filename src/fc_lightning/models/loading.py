@@ -49,7 +49,7 @@ def load_base(
         )
     except ImportError as error:
         raise BaseModelError('`model.quantization` needs bitsandbytes: pip install "fc-lightning[qlora]"') from error
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a damaged file raises anything
         raise BaseModelError(f"{base}: the model could not be loaded (`model.base`): {first_line(error)}") from error
 
 
@@ -96,7 +96,9 @@ def load_config(base: str, revision: str | None) -> PretrainedConfig:
     try:
         folder = resolve_base(base)
         return AutoConfig.from_pretrained(folder, revision=revision, trust_remote_code=False).get_text_config()
-    except (OSError, ValueError) as error:
+    except BaseModelError:
+        raise
+    except Exception as error:  # a damaged file raises anything
         raise BaseModelError(
             f"{base}: no model configuration could be loaded (`model.base`): {first_line(error)}"
         ) from error

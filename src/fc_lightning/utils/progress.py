@@ -87,3 +87,17 @@ class _Tracker(Counter):
             return
         self._bar.start()  # its thread starts when work is done: processes for the work may be forked before
         self._bar.update(self._task, completed=self.done, note=self.note)
+
+
+def format_duration(seconds: float) -> str:
+    """A duration in words.
+
+    Example:
+        >>> format_duration(12.3), format_duration(384), format_duration(7500)
+        ('12 s', '6 min 24 s', '2 h 5 min')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

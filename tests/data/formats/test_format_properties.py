@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from fc_lightning.conversation.types import Conversation, Message, Tool, ToolCall
@@ -233,21 +233,177 @@ def write_swift(conversation):
     return {**row, "messages": turns}
 
 
+def write_bedrock(conversation):
+    row = write_anthropic(conversation)
+    for turn in row["messages"]:
+        turn["content"] = [bedrock_block(block) for block in turn["content"]]
+    specs = [{"toolSpec": {**tool, "inputSchema": {"json": tool["input_schema"]}}} for tool in row.pop("tools")]
+    for spec in specs:
+        del spec["toolSpec"]["input_schema"]
+    return {**row, "system": [{"text": row["system"]}], "toolConfig": {"tools": specs}}
+
+
+def bedrock_block(block):
+    if block["type"] == "tool_use":
+        return {"toolUse": {"toolUseId": block["id"], "name": block["name"], "input": block["input"]}}
+    if block["type"] == "tool_result":
+        return {"toolResult": {"toolUseId": block["tool_use_id"], "content": [{"text": block["content"]}]}}
+    if block["type"] == "thinking":
+        return {"reasoningContent": {"reasoningText": {"text": block["thinking"]}}}
+    return {"text": block["text"]}
+
+
+def write_glm(conversation):
+    row = write_openai(conversation)
+    if row["messages"][0]["role"] != "system":
+        row["messages"].insert(0, {"role": "system", "content": ""})
+    row["messages"][0]["tools"] = row.pop("tools")
+    return row
+
+
+def write_trl(conversation):
+    row = write_openai(conversation)
+    turns = row.pop("messages")
+    return {**row, "prompt": turns[:-1], "completion": turns[-1:]}
+
+
+def write_preference(conversation):
+    row = write_trl(conversation)
+    return {**row, "chosen": row.pop("completion"), "rejected": [{"role": "assistant", "content": "Neither."}]}
+
+
+def write_api_log(conversation):
+    row = write_openai(conversation)
+    last = row["messages"].pop()
+    return {"request": row, "response": {"choices": [{"message": last}]}}
+
+
+def write_chatml(conversation):
+    turns = write_turns(conversation, tagged)
+    text = "".join(f"<|im_start|>{turn['from']}\n{turn['value']}<|im_end|>\n" for turn in turns)
+    return {"text": text, "tools": openai_tools()}
+
+
+def write_mistral_text(conversation):
+    text, ids = f"<s>[AVAILABLE_TOOLS] {json.dumps(openai_tools())}[/AVAILABLE_TOOLS]", []
+    for message in conversation.messages:
+        if message.role == "tool":
+            result = json.dumps({"content": message.content, "call_id": ids.pop(0)})
+            text += f"[TOOL_RESULTS] {result}[/TOOL_RESULTS]"
+        elif message.role == "assistant":
+            ids = [f"id{number}" for number in range(len(message.tool_calls))]
+            made = [{**call.to_dict(), "id": id} for call, id in zip(message.tool_calls, ids, strict=True)]
+            text += think(message) + message.content + (f"[TOOL_CALLS] {json.dumps(made)}" if made else "") + "</s>"
+        else:
+            kind = "INST" if message.role == "user" else "SYSTEM_PROMPT"
+            text += f"[{kind}] {message.content} [/{kind}]"
+    return {"text": text}
+
+
+def write_glaive(conversation):
+    speakers, parts = {"user": "USER", "tool": "FUNCTION RESPONSE", "assistant": "ASSISTANT"}, []
+    for message in conversation.messages:
+        text = think(message) + message.content
+        for call in message.tool_calls:
+            text += f" <functioncall> {json.dumps(call.to_dict())}"
+        parts.append(f"{speakers[message.role]}: {text}" + (" <|endoftext|>" if message.role == "assistant" else ""))
+    functions = "\n".join(map(json.dumps, bare_tools()))
+    return {"system": f"SYSTEM: Use them if required -\n{functions}", "chat": "\n\n\n".join(parts)}
+
+
+def write_xlam(conversation):
+    question, turn = conversation.messages
+    answers = json.dumps([call.to_dict() for call in turn.tool_calls])
+    return {"query": question.content, "tools": json.dumps(bare_tools()), "answers": answers}
+
+
+def write_columns(conversation):
+    row = write_xlam(conversation)
+    thought = conversation.messages[1].reasoning or ""
+    return {**row, "tool_call": row.pop("answers"), "thoughts": thought}
+
+
+def write_bfcl(conversation):
+    question, turn = conversation.messages
+    accepted = [{call.name: {key: [value] for key, value in call.arguments.items()}} for call in turn.tool_calls]
+    return {
+        "question": [[{"role": "user", "content": question.content}]],
+        "function": bare_tools(),
+        "ground_truth": accepted,
+    }
+
+
+def write_react(conversation):
+    question, turn, result, answer = conversation.messages
+    (call,) = turn.tool_calls
+    action = f"Action: {call.name}\nAction Input: {json.dumps(call.arguments)}"
+    final = json.dumps({"return_type": "give_answer", "final_answer": answer.content})
+    turns = [
+        ("user", f"{question.content}\nBegin!"),
+        ("assistant", f"Thought: {turn.reasoning or ''}\n{action}"),
+        ("function", result.content),
+        ("assistant", f"Thought: {answer.reasoning or ''}\nAction: Finish\nAction Input: {final}"),
+    ]
+    return {"conversations": [{"from": role, "value": text} for role, text in turns], "tools": bare_tools()}
+
+
+def write_alpaca(conversation):
+    pairs = [
+        [question.content, think(answer) + answer.content]
+        for question, answer in zip(conversation.messages[::2], conversation.messages[1::2], strict=True)
+    ]
+    return {"instruction": pairs[-1][0], "output": pairs[-1][1], "history": pairs[:-1], "tools": bare_tools()}
+
+
+def single(reasoning):
+    """A question and calls."""
+    thoughts = st.none() | texts if reasoning else st.none()
+    turns = st.builds(lambda made, thought: Message("assistant", "", thought, tuple(made)), calls, thoughts)
+    questions = st.builds(Message, st.just("user"), texts)
+    return st.builds(lambda *messages: Conversation("row", messages, TOOLS), questions, turns)
+
+
+def has_calls(conversation):
+    return any(message.tool_calls for message in conversation.messages)
+
+
+def has_one_call_per_turn(conversation):
+    return all(len(message.tool_calls) < 2 for message in conversation.messages)
+
+
 ALL = conversations()
+NO_SYSTEM = conversations(system=False)
+NO_TEXT_WITH_CALLS = conversations(system=False, text_with_calls=False)
 WRITERS = {
     "openai": (write_openai, ALL),
     "openai as text": (write_openai_as_text, ALL),
     "openai, results reversed": (write_openai_reversed_results, ALL),
+    "api log": (write_api_log, ALL),
     "langchain": (write_langchain, ALL),
     "anthropic": (write_anthropic, ALL),
+    "bedrock": (write_bedrock, ALL),
     "gemini": (write_gemini, ALL),
+    "glm": (write_glm, ALL),
     "hermes": (write_hermes, ALL),
     "hermes in messages": (write_hermes_messages, ALL),
     "mistral": (write_mistral, ALL),
-    "toolace": (write_toolace, conversations(system=False, text_with_calls=False)),
+    "mistral text": (write_mistral_text, ALL),
+    "chatml text": (write_chatml, ALL),
+    "toolace": (write_toolace, NO_TEXT_WITH_CALLS),
     "sharegpt": (write_sharegpt, ALL),
     "swift": (write_swift, ALL),
-    "responses": (write_responses, ALL.filter(lambda one: any(message.tool_calls for message in one.messages))),
+    "responses": (write_responses, ALL.filter(has_calls)),
+    "trl": (write_trl, ALL),
+    "preference": (write_preference, ALL),
+    "glaive": (write_glaive, NO_SYSTEM.filter(has_one_call_per_turn)),
+    "xlam": (write_xlam, single(reasoning=False)),
+    "columns": (write_columns, single(reasoning=True)),
+    "bfcl": (write_bfcl, single(reasoning=False)),
+    "react": (
+        write_react,
+        NO_TEXT_WITH_CALLS.filter(lambda one: len(one.messages) == 4 and len(one.messages[1].tool_calls) == 1),
+    ),
+    "alpaca": (write_alpaca, NO_SYSTEM.filter(lambda one: not has_calls(one))),
 }
 
 
@@ -258,7 +414,7 @@ def expected(name, conversation):
             Message("tool", json.dumps({"text": m.content}, ensure_ascii=False)) if m.role == "tool" else m
             for m in messages
         ]
-    if name == "anthropic" and messages[0].role != "system":
+    if name in ("anthropic", "bedrock") and messages[0].role != "system":
         messages.insert(0, Message("system", "Be brief."))
     return tuple(messages)
 
@@ -315,3 +471,47 @@ def test_a_mutated_row_is_refused_or_read_without_an_exception(name, data):
         return
     for message in conversation.messages if not conversation.defects else ():
         assert message.role != "assistant" or message.content or message.tool_calls
+
+
+TEXTS = {"content", "value", "parts"}  # another text or value would be a valid row
+IDENTIFIERS = {"name", "id", "tool_call_id", "tool_use_id", "call_id", "toolUseId"}
+STRUCTURE = {
+    *("role", "from", "messages", "conversations", "contents", "tool_calls", "function", "functionCall"),
+    *("functionResponse", "toolUse", "toolResult", "arguments", "args", "input", "answers", "ground_truth"),
+}
+VALUES = {"arguments", "args", "input", "tools", "toolConfig"}  # what is inside of them is free
+
+
+@pytest.mark.parametrize("name", [name for name in WRITERS if "text" not in name and name not in ("glaive", "alpaca")])
+@settings(max_examples=25, deadline=None, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_a_row_with_broken_structure_is_refused_or_reported_but_not_read_differently(name, data):
+    write, strategy = WRITERS[name]
+    conversation = data.draw(strategy)
+    row = json.loads(json.dumps(write(conversation)))
+    *path, key = data.draw(
+        st.sampled_from(
+            [
+                path
+                for path in walk(row)
+                if path[-1] in STRUCTURE | TEXTS | IDENTIFIERS
+                and not VALUES & set(path[1:-1])
+                and path[0] not in ("tools", "function", "ground_truth", "toolConfig")
+            ]
+        )
+    )
+    holder = row
+    for step in path:
+        holder = holder[step]
+    if key in TEXTS and {"tool_calls", "reasoning_content"} & holder.keys():
+        return  # a turn needs no text beside these
+    if key in TEXTS or data.draw(st.booleans()):
+        del holder[key]
+    else:
+        holder[key] = data.draw(st.sampled_from([7, True] if key in IDENTIFIERS else [7, True, "{"]))
+    try:
+        read = read_row(row)
+    except RowError:
+        return
+    if not read.defects and not read.notices:
+        assert read.messages == expected(name, conversation), (path, key)

@@ -23,6 +23,7 @@ KINDS = {
     "possible_call": "texts that look like a call but are read as an answer",
     "result_without_call": "tool results that belong to no call",
     "unanswered_call": "calls whose result is missing",
+    "empty_turn": "turns without any text or value",
     "skipped": "rows that cannot be used",
     "flawed": "rows used verbatim although some of their calls cannot be read",
     "too_long": "rows longer than data.max_length",

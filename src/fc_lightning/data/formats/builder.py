@@ -271,7 +271,9 @@ def _positions(turn: BuiltTurn, results: list[BuiltTurn]) -> list[int | None]:
         return [None] * len(results)
     if any(turn.ids) and any(result.ids[0] for result in results):
         by_id = {call_id: index for index, call_id in enumerate(turn.ids)}
-        return [by_id.get(result.ids[0]) if result.ids[0] else index for index, result in enumerate(results)]
+        free = set(range(len(calls))) - {by_id.get(result.ids[0]) for result in results}
+        only = free.pop() if len(free) == 1 else None  # the call of a result without an id
+        return [by_id.get(result.ids[0], None if result.ids[0] else only) for result in results]
     names = [call.name for call in calls]
     if len(set(names)) == len(names) > 1 and sorted(result.name for result in results) == sorted(names):
         return [names.index(result.name) for result in results]

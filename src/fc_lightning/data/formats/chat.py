@@ -42,6 +42,7 @@ _CALL_KEYS = ("tool_calls", "function_call", "tool_call")
 _FLAGS = ("weight", "train", "train_on_turn", "loss", "trainable", "supervised")
 _RECIPIENT_KEYS = ("metadata", "recipient", "to")
 _RESULT_KEYS = ("tool_call_id", "call_id", "tool_use_id", "name", "tool_name")
+_INSTEAD_OF_TEXT = (*_REASONING_KEYS, *_CALL_KEYS, "tools")
 _TEXT_KEYS = ("value", "content", "message")
 _TURN_KEYS: dict[str, frozenset[str]] = {
     "system": frozenset((*_ROLE_KEYS, "type", "tools")),
@@ -145,6 +146,8 @@ def read_chat(
             raise RowError(f"turn {number} has an unknown role, {role!r:.40}; known are {known}")
         key = next((key for key in _TEXT_KEYS if turn.get(key) is not None), "content")
         content = turn.get(key)
+        if content is None and role not in CALL_ROLES and not any(turn.get(other) for other in _INSTEAD_OF_TEXT):
+            builder.notices.append(("empty_turn", f"turn {number}: {role}"))
         builder.note_unread("turn", turn, _TURN_KEYS[ROLES.get(role, "assistant")] | {key})
         if is_verbatim:
             text = text_of(content, f"turn {number}: its text")

@@ -55,8 +55,15 @@ def _messages(turn: dict[str, Any], number: int) -> Iterator[dict[str, Any]]:
             texts.append({"type": next(iter(part), "empty")})  # a defect: images, files, code
     if texts or thoughts or calls:
         rest = {key: value for key, value in turn.items() if key not in ("parts", "role")}
-        role = turn.get("role") or "user"
-        yield {**rest, "role": role, "content": [*thoughts, *texts], **({"tool_calls": calls} if calls else {})}
+        role = turn.get("role")
+        if not role and number > 1:
+            raise RowError(f"turn {number} has no role")
+        yield {
+            **rest,
+            "role": role or "user",
+            "content": [*thoughts, *texts],
+            **({"tool_calls": calls} if calls else {}),
+        }
 
 
 def lower_types(schema: Any, is_schema: bool = True) -> Any:
