@@ -341,6 +341,7 @@ NATIVELY = [
 def test_a_client_of_a_native_model_gets_thinking_calls_and_answers(name, tmp_path, client):
     base = write_native_base(name, tmp_path / "base")
     exported = learn(tmp_path, NATIVELY, f"--model.base={base}")
+    assert (exported / "vllm_tool_parser.py").is_file() == (name == "functiongemma")
     assert SYNTAXES[name].call_tags[0] in (exported / "chat_template.jinja").read_text(encoding="utf-8")
     for messages in NATIVELY:
         for index, message in enumerate(messages):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
@@ -13,6 +14,7 @@ from lightning import Trainer
 
 from fc_lightning.commands.checkpoints import find_checkpoint, load_checkpoint
 from fc_lightning.commands.export.model_card import write_card
+from fc_lightning.conversation.native_calls import FUNCTIONGEMMA
 from fc_lightning.data import FunctionCallingDataModule
 from fc_lightning.models.loading import load_config
 from fc_lightning.models.saving import write_model
@@ -81,6 +83,9 @@ def export(
         else:
             revision = commit_of(model.base, model.revision)
             write_model(model.model, datamodule.template, partial, merge, getattr(torch, weight_dtype), revision)
+            if datamodule.template.syntax is FUNCTIONGEMMA:
+                plugin = files("fc_lightning.commands.export") / "vllm_functiongemma.txt"
+                (partial / "vllm_tool_parser.py").write_text(plugin.read_text(encoding="utf-8"), encoding="utf-8")
         kind = format if merge else "adapter"
         write_card(partial, trainer, model, datamodule, checkpoint, state, kind, weight_dtype)
     next_step = {"gguf": f"llama-server -m {folder}/model.gguf --jinja", "huggingface": f"transformers serve {folder}"}

@@ -23,6 +23,11 @@ from fc_lightning.utils.pretrained import commit_of, resolve_base
 NOTICE = "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms\n"
 _GEMMA = {"gemma", "gemma2", "gemma3", "gemma3_text"}
 
+_VLLM_PARSERS = {
+    "hermes": "hermes",
+    "gemma4": "gemma4",
+    "functiongemma": "functiongemma_typed --tool-parser-plugin DIR/vllm_tool_parser.py",
+}
 # What the widget of the Hub asks the model.
 _EXAMPLE = {
     "example_title": "Tool use",
@@ -122,7 +127,7 @@ def write_card(
         "## Metrics\n",
         _metrics_table(metrics),
         "## Serving",
-        _SERVING[kind].replace("PARSER", syntax.name if syntax else "hermes"),
+        _SERVING[kind].replace("PARSER", _VLLM_PARSERS[syntax.name if syntax else "hermes"]),
     ]
     (folder / "README.md").write_text("\n".join(parts), encoding="utf-8")
 
