@@ -1,6 +1,6 @@
 """Row formats: reads rows of every known format into conversations; :func:`register_format` adds your own.
 
-:func:`read_row` detects the format. A row that cannot be read raises :class:`RowError`; a row that can be read but is
+Each module here that defines a ``FORMAT`` reads one, see `format.py`. :func:`read_row` detects it. A row that cannot be read raises :class:`RowError`; a row that can be read but is
 partly wrong becomes a conversation with ``defects``, and what is unusual in it is in its ``notices``.
 """
 
@@ -37,8 +37,8 @@ from fc_lightning.data.formats import (
     xlam,
 )
 from fc_lightning.data.formats.builder import turn_defects
-from fc_lightning.data.formats.chat import Detector, Format, Reader
 from fc_lightning.data.formats.columns import DEFAULT_SYSTEM_PROMPT
+from fc_lightning.data.formats.format import Detector, Format, Reader
 from fc_lightning.data.formats.values import Row, RowError, is_empty, text_of
 from fc_lightning.utils.errors import UserError
 

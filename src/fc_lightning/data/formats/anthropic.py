@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from fc_lightning.conversation.types import Conversation
-from fc_lightning.data.formats.chat import COMMON_KEYS, Format, objects_in, read_chat, turns_of
+from fc_lightning.data.formats.chat import COMMON_KEYS, objects_in, read_chat, turns_of
+from fc_lightning.data.formats.format import Format
 from fc_lightning.data.formats.values import Row
 
 _BLOCKS = ("tool_use", "tool_result", "redacted_thinking")

@@ -6,7 +6,8 @@ from typing import Any
 
 from fc_lightning.conversation.types import Conversation
 from fc_lightning.data.formats.anthropic import read_blocks
-from fc_lightning.data.formats.chat import COMMON_KEYS, Format, objects_in
+from fc_lightning.data.formats.chat import COMMON_KEYS, objects_in
+from fc_lightning.data.formats.format import Format
 from fc_lightning.data.formats.values import Row
 
 _KEYS = COMMON_KEYS | {"messages", "system", "toolConfig", "modelId", "inferenceConfig"}

@@ -1,29 +1,17 @@
-"""Chat turns: roles, contents, calls and results under the keys that are in use; most formats are a case of it."""
+"""Chat turns: reads roles, contents, calls and results under the key names in use. Most formats build on it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from fc_lightning.conversation.parsing import CallSyntaxError
 from fc_lightning.conversation.types import Conversation, Role
 from fc_lightning.data.formats.builder import ConversationBuilder
+from fc_lightning.data.formats.format import Reader
 from fc_lightning.data.formats.system_text import blocks, split_system
 from fc_lightning.data.formats.values import CALL_KEYS, Row, RowError, as_list, call_id, column_text, is_empty, text_of
-
-Reader = Callable[[Row], Conversation]
-Detector = Callable[[Row], bool]
-
-
-class Format(NamedTuple):
-    """A row format."""
-
-    reader: Reader  # converts a row to a conversation, or raises `RowError`
-    detects: Detector | None = None  # whether a row has this format; None for a format that is used by name only
-    keys: frozenset[str] | None = None  # of a row that the reader uses; others are reported; None if not known
-    needs: tuple[str, ...] = ()  # keys that every row of the format has, to name the nearest format when none fits
-
 
 # Names of the roles in known datasets.
 ROLES: dict[str, Role] = {

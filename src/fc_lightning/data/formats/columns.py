@@ -5,7 +5,8 @@ from __future__ import annotations
 from fc_lightning.conversation.parsing import CALL_CLOSE, CALL_OPEN, THINK_CLOSE, THINK_OPEN
 from fc_lightning.conversation.types import Conversation
 from fc_lightning.data.formats.builder import ConversationBuilder
-from fc_lightning.data.formats.chat import COMMON_KEYS, Format
+from fc_lightning.data.formats.chat import COMMON_KEYS
+from fc_lightning.data.formats.format import Format
 from fc_lightning.data.formats.values import Row, column_text
 
 DEFAULT_SYSTEM_PROMPT = """\

@@ -7,7 +7,8 @@ import re
 
 from fc_lightning.conversation.types import Conversation, Role
 from fc_lightning.data.formats.builder import ConversationBuilder
-from fc_lightning.data.formats.chat import COMMON_KEYS, Format
+from fc_lightning.data.formats.chat import COMMON_KEYS
+from fc_lightning.data.formats.format import Format
 from fc_lightning.data.formats.values import Row, RowError, column_text
 
 _NOT_BLANK = re.compile(r"\S")

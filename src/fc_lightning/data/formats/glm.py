@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from fc_lightning.data.formats.chat import CHAT_KEYS, Format, chat_reader, objects_in, role_of
+from fc_lightning.data.formats.chat import CHAT_KEYS, chat_reader, objects_in, role_of
+from fc_lightning.data.formats.format import Format
 from fc_lightning.data.formats.values import Row
 
 

@@ -10,13 +10,13 @@ from typing import Any
 from fc_lightning.conversation.types import Conversation
 from fc_lightning.data.formats.chat import (
     CHAT_KEYS,
-    Format,
     decoded_list,
     objects_in,
     read_chat,
     system_column,
     turns_of,
 )
+from fc_lightning.data.formats.format import Format
 from fc_lightning.data.formats.values import Row
 
 _TAGS = ("<tool_call>", "<tools>", "<tool_response>")

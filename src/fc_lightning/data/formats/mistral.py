@@ -7,7 +7,8 @@ from typing import Any
 
 from fc_lightning.conversation.parsing import CallSyntaxError
 from fc_lightning.conversation.types import Conversation
-from fc_lightning.data.formats.chat import COMMON_KEYS, Format, read_chat
+from fc_lightning.data.formats.chat import COMMON_KEYS, read_chat
+from fc_lightning.data.formats.format import Format
 from fc_lightning.data.formats.values import Row, as_list, column_text
 
 _BLOCK = re.compile(

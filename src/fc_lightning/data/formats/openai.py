@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from fc_lightning.data.formats.chat import CHAT_KEYS, Format, chat_reader, decoded_list, objects_in
+from fc_lightning.data.formats.chat import CHAT_KEYS, chat_reader, decoded_list, objects_in
+from fc_lightning.data.formats.format import Format
 from fc_lightning.data.formats.values import Row
 
 _MARKS = ("tool_calls", "tool_call_id", "function_call")

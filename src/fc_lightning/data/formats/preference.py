@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from fc_lightning.conversation.types import Conversation
-from fc_lightning.data.formats.chat import COMMON_KEYS, Format, decoded_list, read_chat, system_column
+from fc_lightning.data.formats.chat import COMMON_KEYS, decoded_list, read_chat, system_column
+from fc_lightning.data.formats.format import Format
 from fc_lightning.data.formats.values import Row, RowError
 
 _CHOSEN, _REJECTED = ("chosen", "chosen_response"), ("rejected", "rejected_response")

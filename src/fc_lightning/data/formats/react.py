@@ -9,13 +9,13 @@ from fc_lightning.conversation.types import Conversation
 from fc_lightning.data.formats.chat import (
     CHAT_KEYS,
     ROLES,
-    Format,
     objects_in,
     read_chat,
     role_of,
     system_column,
     turns_of,
 )
+from fc_lightning.data.formats.format import Format
 from fc_lightning.data.formats.values import Row
 
 _COLUMNS = ("conversations", "messages")

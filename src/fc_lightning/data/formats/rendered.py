@@ -9,7 +9,8 @@ from typing import Any
 from fc_lightning.conversation.parsing import CallSyntaxError
 from fc_lightning.conversation.types import Conversation
 from fc_lightning.data.formats.call_bodies import parse_gemma_object
-from fc_lightning.data.formats.chat import COMMON_KEYS, Format, read_chat
+from fc_lightning.data.formats.chat import COMMON_KEYS, read_chat
+from fc_lightning.data.formats.format import Format
 from fc_lightning.data.formats.gemini import lower_types
 from fc_lightning.data.formats.values import Row, RowError, column_text
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from fc_lightning.conversation.types import Conversation
-from fc_lightning.data.formats.chat import COMMON_KEYS, Format, decoded_list, read_chat
+from fc_lightning.data.formats.chat import COMMON_KEYS, decoded_list, read_chat
+from fc_lightning.data.formats.format import Format
 from fc_lightning.data.formats.values import Row, RowError, text_of
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from fc_lightning.conversation.parsing import CallSyntaxError
 from fc_lightning.conversation.types import Conversation
 from fc_lightning.data.formats.builder import ConversationBuilder
-from fc_lightning.data.formats.chat import COMMON_KEYS, Format
+from fc_lightning.data.formats.chat import COMMON_KEYS
+from fc_lightning.data.formats.format import Format
 from fc_lightning.data.formats.values import Row, RowError, as_list, column_text
 
 NO_CALL_ANSWER = "None of the available tools can help with this request."
