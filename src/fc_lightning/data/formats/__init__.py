@@ -1,7 +1,7 @@
 """Row formats: reads rows of every known format into conversations; :func:`register_format` adds your own.
 
 Each module that defines a ``FORMAT`` reads one, see `format.py`. :func:`read_row` detects it. A row that cannot be read
-raises :class:`RowError`; a row that can be read but is partly wrong becomes a conversation with ``defects``, and what is
+raises :class:`RowError`. One that can be read but is partly wrong becomes a conversation with ``defects``, and what is
 unusual in it is in its ``notices``.
 """
 
