@@ -18,8 +18,7 @@ from fc_lightning.commands.export import ExportError
 _ARCHITECTURES = {"gemma2": ("gemma2", 2), "gemma3_text": ("gemma3", 6)}
 _LAYERS_OF_27B = {"gemma2": 46, "gemma3_text": 62}
 _TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
-_FILE_LAYERS_OF_27B = {"gemma2": 46, "gemma3_text": 62}
-_TYPES = {"float32": "ALL_F32", "float16": "MOSTLY_F16", "bfloat16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
+_FILE_TYPES = {"float32": "ALL_F32", "float16": "MOSTLY_F16", "bfloat16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
 
 
 def write_gguf(folder: Path, file: Path, dtype: str, message_end: str | None = None) -> None:
