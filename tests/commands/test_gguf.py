@@ -105,6 +105,14 @@ def test_the_file_has_end_tokens_kinds_of_tokens_and_a_template_without_marks(tm
 def test_what_llama_cpp_would_compute_differently_is_refused():
     config = AutoConfig.from_pretrained("tests/models/tiny_gemma2")
     check_convertible(config)
+    # Layers, width, heads, width of a head and scale of Gemma 3 1B, 12B and 27B.
+    for layers, width, heads, head, scale in (
+        (26, 1152, 4, 256, 256),
+        (48, 3840, 16, 256, 256),
+        (62, 5376, 32, 128, 168),
+    ):
+        sizes = {"num_hidden_layers": layers, "hidden_size": width, "num_attention_heads": heads, "head_dim": head}
+        check_convertible(Gemma3TextConfig(**sizes, query_pre_attn_scalar=scale))
     for change in ({"query_pre_attn_scalar": 7}, {"layer_types": ["full_attention"] * 2}):
         with pytest.raises(ExportError, match=f"`{next(iter(change))}`"):
             check_convertible(type(config)(**{**config.to_dict(), **change}))

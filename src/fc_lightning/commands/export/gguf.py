@@ -16,6 +16,7 @@ from fc_lightning.commands.export import ExportError
 
 # Model type: architecture in GGUF, and how many layers there are to each one with full attention.
 _ARCHITECTURES = {"gemma2": ("gemma2", 2), "gemma3_text": ("gemma3", 6)}
+_LAYERS_OF_27B = {"gemma2": 46, "gemma3_text": 62}
 _TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
 _FILE_TYPES = {"float32": "ALL_F32", "float16": "MOSTLY_F16", "bfloat16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
 
@@ -81,7 +82,8 @@ def check_convertible(config: Any, has_own_head: bool = False) -> None:
     layers = [
         "sliding_attention" if (layer + 1) % period else "full_attention" for layer in range(config.num_hidden_layers)
     ]
-    scale = config.head_dim if config.num_hidden_layers < 46 else config.hidden_size // config.num_attention_heads
+    is_27b = config.num_hidden_layers == _LAYERS_OF_27B[config.model_type]  # scaled by another width than the others
+    scale = config.hidden_size // config.num_attention_heads if is_27b else config.head_dim
     problems = {
         "`layer_types`": config.layer_types != layers,
         "`query_pre_attn_scalar`": config.query_pre_attn_scalar != scale,
