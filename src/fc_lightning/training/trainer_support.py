@@ -56,7 +56,7 @@ CALLBACKS = [
     Supported("RichProgressBar", "instead of `ProgressBar`"),
     Supported("RichModelSummary"),
     Supported("DeviceStatsMonitor"),
-    Supported("OnExceptionCheckpoint"),
+    Supported("OnExceptionCheckpoint", "the next `fit` resumes from its file of its own accord"),
     Supported("LearningRateMonitor"),
 ]
 _AVERAGE = "it averages a copy of the whole model; use `fc_lightning.callbacks.EMA`, which averages the trained weights"
