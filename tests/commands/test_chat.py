@@ -22,7 +22,7 @@ def test_chat_offers_the_tools_of_the_training_data(run, monkeypatch, capsys):
     out = capsys.readouterr().out
     first = json.loads(Path("data/quickstart/train.jsonl").read_text(encoding="utf-8").splitlines()[0])
     names = [tool["function"]["name"] for tool in json.loads(first["tools"])]
-    assert f"tools: {', '.join(names)} (of the training data" in out
+    assert f"tools: {', '.join(names)} (from the training data" in out
     assert "--tools FILE" in out
     assert asked[0] == "you> "
 

@@ -172,7 +172,10 @@ def test_the_same_command_again_and_again_ends_with_the_same_adapter(tmp_path):
     ("change", "said"),
     [
         ("--data.batch_size=2", "in a different order and cannot be resumed: `data.batch_size` was 1, now 2"),
-        ("--data.train=[{path: data/quickstart/train.jsonl, limit: 13}]", "cannot be resumed: `data.train` sha256 "),
+        (
+            "--data.train=[{path: data/quickstart/train.jsonl, limit: 13}]",
+            "cannot be resumed: `data.train` was sha256 ",
+        ),
         ("--trainer.accumulate_grad_batches=4", "set `--trainer.accumulate_grad_batches 2`"),
         ("--model.base=BASE", "was trained on another base (tests/models/tiny_gemma2) than `model.base` "),
     ],
@@ -213,7 +216,7 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path, monkeypatch):
     monkeypatch.setattr("fc_lightning.callbacks.resumable._LOCK_TIMEOUT", 0.1)
     first, second = Resumable(), Resumable()
     first.lock_folder(tmp_path)
-    with pytest.raises(CheckpointError, match="another process is training there"):
+    with pytest.raises(CheckpointError, match="another process is training in this folder"):
         second.lock_folder(tmp_path)
     first.teardown(None, None, "fit")
     Resumable().lock_folder(tmp_path)

@@ -483,7 +483,7 @@ VALUES = {"arguments", "args", "input", "tools", "toolConfig"}  # what is inside
 
 
 @pytest.mark.parametrize("name", [name for name in WRITERS if "text" not in name and name not in ("glaive", "alpaca")])
-@settings(max_examples=25, deadline=None, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_a_row_with_broken_structure_is_refused_or_reported_but_not_read_differently(name, data):
     write, strategy = WRITERS[name]
@@ -503,9 +503,9 @@ def test_a_row_with_broken_structure_is_refused_or_reported_but_not_read_differe
     holder = row
     for step in path:
         holder = holder[step]
-    if key in TEXTS and {"tool_calls", "reasoning_content"} & holder.keys():
+    if key in TEXTS and {"tool_calls", "reasoning_content", "tools"} & holder.keys():
         return  # a turn needs no text beside these
-    if key in TEXTS or data.draw(st.booleans()):
+    if key in TEXTS or (key != "args" and data.draw(st.booleans())):  # Gemini's calls need no `args`
         del holder[key]
     else:
         holder[key] = data.draw(st.sampled_from([7, True] if key in IDENTIFIERS else [7, True, "{"]))

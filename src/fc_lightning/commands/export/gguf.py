@@ -37,7 +37,7 @@ def write_gguf(folder: Path, file: Path, dtype: str, message_end: str | None = N
         import gguf
     except ImportError as error:
         raise ExportError("`--format gguf` needs the gguf package: pip install gguf") from error
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     weights = {name: file for file in sorted(folder.glob("*.safetensors")) for name in _names(file)}
     check_convertible(config, "lm_head.weight" in weights)
     architecture = _ARCHITECTURES[config.model_type][0]
@@ -126,7 +126,7 @@ def _add_shape(writer: Any, config: Any) -> None:
 
 def _add_tokenizer(writer: Any, folder: Path, config: Any, message_end: str | None) -> None:
     """Tokens, the order of merges as scores, end tokens, and the chat template."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     tokens, scores, kinds = zip(*_tokens(json.loads((folder / "tokenizer.json").read_text()), config), strict=True)
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")

@@ -16,9 +16,9 @@ def _detect(row: Row) -> bool:
 
 
 def _read(row: Row) -> Conversation:
-    system = row.get("systemInstruction") or row.get("system_instruction")
+    system = row.get("systemInstruction", row.get("system_instruction"))
     if isinstance(system, dict):
-        system = "\n".join(str(part.get("text") or "") for part in _parts(system, 0))
+        system = "\n".join(str(part.get("text") or "") for part in _parts(system, "the system instruction"))
     turns = enumerate(turns_of(row, ("contents",)), 1)
     messages = [message for number, turn in turns for message in _messages(turn, number)]
     return read_chat({**row, "tools": lower_types(_tools(row))}, messages, system if isinstance(system, str) else "")
@@ -29,18 +29,18 @@ def _tools(row: Row) -> Any:
     return as_list(tools) if isinstance(tools, str) else tools
 
 
-def _parts(turn: dict[str, Any], number: int) -> list[dict[str, Any]]:
+def _parts(turn: dict[str, Any], name: str) -> list[dict[str, Any]]:
     parts = turn.get("parts")
     parts = [parts] if isinstance(parts, dict) else parts
     if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
-        raise RowError(f"turn {number}: its `parts` are not a list of objects")
+        raise RowError(f"{name}: its `parts` are not a list of objects")
     return parts
 
 
 def _messages(turn: dict[str, Any], number: int) -> Iterator[dict[str, Any]]:
     """A turn as OpenAI's messages: results are messages of their own, before the text beside them."""
     texts, thoughts, calls = [], [], []
-    for part in _parts(turn, number):
+    for part in _parts(turn, f"turn {number}"):
         call = part.get("functionCall") or part.get("function_call")
         result = part.get("functionResponse") or part.get("function_response")
         if isinstance(call, dict):

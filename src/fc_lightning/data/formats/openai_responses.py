@@ -32,7 +32,9 @@ def _read(row: Row) -> Conversation:
 def _message(item: dict[str, Any]) -> dict[str, Any]:
     kind = item.get("type")
     if kind == "function_call":
-        call = {"name": item.get("name"), "arguments": item.get("arguments"), "id": item.get("call_id")}
+        if "arguments" not in item:
+            raise RowError(f"the call of {item.get('name')} has no `arguments`")
+        call = {"name": item.get("name"), "arguments": item["arguments"], "id": item.get("call_id")}
         return {"role": "assistant", "content": "", "tool_calls": [call]}
     if kind == "function_call_output":
         return {"role": "tool", "content": item.get("output"), "tool_call_id": item.get("call_id")}
