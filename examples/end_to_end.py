@@ -35,14 +35,10 @@ Call = tuple[str, dict[str, Any]]
 QUESTIONS: list[tuple[str, list[str], list[Call]]] = [
     (
         "What is 417 times 36?",
-        ["calculate", "get_time"],
+        ["calculate"],
         [("calculate", {"a": 417, "b": 36, "operation": "times"})],
     ),
-    (
-        "What is 873 divided by 9?",
-        ["get_order_status", "calculate"],
-        [("calculate", {"a": 873, "b": 9, "operation": "divided by"})],
-    ),
+    ("What time is it in Berlin?", ["get_order_status", "get_time"], [("get_time", {"city": "Berlin"})]),
     ("What time is it in Helsinki?", ["get_product", "get_time"], [("get_time", {"city": "Helsinki"})]),
     ("Tell me the current time in Seoul.", ["get_time", "calculate"], [("get_time", {"city": "Seoul"})]),
     (
@@ -86,7 +82,7 @@ def main() -> None:
             solved = sum(solves(client, str(output), *question) for question in QUESTIONS)
             streams(client, str(output))
     print(f"{solved} of {len(QUESTIONS)} questions solved")
-    sys.exit(solved < 8)
+    sys.exit(solved < 9)
 
 
 def fc_lightning(*arguments: Any) -> None:

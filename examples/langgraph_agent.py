@@ -41,7 +41,7 @@ PRODUCTS = [
 ORDERS = [("ORD-4821", 5163, "2026-12-03"), ("ORD-7254", 6402, "2026-12-09"), ("ORD-9306", 7713, "2026-12-12")]
 QUESTIONS = [
     "What time is it in Helsinki? | What time is it in Seoul?",
-    "What is 417 times 36?",
+    "Where is my order ORD-9306?",
     "Check the orders ORD-4821 and ORD-7254.",
     "Show me product 6402.",
     "Tell me a joke about quantum computers.",
