@@ -1,5 +1,6 @@
 """Exports as GGUF: read back by transformers, and run by llama.cpp where its Node binding is installed."""
 
+import importlib.util
 import json
 import os
 import re
@@ -120,6 +121,16 @@ def test_what_llama_cpp_would_compute_differently_is_refused():
         check_convertible(Qwen3Config())
     with pytest.raises(ExportError, match="a LoRA on the head"):
         check_convertible(config, has_own_head=True)
+
+
+def test_a_missing_package_is_said_before_anything_is_loaded(run, monkeypatch, tmp_path, capsys):
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *more: None if name == "gguf" else find(name, *more))
+    with pytest.raises(SystemExit):
+        run("export", "--format=gguf", f"--output={tmp_path / 'exported'}")
+    printed = capsys.readouterr()
+    assert "needs the gguf package: pip install gguf" in printed.err
+    assert "loading" not in printed.out
 
 
 def test_export_writes_the_file_and_how_to_serve_it(run, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,12 +32,10 @@ def write_gguf(folder: Path, file: Path, dtype: str, message_end: str | None = N
         message_end: A token besides the turn's end with which the model hands over.
 
     Raises:
-        ExportError: If the package gguf is missing, or llama.cpp would compute something else than transformers.
+        ExportError: If llama.cpp would compute something else than transformers.
     """
-    try:
-        import gguf
-    except ImportError as error:
-        raise ExportError("`--format gguf` needs the gguf package: pip install gguf") from error
+    import gguf  # an extra
+
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     weights = {name: file for file in sorted(folder.glob("*.safetensors")) for name in _names(file)}
     check_convertible(config, "lm_head.weight" in weights)
@@ -66,15 +65,19 @@ def write_gguf(folder: Path, file: Path, dtype: str, message_end: str | None = N
 
 
 def check_convertible(config: Any, has_own_head: bool = False) -> None:
-    """Check that llama.cpp computes what transformers computes: it fixes what Gemma's configuration could change.
+    """Check that a file can be written, and that llama.cpp computes from it what transformers computes.
+
+    llama.cpp fixes what Gemma's configuration could change.
 
     Args:
         config: The model's configuration.
         has_own_head: Whether the head is not the transposed embedding.
 
     Raises:
-        ExportError: If it does not.
+        ExportError: If not, or if the package gguf is missing.
     """
+    if importlib.util.find_spec("gguf") is None:
+        raise ExportError("`--format gguf` needs the gguf package: pip install gguf")
     if config.model_type not in _ARCHITECTURES:
         known = ", ".join(_ARCHITECTURES)
         raise ExportError(f"`--format gguf` writes {known}, not {config.model_type}: use llama.cpp's own converter")
