@@ -7,7 +7,7 @@ import pytest
 
 from fc_lightning.conversation.types import Conversation, Message, ToolCall
 from fc_lightning.data import DataError, FunctionCallingDataModule, Source
-from fc_lightning.data.formats import FORMATS, RowError, read_row, register_format
+from fc_lightning.data.formats import RowError, read_row, register_format
 
 BASE = "tests/models/tiny_gemma2"
 READER = """
@@ -20,14 +20,6 @@ def read(row):
         raise RowError("nothing is said")
     return Conversation("", (Message("user", row["ask"]), Message("assistant", row["say"])))
 """
-
-
-@pytest.fixture
-def registry():
-    before = dict(FORMATS)
-    yield
-    FORMATS.clear()
-    FORMATS.update(before)
 
 
 @pytest.fixture

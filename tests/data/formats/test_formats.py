@@ -76,14 +76,6 @@ def hermes(*pairs, **columns):
     return {"conversations": turns(*pairs), **columns}
 
 
-@pytest.fixture
-def registry():
-    before = dict(FORMATS)
-    yield
-    FORMATS.clear()
-    FORMATS.update(before)
-
-
 def test_hermes_row_of_the_card():
     system = CARD_SYSTEM.replace("{tools}", repr([OPENAI_TOOL]))
     texts = [
