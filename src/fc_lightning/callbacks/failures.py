@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 
+from fc_lightning.data.dataloaders import is_prompt_batch
 from fc_lightning.training.distributed import record_error
 
 _SETTINGS_TO_LOWER = {
@@ -45,7 +46,7 @@ class Failures(Callback):
 
 def describe_batch(batch: Any, training: bool) -> str:
     """What a batch of training or of prompts that did not fit into memory holds, and which settings to lower."""
-    if "order" in batch:
+    if is_prompt_batch(batch):
         lengths = [len(ids) for ids in batch["input_ids"]]
         longest = max(lengths, default=0)
         what = f"generating from {len(lengths)} prompts × {longest:,} tokens (of {lengths} tokens: {batch['id']})"

@@ -14,6 +14,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from rich.progress import BarColumn
 
+from fc_lightning.data.dataloaders import is_prompt_batch
 from fc_lightning.evaluation.generation import ignore_step
 from fc_lightning.training.lightning_internals import stop_bar, update_bar_metrics
 from fc_lightning.utils.progress import INTERVAL, Counter
@@ -164,15 +165,15 @@ class ProgressBar(RichProgressBar):
             limit = limits[dataloader_idx]
             batches = None if math.isinf(limit) else int(limit)
             loader = loaders[dataloader_idx] if isinstance(loaders, list | tuple) else loaders
-            total = sum(map(len, islice(loader.sampler, batches))) if _has_prompts(batch) else batches
-            self._evaluation = Counter(title, total, "turns" if _has_prompts(batch) else "batches")
+            total = sum(map(len, islice(loader.sampler, batches))) if is_prompt_batch(batch) else batches
+            self._evaluation = Counter(title, total, "turns" if is_prompt_batch(batch) else "batches")
         self._task = task
         self._num_before = self._evaluation.done
-        if _has_prompts(batch) and module.turn_generator.samples == 1:
+        if is_prompt_batch(batch) and module.turn_generator.samples == 1:
             module.turn_generator.on_step = self._advance
 
     def _end_batch(self, module: Any, outputs: Any, batch: Any, *_: Any) -> None:
-        if not _has_prompts(batch):
+        if not is_prompt_batch(batch):
             self._advance(1)
             return
         module.turn_generator.on_step = ignore_step
@@ -206,10 +207,6 @@ class ProgressBar(RichProgressBar):
 
 def _is_wide() -> bool:
     return shutil.get_terminal_size().columns >= _WIDE
-
-
-def _has_prompts(batch: Any) -> bool:
-    return isinstance(batch, dict) and "order" in batch
 
 
 def _exact_match(module: Any) -> str:

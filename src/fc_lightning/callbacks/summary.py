@@ -17,7 +17,7 @@ from fc_lightning.callbacks.report import EvaluationReport
 from fc_lightning.conversation.parsing import dump_json
 from fc_lightning.data import FunctionCallingDataModule
 from fc_lightning.data.collator import Batch
-from fc_lightning.data.dataloaders import supervised_counts, token_counts
+from fc_lightning.data.dataloaders import is_prompt_batch, supervised_counts, token_counts
 from fc_lightning.data.samplers import MicroBatch, MicroBatchSampler
 from fc_lightning.evaluation.evaluator import is_baseline_validation
 from fc_lightning.evaluation.metrics import EvaluatedTurn
@@ -28,7 +28,7 @@ from fc_lightning.models.flops import parameter_counts
 from fc_lightning.models.memory import estimate_training_bytes, memory_in_use
 from fc_lightning.models.transformers_internals import attention_implementation
 from fc_lightning.training.run_folders import monitoring_checkpoint
-from fc_lightning.utils.escaping import printable_text
+from fc_lightning.utils.escaping import printable_text, shorten
 from fc_lightning.utils.progress import format_duration
 
 
@@ -83,7 +83,7 @@ class RunSummary(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
         """Measure how long generation takes, before training."""
-        if trainer.sanity_checking and isinstance(batch, dict) and "order" in batch:
+        if trainer.sanity_checking and is_prompt_batch(batch):
             self._generation_seconds += time.monotonic() - self._batch_started
             self._num_prompts += len(batch["order"])
 
@@ -284,15 +284,15 @@ def _example(before: Sequence[EvaluatedTurn], after: Sequence[EvaluatedTurn]) ->
     calling = [pair for pair in corrected if pair[1].expected]
     correct = [pair for pair in pairs if pair[1].exact_match]
     old, new = next(iter([*calling, *corrected, *correct, *pairs]))
-    lines = [f"question: {_shorten(question_of(new.prompt))}"]
-    lines += [f"  before: {_shorten(old.text)}"] if old else []
-    lines += [f"  after:  {_shorten(new.text)}"]
+    lines = [f"question: {_one_line(question_of(new.prompt))}"]
+    lines += [f"  before: {_one_line(old.text)}"] if old else []
+    lines += [f"  after:  {_one_line(new.text)}"]
     if not new.exact_match:
         calls = ", ".join(f"{call.name}({dump_json(call.arguments)})" for call in new.expected)
-        lines.append(f"  expected: {_shorten(calls or 'an answer without a call')}")
+        lines.append(f"  expected: {_one_line(calls or 'an answer without a call')}")
     return lines
 
 
-def _shorten(text: str, limit: int = 300) -> str:
+def _one_line(text: str, limit: int = 300) -> str:
     text = " ".join("".join(char for char in text if char.isprintable() or char.isspace()).split())
-    return text if len(text) <= limit else f"{text[:limit]}…"
+    return shorten(text, limit)

@@ -19,6 +19,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 
 from fc_lightning.cli.help import did_you_mean, nearest
 from fc_lightning.utils.errors import UserError
+from fc_lightning.utils.escaping import shorten
 
 # Modules in which a class named without its module is looked for.
 _CLASSES = (
@@ -206,5 +207,4 @@ def _place(word: str, files: Sequence[str]) -> str:
 
 def _line(text: str, limit: int = 400) -> str:
     """The text on one line."""
-    text = " ".join(text.split())
-    return text if len(text) <= limit else f"{text[:limit]}…"
+    return shorten(" ".join(text.split()), limit)

@@ -20,9 +20,10 @@ from typing import Any
 
 import regex
 
-from fc_lightning.conversation.parsing import CallSyntaxError, Turn, _shorten, parse_literal
+from fc_lightning.conversation.parsing import CallSyntaxError, Turn, parse_literal
 from fc_lightning.conversation.turn_parts import Span, answer_spans, fill_gaps
 from fc_lightning.conversation.types import Message, ToolCall
+from fc_lightning.utils.escaping import shorten
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class NativeSyntax:
         """
         think = self._think.match(text)
         if not think and text.lstrip().startswith(self.think_tags[0].strip()):
-            error = f"{self.think_tags[0].strip()} is not closed: {_shorten(text)}"
+            error = f"{self.think_tags[0].strip()} is not closed: {shorten(text)}"
             return Turn(None, text.strip(), (), (error,), grammatical=False)
         calls: list[ToolCall] = []
         errors: list[str] = []
@@ -133,7 +134,7 @@ class NativeSyntax:
         """
         found = self._call.fullmatch(body)
         if found is None:
-            raise CallSyntaxError(f"not a call of the form `call:NAME{{KEY:VALUE,…}}`: {_shorten(body)}")
+            raise CallSyntaxError(f"not a call of the form `call:NAME{{KEY:VALUE,…}}`: {shorten(body)}")
         words = ((lexeme, lexeme["string"] or lexeme["key"]) for lexeme in self._lexeme.finditer(found["arguments"]))
         quoted = (
             json.dumps(word or "") if lexeme["string"] is not None or lexeme["key"] else lexeme[0]

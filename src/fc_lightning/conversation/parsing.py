@@ -23,11 +23,12 @@ from typing import Any
 
 from fc_lightning.conversation.call_pattern import is_call_object
 from fc_lightning.conversation.types import Message, Tool, ToolCall
+from fc_lightning.utils.escaping import shorten
 
 CALL_OPEN, CALL_CLOSE = "<tool_call>", "</tool_call>"
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 _TAGS = (CALL_OPEN, CALL_CLOSE, THINK_OPEN, THINK_CLOSE)
-_THINK = re.compile(r"\s*<think>(?P<reasoning>.*?)</think>", re.DOTALL)
+THINK_BLOCK = re.compile(r"\s*<think>(?P<reasoning>.*?)</think>", re.DOTALL)
 # The lenient reading tries this many closing tags as the end of a call, so that hostile text takes linear time.
 _MAX_CLOSING_TAGS = 16
 _MAX_VALUE_LENGTH = 1_000_000  # characters
@@ -76,16 +77,16 @@ def parse_turn(text: str, strict: bool = False) -> Turn:
         >>> parse_turn("<tool_call>{'name': 'add', 'arguments': {}}</tool_call>", strict=True).tool_calls
         ()
     """
-    think = _THINK.match(text)
+    think = THINK_BLOCK.match(text)
     if strict and not think and text.lstrip().startswith(THINK_OPEN):
-        return Turn(None, text.strip(), (), (f"{THINK_OPEN} is not closed: {_shorten(text)}",), grammatical=False)
+        return Turn(None, text.strip(), (), (f"{THINK_OPEN} is not closed: {shorten(text)}",), grammatical=False)
     calls: list[ToolCall] = []
     errors: list[str] = []
     outside: list[str] = []
     position = think.end() if think else 0
     while (start := text.find(CALL_OPEN, position)) >= 0:
         outside.append(text[position:start])
-        take_call = _take_strict_call if strict else _take_lenient_call
+        take_call = _take_strict_call if strict else take_lenient_call
         position, outcome = take_call(text, start + len(CALL_OPEN))
         if isinstance(outcome, ToolCall):
             calls.append(outcome)
@@ -96,7 +97,7 @@ def parse_turn(text: str, strict: bool = False) -> Turn:
     has_stray_tags = any(tag in content for tag in _TAGS) or THINK_OPEN in reasoning
     grammatical = bool(calls or errors) != bool(content) and not has_stray_tags
     if strict and CALL_OPEN in reasoning:  # vLLM's parser would deliver it
-        errors.insert(0, f"a call inside the think block: {_shorten(reasoning)}")
+        errors.insert(0, f"a call inside the think block: {shorten(reasoning)}")
         grammatical = False
     return Turn(reasoning.strip() if think else None, content, tuple(calls), tuple(errors), grammatical)
 
@@ -126,7 +127,7 @@ def parse_call(text: str, strict: bool = False) -> ToolCall:
     call = call_from_value(value, is_json_value=True)
     if strict and not is_call_object(text):
         raise CallSyntaxError(
-            f"not a JSON object with the keys `name` and `arguments`, an object, as servers want it: {_shorten(text)}"
+            f"not a JSON object with the keys `name` and `arguments`, an object, as servers want it: {shorten(text)}"
         )
     return call
 
@@ -213,7 +214,7 @@ def parse_literal(text: str, strict: bool = False) -> Any:
             value = ast.literal_eval(tree)
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             where = f" (as JSON: {json_error})" if isinstance(json_error, json.JSONDecodeError) else ""
-            raise CallSyntaxError(f"neither JSON nor a Python literal{where}: {_shorten(text)}") from None
+            raise CallSyntaxError(f"neither JSON nor a Python literal{where}: {shorten(text)}") from None
         if not strict:
             for node in ast.walk(tree):
                 if isinstance(node, ast.Dict):
@@ -242,7 +243,7 @@ def to_json_value(value: Any, depth: int = 0) -> Any:
     raise CallSyntaxError(f"JSON has no value for {_show(value)}")
 
 
-def _take_lenient_call(text: str, start: int) -> tuple[int, ToolCall | str]:
+def take_lenient_call(text: str, start: int) -> tuple[int, ToolCall | str]:
     """Read one call after its opening tag: where it ends, and the call or what is wrong with it.
 
     It ends at the first closing tag that completes a value, so tags inside of strings belong to the strings.
@@ -258,15 +259,15 @@ def _take_lenient_call(text: str, start: int) -> tuple[int, ToolCall | str]:
             error = error or str(problem)
             first_end = end if first_end < 0 else first_end
     if first_end < 0:
-        return len(text), f"{CALL_OPEN} is not closed: {_shorten(text[start:])}"
+        return len(text), f"{CALL_OPEN} is not closed: {shorten(text[start:])}"
     return first_end + len(CALL_CLOSE), error
 
 
 def _take_strict_call(text: str, start: int) -> tuple[int, ToolCall | str]:
-    """As :func:`_take_lenient_call`, but the call ends at the first closing tag and must be what servers deliver."""
+    """As :func:`take_lenient_call`, but the call ends at the first closing tag and must be what servers deliver."""
     end = text.find(CALL_CLOSE, start)
     if end < 0:
-        return len(text), f"{CALL_OPEN} is not closed: {_shorten(text[start:])}"
+        return len(text), f"{CALL_OPEN} is not closed: {shorten(text[start:])}"
     try:
         return end + len(CALL_CLOSE), parse_call(text[start:end], strict=True)
     except CallSyntaxError as problem:
@@ -281,7 +282,7 @@ def _check_key(value: Any) -> str:
 
 def _check_text(value: str) -> str:
     if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
-        raise CallSyntaxError(f"a string contains a lone surrogate: {_shorten(ascii(value))}")
+        raise CallSyntaxError(f"a string contains a lone surrogate: {shorten(ascii(value))}")
     return value
 
 
@@ -312,13 +313,9 @@ _UNAMBIGUOUS_JSON = json.JSONDecoder(
 )
 
 
-def _shorten(text: str, limit: int = 80) -> str:
-    return text if len(text) <= limit else text[:limit] + "…"
-
-
 def _show(value: Any) -> str:
     """The value for a message. Generated text may contain values that Python refuses to write."""
     try:
-        return _shorten(repr(value))
+        return shorten(repr(value))
     except (ValueError, RecursionError):
         return f"a value of type {type(value).__name__}"

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Literal, get_args
 
-from fc_lightning.conversation.parsing import _THINK, CALL_CLOSE, CALL_OPEN, _take_lenient_call
+from fc_lightning.conversation.parsing import CALL_CLOSE, CALL_OPEN, THINK_BLOCK, take_lenient_call
 from fc_lightning.conversation.types import ToolCall
 
 TurnPart = Literal["reasoning", "tag", "function_name", "argument_name", "argument_value", "answer"]
@@ -37,13 +37,13 @@ def split_turn(text: str) -> list[Span]:
     """
     known: list[Span] = []
     position = 0
-    if think := _THINK.match(text):
+    if think := THINK_BLOCK.match(text):
         known.append((*think.span(1), "reasoning"))
         position = think.end()
     while (start := text.find(CALL_OPEN, position)) >= 0:
         known += answer_spans(text, position, start)
         body = start + len(CALL_OPEN)
-        position, outcome = _take_lenient_call(text, body)
+        position, outcome = take_lenient_call(text, body)
         if isinstance(outcome, ToolCall):
             known += _call_spans(text, body, position - len(CALL_CLOSE))
     known += answer_spans(text, position, len(text))

@@ -29,6 +29,11 @@ class PromptBatch(TypedDict):
     perturbation: list[str]  # how the prompt was perturbed, or empty
 
 
+def is_prompt_batch(batch: Any) -> bool:
+    """Whether a batch has prompts to generate from, rather than documents."""
+    return isinstance(batch, dict) and "order" in batch
+
+
 class PackDataset(TorchDataset):
     """Packs of documents: an index is a micro-batch, a list of packs of document numbers."""
 

@@ -16,6 +16,7 @@ import pyarrow.parquet as parquet
 from fc_lightning.conversation.parsing import unambiguous_object
 from fc_lightning.data.formats import RowError
 from fc_lightning.utils.errors import UserError
+from fc_lightning.utils.escaping import shorten
 
 # Characters, about a million tokens; a longer row is not parsed.
 MAX_ROW = 4_000_000
@@ -258,5 +259,4 @@ def _checked(row: Any) -> Row:
 
 def brief(text: str, limit: int = 300) -> str:
     """Shorten and escape a text for messages."""
-    text = text if len(text) <= limit else text[:limit] + "…"
-    return text.encode(errors="backslashreplace").decode()
+    return shorten(text, limit).encode(errors="backslashreplace").decode()

@@ -25,6 +25,11 @@ def printable_text(text: str, one_line: bool = False) -> str:
     return text.replace("\n", "\\n") if one_line else text
 
 
+def shorten(text: str, limit: int = 80) -> str:
+    """The first characters of a text, with an ellipsis if there are more."""
+    return text if len(text) <= limit else f"{text[:limit]}…"
+
+
 def escape_markdown(text: str) -> str:
     """A text for one line of a Markdown file, without any markup or HTML."""
     return _MARKDOWN.sub(r"\\\g<0>", printable_text(" ".join(text.splitlines()))).translate(_ENTITIES)
