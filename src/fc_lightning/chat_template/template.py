@@ -130,8 +130,8 @@ class ChatTemplate:
                 language cannot write a call.
         """
         if self.render_mode == "canonical":
-            for message in conversation.messages if self.syntax else ():
-                _check_native(message, self.syntax)
+            if self.syntax is not None:
+                _check_native(conversation, self.syntax)
             return [openai_message(message) for message in conversation.messages]
         if not conversation.raw_turns:
             raise ChatTemplateError("the row has no text of its own: use `data.render: canonical`")
@@ -271,18 +271,15 @@ def _shipped(*names: str) -> str:
     return "".join((folder / f"{name}.jinja").read_text(encoding="utf-8") for name in names)
 
 
-def _check_native(message: Message, syntax: NativeSyntax | None) -> None:
+def _check_native(conversation: Conversation, syntax: NativeSyntax) -> None:
     """Reject calls that servers would not read as they are: their names, keys or strings do not fit the language."""
-    calls = message.tool_calls
-    if (
-        syntax
-        and calls
-        and syntax.parse_turn(syntax.render_turn(Message("assistant", tool_calls=calls))).tool_calls != calls
-    ):
-        raise ChatTemplateError(
-            f"{syntax.name} cannot write a call of {calls[0].name}: names and keys are words there, and strings do not "
-            "contain its tags (`model.tool_format: hermes` can)"
-        )
+    for calls in filter(None, (message.tool_calls for message in conversation.messages)):
+        text = syntax.render_turn(Message("assistant", tool_calls=calls))
+        if syntax.parse_turn(text).tool_calls != calls:
+            raise ChatTemplateError(
+                f"{syntax.name} cannot write a call of {calls[0].name}: names and keys are words there, and strings do "
+                "not contain its tags (`model.tool_format: hermes` can)"
+            )
 
 
 def _control_tokens(

@@ -15,9 +15,8 @@ _WARNINGS = (
     r".*broadcast_buffers",
     r".*dirpath has changed",  # a run that was moved, or validated from elsewhere
     r".*does not have many workers",  # prepared data is memory-mapped
-    r".*You're resuming from a checkpoint that ended before the epoch ended",  # samplers here resume in its midst
     r".*Checkpoint directory .* exists and is not empty",
-    r"You're resuming from a checkpoint that ended before the epoch ended",  # the data module restores its position
+    r".*You're resuming from a checkpoint that ended before the epoch ended",  # the data module restores its position
 )
 # Lines of loggers; a filter counts for one logger alone, not for those below it.
 _LOGGERS = {
