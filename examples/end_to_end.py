@@ -4,15 +4,18 @@ Trains the quickstart's model (several minutes on two cores), or uses an existin
 
     python examples/end_to_end.py
     python examples/end_to_end.py --run runs/quickstart/version_0
+    python examples/end_to_end.py --run runs/quickstart/version_0 --server llama.cpp
 
 The agent of `langgraph_agent.py` gets ten questions whose values never occur in training. A question is solved if the
-model makes exactly the expected calls and then answers. The exit code is 0 if at least eight questions are solved.
+model makes exactly the expected calls and then answers. The exit code is 0 if at least nine questions are solved.
+llama.cpp is `llama-server` on the path, or the package xllamacpp (``pip install xllamacpp``).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -29,6 +32,14 @@ from openai import OpenAI
 from langgraph_agent import Agent, Message
 
 ROOT = Path(__file__).parent.parent
+# llama.cpp's server inside of Python.
+LLAMA_SERVER = """
+import sys, threading, xllamacpp
+params = xllamacpp.CommonParams()
+params.model.path, params.port, params.n_ctx = sys.argv[1], int(sys.argv[2]), 4096
+server = xllamacpp.Server(params)
+threading.Event().wait()
+"""
 Call = tuple[str, dict[str, Any]]
 
 # Question, offered tools, expected calls.
@@ -72,12 +83,14 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="folder of an existing run")
     parser.add_argument("--runs", type=Path, help="folder for a new run")
     parser.add_argument("--output", type=Path, help="folder for the exported model")
+    parser.add_argument("--server", choices=["transformers", "llama.cpp"], default="transformers")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         run = arguments.run.resolve() if arguments.run else train((arguments.runs or Path(scratch)).resolve())
         output = (arguments.output or Path(scratch) / "exported").resolve()
-        fc_lightning("export", "--config", run / "config.yaml", "--ckpt_path", best(run), "--output", output)
-        with served(output) as url:
+        options = ["--format", "gguf", "--dtype", "q8_0"] if arguments.server == "llama.cpp" else []
+        fc_lightning("export", "--config", run / "config.yaml", "--ckpt_path", best(run), "--output", output, *options)
+        with served(output, arguments.server) as url:
             client = OpenAI(base_url=url, api_key="none")
             solved = sum(solves(client, str(output), *question) for question in QUESTIONS)
             streams(client, str(output))
@@ -102,19 +115,29 @@ def best(run: Path) -> Path:
     return next(path for path in sorted((run / "checkpoints").glob("*.ckpt")) if path.name != "last.ckpt")
 
 
+def command(server: str, model: Path, port: int) -> list[str | Path]:
+    """The command that serves an exported folder."""
+    if server == "transformers":
+        transformers = Path(sys.executable).with_name("transformers")
+        return [transformers, "serve", model, "--host", "127.0.0.1", "--port", str(port)]
+    if shutil.which("llama-server"):
+        return ["llama-server", "-m", model / "model.gguf", "--jinja", "--port", str(port)]
+    return [sys.executable, "-c", LLAMA_SERVER, model / "model.gguf", str(port)]
+
+
 @contextmanager
-def served(model: Path) -> Iterator[str]:
-    """Run `transformers serve` within the block. Yields its URL."""
+def served(model: Path, name: str) -> Iterator[str]:
+    """Run a server within the block. Yields its URL."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [Path(sys.executable).with_name("transformers"), "serve", model, "--host", "127.0.0.1", "--port", port]
-    print("$", *command, flush=True)
-    server = subprocess.Popen(list(map(str, command)))
+    arguments = command(name, model, port)
+    print(f"serving {model} with {name}", flush=True)
+    server = subprocess.Popen(arguments)
     try:
         for _ in range(300):
             if server.poll() is not None:
-                sys.exit("the server exited; is `.[serve,agent]` installed?")
+                sys.exit("the server exited; is `.[serve,agent]` installed, or llama.cpp?")
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
                 break
@@ -160,8 +183,13 @@ def streams(client: OpenAI, model: str) -> None:
         temperature=0.0,
         stream=True,
     )
-    found = [call.function for chunk in chunks for call in chunk.choices[0].delta.tool_calls or []]
-    assert same([(function.name, json.loads(function.arguments)) for function in found], expected)
+    found: list[list[str]] = []  # name and arguments of each call, which servers may send in pieces
+    for call in (call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or []):
+        assert call.function is not None
+        if call.function.name:
+            found.append([call.function.name, ""])
+        found[-1][1] += call.function.arguments or ""
+    assert same([(name, json.loads(arguments)) for name, arguments in found], expected)
     print(f"streamed: {found}")
 
 

@@ -1,11 +1,9 @@
-"""Exports as GGUF: read back by transformers, and run by llama.cpp where its Node binding is installed."""
+"""Exports as GGUF: read back by transformers, and run by llama.cpp itself."""
 
 import importlib.util
 import json
-import os
 import re
-import shutil
-import subprocess
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -25,6 +23,7 @@ from fc_lightning.chat_template.template import ChatTemplate, without_generation
 from fc_lightning.chat_template.tokens import SpecialToken, load_tokenizer
 from fc_lightning.commands.export import ExportError
 from fc_lightning.commands.export.gguf import check_convertible, write_gguf
+from fc_lightning.conversation.native_calls import FUNCTIONGEMMA
 from fc_lightning.models.saving import write_model
 
 TOOLS = [
@@ -47,7 +46,8 @@ TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 2e-2, "q8_0": 5e-2}
 
 def merged_folder(folder: Path, architecture: str) -> Path:
     """A model folder with random weights, as `export` merges it: Gemma 2 with new tokens, or Gemma 3."""
-    tokenizer, _ = load_tokenizer("tests/models/tiny_gemma2", None, tuple(SpecialToken))
+    tags = FUNCTIONGEMMA.tokens if architecture == "functiongemma" else tuple(SpecialToken)
+    tokenizer, _ = load_tokenizer("tests/models/tiny_gemma2", None, tags)
     if architecture == "gemma2":
         model = AutoModelForCausalLM.from_pretrained("tests/models/tiny_gemma2")
         model.resize_token_embeddings(len(tokenizer))
@@ -137,52 +137,37 @@ def test_export_writes_the_file_and_how_to_serve_it(run, tmp_path):
     folder = run("fit", "--trainer.max_steps=1", "--data.train=[{path: data/quickstart/train.jsonl, limit: 4}]")
     options = [f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}", f"--output={tmp_path / 'exported'}"]
     run("export", *options, "--format=gguf", "--dtype=q8_0", config=folder / "config.yaml")
-    assert {"model.gguf", "README.md"} <= {path.name for path in (tmp_path / "exported").iterdir()}
+    assert {"model.gguf", "Modelfile", "README.md"} <= {path.name for path in (tmp_path / "exported").iterdir()}
     assert not list((tmp_path / "exported").glob("*.safetensors"))
     card = (tmp_path / "exported" / "README.md").read_text(encoding="utf-8")
     assert "llama-server -m DIR/model.gguf --jinja" in card
     assert re.search(r"exported weights \| q8\\_0", card)
 
 
-LLAMA = os.environ.get("FC_LIGHTNING_LLAMA_NODE", "")
-ASK = """
-const { loadModel } = require(process.argv[1] + '/node_modules/@fugood/llama.node')
-const { writeSync, readFileSync } = require('fs')
-const request = JSON.parse(readFileSync(process.argv[3]))
-loadModel({ model: process.argv[2], n_ctx: 1024, n_gpu_layers: 0, n_threads: 1 }).then(async (context) => {
-  const { prompt } = context.getFormattedChat(request.messages, undefined, { jinja: true, tools: request.tools })
-  const { tokens } = await context.tokenize(prompt)
-  const options = { jinja: true, temperature: 0, top_k: 1, n_predict: request.n_predict }
-  const answer = await context.completion({ ...request, ...options })
-  writeSync(1, 'ANSWER' + JSON.stringify({ prompt, tokens: Array.from(tokens), ...answer }) + '\\n')
-})
-"""
-
-
-def ask_llama_cpp(file: Path, **request) -> dict:
-    """What llama.cpp makes of a request: prompt, tokens, text and calls."""
-    (file.parent / "request.json").write_text(json.dumps(request), encoding="utf-8")
-    command = ["node", "-e", ASK, LLAMA, str(file), str(file.parent / "request.json")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("ANSWER")]
-    assert lines, done.stderr[-2000:]
-    return json.loads(lines[0].removeprefix("ANSWER"))
-
-
-@pytest.mark.nightly
-@pytest.mark.skipif(
-    not LLAMA or shutil.which("node") is None,
-    reason="set FC_LIGHTNING_LLAMA_NODE to a folder in which `npm install @fugood/llama.node` was run",
-)
-@pytest.mark.parametrize("architecture", ["gemma2", "gemma3"])
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["gemma2", "gemma3", "functiongemma"])
 def test_llama_cpp_reads_the_same_prompt_and_says_the_same(architecture, tmp_path):
+    xllamacpp = pytest.importorskip("xllamacpp")
     folder = merged_folder(tmp_path / "merged", architecture)
     write_gguf(folder, folder / "model.gguf", "float32")
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     prompt = tokenizer.apply_chat_template(REQUEST, tools=TOOLS, tokenize=False, add_generation_prompt=True)
     ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids
-    answer = ask_llama_cpp(folder / "model.gguf", messages=REQUEST, tools=TOOLS, n_predict=12)
-    assert "<bos>" + answer["prompt"].removeprefix("<bos>") == prompt
-    assert [2, *answer["tokens"][answer["tokens"][0] == 2 :]] == ids[0].tolist()
+
+    params = xllamacpp.CommonParams()
+    params.model.path, params.n_ctx, params.cpuparams.n_threads = str(folder / "model.gguf"), 1024, 1
+    server = xllamacpp.Server(params)
+
+    def ask(path: str, **request) -> dict:
+        body = json.dumps({"temperature": 0, "n_predict": 8, **request}).encode()
+        url = f"{server.listening_address}/{path}"
+        with urllib.request.urlopen(urllib.request.Request(url, body, {"Content-Type": "application/json"})) as answer:
+            return json.load(answer)
+
+    rendered = ask("apply-template", messages=REQUEST, tools=TOOLS)["prompt"]
+    assert "<bos>" + rendered.removeprefix("<bos>") == prompt
+    tokens = ask("tokenize", content=rendered, add_special=True, parse_special=True)["tokens"]
+    assert [2, *tokens[tokens[0] == 2 :]] == ids[0].tolist()
     out = model.generate(ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :]
-    assert answer["text"].startswith(tokenizer.decode(out[:6]).rstrip("\ufffd"))
+    answer = ask("completion", prompt=ids[0].tolist(), return_tokens=True)
+    assert answer["tokens"][:6] == out[:6].tolist()

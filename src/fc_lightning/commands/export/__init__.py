@@ -119,7 +119,7 @@ def _check_format(module: FunctionCallingModule, merge: bool, format: str, dtype
 
 def _write_gguf(folder: Path, module: FunctionCallingModule, data: FunctionCallingDataModule, dtype: str) -> None:
     """Merge into a temporary folder, which the file is made from."""
-    from fc_lightning.commands.export.gguf import write_gguf
+    from fc_lightning.commands.export.gguf import modelfile, write_gguf
 
     syntax = data.template.syntax
     with TemporaryDirectory(dir=folder) as merged:
@@ -127,6 +127,8 @@ def _write_gguf(folder: Path, module: FunctionCallingModule, data: FunctionCalli
         precision = torch.bfloat16 if dtype == "bfloat16" else torch.float32
         write_model(module.model, data.template, Path(merged), dtype=precision)
         write_gguf(Path(merged), folder / "model.gguf", dtype, syntax.response_tags[0] if syntax else None)
+    if text := modelfile(data.template):
+        (folder / "Modelfile").write_text(text, encoding="utf-8")
 
 
 def _upload(folder: Path, name: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer
 
-from fc_lightning.chat_template.template import without_generation_marks
+from fc_lightning.chat_template.template import ChatTemplate, without_generation_marks
 from fc_lightning.commands.export import ExportError
 
 # Model type: architecture in GGUF, and how many layers there are to each one with full attention.
@@ -94,6 +95,26 @@ def check_convertible(config: Any, has_own_head: bool = False) -> None:
     }
     if found := [what for what, is_wrong in problems.items() if is_wrong]:
         raise ExportError(f"`--format gguf`: llama.cpp does not support {found[0]} of this model")
+
+
+def modelfile(template: ChatTemplate) -> str | None:
+    """Ollama's description of ``model.gguf``, with the chat template in its own language.
+
+    Args:
+        template: The chat template of the training.
+
+    Returns:
+        The text; None if the chat template is not the shipped one, which is the one that was translated.
+    """
+    if template.syntax:  # Ollama has code for this language
+        name = template.syntax.name
+        return f"FROM ./model.gguf\nRENDERER {name}\nPARSER {name}\nPARAMETER temperature 0\n"
+    if "macro tool_lines" not in template.source:
+        return None
+    source = (files("fc_lightning.commands.export") / "ollama_template.txt").read_text(encoding="utf-8").rstrip("\n")
+    stop = template.chat_format.turn_end if template.chat_format else ""
+    ending = f"PARAMETER stop {stop}\nPARAMETER temperature 0\n"
+    return f'FROM ./model.gguf\nTEMPLATE """{source}\n"""\n{ending}'
 
 
 def _names(file: Path) -> list[str]:
