@@ -29,6 +29,7 @@ ELSEWHERE = {
     "vllm serve ./exported --enable-auto-tool-choice --tool-call-parser hermes": "needs vLLM and a GPU",
     "python -m sglang.launch_server --model-path ./exported --tool-call-parser hermes": "needs SGLang and a GPU",
     "llama-server -m exported_gguf/model.gguf --jinja": "a program of llama.cpp",
+    "ollama create tuned -f exported_gguf/Modelfile": "needs Ollama",
 }
 
 

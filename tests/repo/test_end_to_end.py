@@ -49,7 +49,9 @@ def test_the_quickstarts_model_becomes_an_agent(server, tuned):
 
 
 def test_vllms_parser_reads_what_it_generated_in_validation(tuned):
-    texts = [json.loads(line)["text"] for line in (tuned / "predictions.jsonl").open()]
+    texts = [
+        json.loads(line)["text"] for line in (tuned / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     turns = [(text, parse_turn(text, strict=True)) for text in texts]
     calling = [(text, turn) for text, turn in turns if turn.tool_calls and not turn.errors]
     assert len(calling) >= 30
