@@ -21,7 +21,6 @@ from fc_lightning.chat_template.tokens import SpecialToken, register_tokens, sav
 from fc_lightning.chat_template.tool_formats import native_syntax
 from fc_lightning.conversation.turn_parts import TURN_PARTS
 from fc_lightning.conversation.types import Conversation, Message, Tool, ToolCall
-from fc_lightning.evaluation.evaluator import TurnGenerator
 from fc_lightning.evaluation.turns import evaluate_turn
 from fc_lightning.utils.pretrained import BaseModelError
 
@@ -281,8 +280,6 @@ def test_no_token_is_added_to_a_base_with_its_own(name, tmp_path):
 
 @NAMES
 def test_what_a_native_format_does_not_do_is_told(name):
-    with pytest.raises(BaseModelError, match=r"`model\.constrained` has no grammar"):
-        TurnGenerator(TOKENIZERS[name], {}, constrained=True)
     with pytest.raises(
         ChatTemplateError, match=r"model\.tool_format: hermes" if name == "functiongemma" else "verbatim"
     ):

@@ -6,11 +6,13 @@ import warnings
 
 import pytest
 import torch
+from tests.helpers.native_conversations import SYNTAXES, native_tokenizer
 
+from fc_lightning.chat_template.template import ChatTemplate
 from fc_lightning.chat_template.tokens import SpecialToken, load_tokenizer
 from fc_lightning.conversation.json_schema import fits_schema
 from fc_lightning.conversation.parsing import parse_turn
-from fc_lightning.conversation.types import Tool
+from fc_lightning.conversation.types import Message, Tool, ToolCall
 from fc_lightning.evaluation.constrained import CallGrammars
 from fc_lightning.evaluation.grammar_schema import arguments_schema, unenforced_keywords
 
@@ -89,6 +91,61 @@ def test_a_constrained_turn_comes_to_its_end_before_its_tokens_do(begin):
         assert not turn.errors
         assert all(fits_schema(call.arguments, ENDLESS) for call in turn.tool_calls)
         assert bool(turn.tool_calls) or "tool_call" not in begin
+
+
+@pytest.mark.parametrize("begin", ["", "call"])
+@pytest.mark.parametrize("name", ["functiongemma", "gemma4"])
+def test_native_turns_are_grammatical_valid_and_come_to_an_end(name, begin):
+    """Tokens at random, of which none would end a turn or a string by itself."""
+
+    tokenizer, syntax, limit, rows = native_tokenizer(name), SYNTAXES[name], 240, 12
+    end = ChatTemplate.end_ids(tokenizer, syntax)
+    tools = [Tool("weather", "", SCHEMA), Tool("f", "", ENDLESS), Tool("clock")]
+    constraint = CallGrammars(tokenizer, len(tokenizer) + 3, end, syntax).constrain([tools] * rows, limit)
+    generator = torch.Generator().manual_seed(0)
+    opening, quote = tokenizer.convert_tokens_to_ids([syntax.call_tags[0], syntax.quote])
+    ids = torch.full((rows, 1), 7)
+    for step in range(limit):
+        scores = torch.randn(rows, len(tokenizer) + 3, generator=generator)
+        scores[:, [*end, quote]] -= 5.0
+        scores[:, opening] += 100.0 if begin and step == 0 else -5.0
+        ids = torch.cat([ids, constraint(ids, scores).argmax(-1, keepdim=True)], 1)
+    found = set()
+    for row in ids.tolist():
+        last = next(place for place, token in enumerate(row) if token in end)
+        turn = syntax.parse_turn(tokenizer.decode(row[1:last]))
+        assert turn.grammatical
+        assert not turn.errors
+        assert bool(turn.tool_calls) or not begin
+        schemas = {tool.name: arguments_schema(tool.parameters) for tool in tools}
+        assert all(fits_schema(call.arguments, schemas[call.name]) for call in turn.tool_calls)
+        assert all(list(call.arguments) == sorted(call.arguments) for call in turn.tool_calls if call.name != "clock")
+        found |= {call.name for call in turn.tool_calls}
+    assert not begin or found == {"weather", "f", "clock"}
+
+
+def test_a_native_grammar_takes_and_refuses_what_its_schema_does():
+    syntax, tokenizer = SYNTAXES["gemma4"], native_tokenizer("gemma4")
+    properties = {"b": {"type": ["integer", "null"]}, "a": {"enum": ["x", 2]}, "c": {"items": {"type": "boolean"}}}
+    properties["c"]["type"] = "array"
+    schema = {"type": "object", "properties": properties, "required": ["b"]}
+    compiled = CallGrammars(tokenizer, len(tokenizer), [1], syntax)._compile([Tool("f", "", schema)])
+    for arguments in (
+        {"b": 1},
+        {"b": None},
+        {"a": "x", "b": -3, "c": [True, False]},
+        {"b": 1, "c": []},
+        {},
+        {"b": 1.5},
+        {"a": "y", "b": 1},
+        {"b": 1, "c": [1]},
+        {"b": 1, "d": 1},
+        {"a": 2},
+    ):
+        text = syntax.render_turn(Message("assistant", tool_calls=(ToolCall("f", arguments),)))
+        matcher = xgrammar.GrammarMatcher(compiled)
+        valid = bool(fits_schema(arguments, schema)) and not arguments.keys() - properties.keys()
+        assert all(map(matcher.accept_token, tokenizer.encode(text, add_special_tokens=False))) == valid, arguments
 
 
 def test_a_schema_that_cannot_be_used_is_reported():

@@ -147,7 +147,7 @@ class NativeSyntax:
         before, after = self.think_tags
         reasoning = "" if message.reasoning is None else before + message.reasoning + after
         calls = (
-            f"{self.call_tags[0]}call:{call.name}{self._render(call.arguments)}{self.call_tags[1]}"
+            f"{self.call_tags[0]}call:{call.name}{self.render_value(call.arguments)}{self.call_tags[1]}"
             for call in message.tool_calls
         )
         return "".join([reasoning, message.content, *calls])
@@ -192,14 +192,15 @@ class NativeSyntax:
             elif depth == 1 and symbol not in (",", ":"):
                 yield offset + lexeme.start(), offset + lexeme.end(), _part(lexeme)
 
-    def _render(self, value: Any) -> str:
+    def render_value(self, value: Any) -> str:
+        """Write a JSON value."""
         if isinstance(value, str):
             return self.quote + value + self.quote
         if isinstance(value, dict):
             members = sorted(value.items(), key=lambda member: member[0].lower())
-            return "{" + ",".join(f"{key}:{self._render(item)}" for key, item in members) + "}"
+            return "{" + ",".join(f"{key}:{self.render_value(item)}" for key, item in members) + "}"
         if isinstance(value, list):
-            return "[" + ",".join(map(self._render, value)) + "]"
+            return "[" + ",".join(map(self.render_value, value)) + "]"
         return json.dumps(value)
 
 

@@ -16,9 +16,11 @@ import numpy as np
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from fc_lightning.conversation.native_calls import NativeSyntax
 from fc_lightning.conversation.parsing import CALL_CLOSE, CALL_OPEN, THINK_CLOSE, THINK_OPEN, dump_json
 from fc_lightning.conversation.types import Tool
-from fc_lightning.evaluation.grammar_schema import arguments_schema, unenforced_keywords
+from fc_lightning.evaluation.grammar_schema import IGNORED, arguments_schema, unenforced_keywords
+from fc_lightning.evaluation.native_grammar import UNENFORCED, native_arguments
 from fc_lightning.utils.pretrained import BaseModelError
 
 _TAGS = [CALL_OPEN, CALL_CLOSE, THINK_OPEN, THINK_CLOSE]
@@ -32,12 +34,19 @@ class CallGrammars:
         tokenizer: The model's tokenizer, with the tags registered.
         vocabulary: Number of logits of the model.
         end_ids: Ids that end a turn.
+        syntax: The native tool language; None for Hermes.
 
     Raises:
         BaseModelError: If xgrammar is not installed.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary: int, end_ids: Sequence[int]):
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        vocabulary: int,
+        end_ids: Sequence[int],
+        syntax: NativeSyntax | None = None,
+    ):
         try:
             import xgrammar
         except ImportError as error:
@@ -46,7 +55,8 @@ class CallGrammars:
         info = xgrammar.TokenizerInfo.from_huggingface(tokenizer, vocab_size=vocabulary, stop_token_ids=list(end_ids))
         self.compiler = xgrammar.GrammarCompiler(info, max_threads=1)
         self.vocabulary = vocabulary
-        self.closers = Closers(info.decoded_vocab, end_ids)
+        self.syntax = syntax
+        self.closers = Closers(info.decoded_vocab, end_ids, syntax)
         self._compiled: dict[str, Any] = {}
         self._reported: set[str] = set()  # keywords that a warning has named
 
@@ -59,15 +69,19 @@ class CallGrammars:
         key = dump_json([tool.to_openai() for tool in tools])
         if key not in self._compiled:
             usable = {tool.name: self._usable_schema(tool) for tool in tools}
-            self._compiled[key] = self.compiler.compile_structural_tag(json.dumps(turn_grammar(usable)))
+            self._compiled[key] = self.compiler.compile_structural_tag(json.dumps(turn_grammar(usable, self.syntax)))
         return self._compiled[key]
 
     def _usable_schema(self, tool: Tool) -> dict[str, Any]:
         """The schema of a tool's arguments; with a warning, any object if it cannot be used."""
         try:
             schema = arguments_schema(tool.parameters)
-            self.xgrammar.Grammar.from_json_schema(json.dumps(schema))
-            unenforced = unenforced_keywords(schema) - self._reported
+            if self.syntax:
+                self.xgrammar.Grammar.from_ebnf(native_arguments(schema, self.syntax))
+            else:
+                self.xgrammar.Grammar.from_json_schema(json.dumps(schema))
+            ignored = IGNORED | UNENFORCED if self.syntax else IGNORED
+            unenforced = unenforced_keywords(schema, ignored) - self._reported
         except (RuntimeError, TypeError, AttributeError, ValueError) as error:  # foreign schemas fail in many ways
             warnings.warn(f"the arguments of {tool.name} are not constrained, its schema cannot be used: {error}")
             return {"type": "object"}
@@ -84,16 +98,20 @@ class Closers:
     Args:
         vocabulary: Bytes of each token.
         end_ids: Ids that end a turn.
+        syntax: The native tool language; None for Hermes.
     """
 
-    def __init__(self, vocabulary: Sequence[bytes], end_ids: Sequence[int]):
+    def __init__(self, vocabulary: Sequence[bytes], end_ids: Sequence[int], syntax: NativeSyntax | None = None):
         def matching(pattern: bytes) -> np.ndarray:
             matches = re.compile(pattern).fullmatch
             return np.array([matches(token) is not None for token in vocabulary])
 
         self.ends = np.isin(np.arange(len(vocabulary)), end_ids)
-        self.tags = matching(b"|".join(tag.encode() for tag in (CALL_CLOSE, THINK_CLOSE)))
-        self.line, self.quote = matching(rb"\n"), matching(rb'"+')
+        tags = (syntax.call_tags[1], syntax.think_tags[1].strip()) if syntax else (CALL_CLOSE, THINK_CLOSE)
+        self.tags = matching(b"|".join(re.escape(tag.encode()) for tag in tags))
+        self.line, self.quote = matching(rb"\n"), matching(re.escape(syntax.quote.encode()) if syntax else rb'"+')
+        # A native string may have line breaks; its quote is not allowed in other text.
+        self.in_text = [self.ends, *([self.quote] if syntax else []), self.tags, self.line]
         self.brackets, self.comma = matching(rb"\s*[\]}][\]}\s]*"), matching(rb",.*")
 
     def among(self, allowed: np.ndarray) -> np.ndarray:
@@ -104,7 +122,7 @@ class Closers:
         if allowed.sum() * 2 <= len(allowed):
             order = [self.ends, self.tags, self.brackets, self.quote, self.comma]
         elif (allowed & self.line).any():
-            order = [self.ends, self.tags, self.line]
+            order = self.in_text
         else:
             order = [self.quote]
         return next((found for kind in order if (found := kind & allowed).any()), allowed)
@@ -153,26 +171,41 @@ class GrammarConstraint:
         words[:] = np.packbits(bits, bitorder="little").view(np.int32)
 
 
-def turn_grammar(schemas: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def turn_grammar(schemas: dict[str, dict[str, Any]], syntax: NativeSyntax | None = None) -> dict[str, Any]:
     """The grammar of a model turn for xgrammar: an optional think block, then calls in the template's form or text.
 
     Args:
         schemas: For each offered tool, the schema of its arguments.
+        syntax: The native tool language; None for Hermes.
     """
-    text = {"type": "any_text", "excludes": _TAGS}
-    think = {"type": "tag", "begin": f"{THINK_OPEN}\n", "content": text, "end": f"\n{THINK_CLOSE}\n"}
+    if syntax:
+        tags = [*syntax.tokens, *map(str.strip, syntax.think_tags)]
+        think_tags, separator, end = syntax.think_tags, "", syntax.call_tags[1]
+    else:
+        tags = _TAGS
+        think_tags, separator, end = (f"{THINK_OPEN}\n", f"\n{THINK_CLOSE}\n"), "\n", f"}}\n{CALL_CLOSE}"
+    text = {"type": "any_text", "excludes": tags}
+    think = {"type": "tag", "begin": think_tags[0], "content": text, "end": think_tags[1]}
     calls = [
-        {
-            "type": "tag",
-            "begin": f'{CALL_OPEN}\n{{"name": {dump_json(name)}, "arguments": ',
-            "content": {"type": "json_schema", "json_schema": schema, "max_whitespace_cnt": 1},
-            "end": f"}}\n{CALL_CLOSE}",
-        }
+        {"type": "tag", "begin": _call_start(name, syntax), "content": _arguments(schema, syntax), "end": end}
         for name, schema in schemas.items()
     ]
-    call_list = {"type": "tags_with_separator", "tags": calls, "separator": "\n", "at_least_one": True}
+    call_list = {"type": "tags_with_separator", "tags": calls, "separator": separator, "at_least_one": True}
     first = {"type": "regex", "pattern": r"[^\s<]"}  # an answer is not empty
     answer = {"type": "sequence", "elements": [first, text]}
     turn = {"type": "or", "elements": [call_list, answer]} if calls else answer
     optional = {"type": "optional", "content": think}
     return {"type": "structural_tag", "format": {"type": "sequence", "elements": [optional, turn]}}
+
+
+def _call_start(name: str, syntax: NativeSyntax | None) -> str:
+    """The text of a call before its arguments."""
+    if syntax:
+        return f"{syntax.call_tags[0]}call:{name}"
+    return f'{CALL_OPEN}\n{{"name": {dump_json(name)}, "arguments": '
+
+
+def _arguments(schema: dict[str, Any], syntax: NativeSyntax | None) -> dict[str, Any]:
+    if syntax:
+        return {"type": "grammar", "grammar": native_arguments(schema, syntax)}
+    return {"type": "json_schema", "json_schema": schema, "max_whitespace_cnt": 1}

@@ -22,7 +22,6 @@ from fc_lightning.evaluation.generation import generate, ignore_step
 from fc_lightning.evaluation.metrics import EvaluatedTurn, evaluate_turn, groups_of, tool_call_metrics
 from fc_lightning.evaluation.robustness import plain_turns, robustness
 from fc_lightning.utils.errors import UserError, first_line
-from fc_lightning.utils.pretrained import BaseModelError
 
 T = TypeVar("T")
 IndexedTurn = tuple[int, EvaluatedTurn]  # with its index in the data
@@ -54,11 +53,6 @@ class TurnGenerator:
         seed: int = 0,
     ):
         self.syntax = native_syntax(tokenizer, tool_format)
-        if constrained and self.syntax:
-            raise BaseModelError(
-                f"`model.constrained` has no grammar for {self.syntax.name}; set it to false, or "
-                "`model.tool_format: hermes`"
-            )
         self.tokenizer = tokenizer
         self.settings = settings
         self.constrained = constrained
@@ -130,7 +124,7 @@ class TurnGenerator:
     def _constraint(self, model: nn.Module, tools: Sequence[str]) -> GrammarConstraint:
         if self._grammars is None:
             num_logits = int(model.get_output_embeddings().weight.shape[0])  # type: ignore[operator]
-            self._grammars = CallGrammars(self.tokenizer, num_logits, self.end_ids)
+            self._grammars = CallGrammars(self.tokenizer, num_logits, self.end_ids, self.syntax)
         offered = [[tool_from_value(tool) for tool in json.loads(text)] for text in tools]
         rows = [prompt_tools for prompt_tools in offered for _ in range(self.samples)]
         return self._grammars.constrain(rows, self.settings["max_new_tokens"])

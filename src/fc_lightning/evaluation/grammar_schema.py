@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Any
 
 from fc_lightning.conversation.json_schema import fits_schema, standard_schema
@@ -12,7 +12,7 @@ _LISTS_OF_SCHEMAS = ("anyOf", "allOf", "oneOf", "prefixItems")
 _SCHEMAS = ("items", "additionalProperties", "contains", "propertyNames", "not", "if", "then", "else")
 
 # Keywords that the compiler of xgrammar ignores.
-_IGNORED = {"not", "if", "uniqueItems", "contains", "dependentRequired", "dependentSchemas", "dependencies"}
+IGNORED = {"not", "if", "uniqueItems", "contains", "dependentRequired", "dependentSchemas", "dependencies"}
 # Keywords that may be next to `anyOf` or `$ref` without being lost.
 _ANNOTATIONS = {"title", "description", "default", "examples", "$defs", "definitions", "$schema", "$id", "$comment"}
 
@@ -33,8 +33,12 @@ def arguments_schema(parameters: dict[str, Any]) -> dict[str, Any]:
     return _complete({**standard_schema(parameters), "type": "object"})
 
 
-def unenforced_keywords(schema: Any) -> set[str]:
+def unenforced_keywords(schema: Any, ignored: Set[str] = IGNORED) -> set[str]:
     """The keywords in a schema that constrained decoding does not enforce.
+
+    Args:
+        schema: A schema.
+        ignored: The keywords that the grammar ignores.
 
     Example:
         >>> sorted(unenforced_keywords({"properties": {"a": {"uniqueItems": True}}, "not": {"required": ["a"]}}))
@@ -42,7 +46,7 @@ def unenforced_keywords(schema: Any) -> set[str]:
     """
     if not isinstance(schema, dict):
         return set()
-    found = {keyword for keyword in _IGNORED & schema.keys() if schema[keyword] is not False}
+    found = {keyword for keyword in ignored & schema.keys() if schema[keyword] is not False}
     if len(schema.get("allOf", ())) > 1:
         found.add("allOf")
     if len(schema.get("oneOf", ())) > 1:
@@ -50,7 +54,7 @@ def unenforced_keywords(schema: Any) -> set[str]:
     for keyword in ("anyOf", "oneOf", "allOf", "$ref"):
         if keyword in schema and schema.keys() - _ANNOTATIONS - {keyword}:
             found.add(f"{keyword} with other keywords")
-    return found.union(*map(unenforced_keywords, _subschemas(schema)))
+    return found.union(*(unenforced_keywords(each, ignored) for each in _subschemas(schema)))
 
 
 def _complete(schema: Any) -> Any:
