@@ -14,7 +14,6 @@ from fc_lightning.chat_template.template import ChatTemplate, Render, Supervise
 from fc_lightning.chat_template.token_parts import TokenWeights
 from fc_lightning.chat_template.tokens import SpecialToken, load_tokenizer
 from fc_lightning.chat_template.tool_formats import ToolFormat
-from fc_lightning.conversation.types import Conversation
 from fc_lightning.data import dataloaders
 from fc_lightning.data.augmentation import Augmentation, Perturbation
 from fc_lightning.data.augmented_epochs import AugmentedSampler, EpochDataset
@@ -22,7 +21,6 @@ from fc_lightning.data.collator import PackingCollator
 from fc_lightning.data.contamination import without_trained_questions
 from fc_lightning.data.encoding import EncodingSettings
 from fc_lightning.data.prepare import Prepared, fingerprint, load_prepared, prepare
-from fc_lightning.data.prompts import prompt_rows
 from fc_lightning.data.reasoning import Thoughts
 from fc_lightning.data.samplers import MicroBatchSampler, plan_generation, shard_batches
 from fc_lightning.data.sources import DataError, Source, source_weights
@@ -75,7 +73,7 @@ class FunctionCallingDataModule(ResumableDataModule):
         cache_dir: Folder of prepared data; by default ``$FC_LIGHTNING_CACHE`` or ``~/.cache/fc-lightning``.
     """
 
-    prompt_conversations: list[Conversation] | None = None  # to predict instead of the test split
+    prompts: list[dict[str, Any]] | None = None  # encoded, to predict instead of the test split
 
     def __init__(
         self,
@@ -250,8 +248,8 @@ class FunctionCallingDataModule(ResumableDataModule):
 
     def predict_dataloader(self) -> DataLoader:
         """The prompts of the test split."""
-        if self.prompt_conversations is not None:
-            return self._prompt_loader(prompt_rows(self.prompt_conversations, self.template))
+        if self.prompts is not None:
+            return self._prompt_loader(self.prompts)
         return self._evaluation_loaders("test")[1]
 
     def _stream_loader(self, weights: list[float] | None) -> DataLoader:
@@ -317,7 +315,7 @@ class FunctionCallingDataModule(ResumableDataModule):
         return dataloaders.loader(dataloaders.PromptDataset(prompts), sampler=sampler, collate_fn=lambda batch: batch)
 
     def _splits(self, stage: str | None) -> list[str]:
-        if stage == "predict" and self.prompt_conversations is not None:
+        if stage == "predict" and self.prompts is not None:
             return []
         splits = {"fit": ["train", "validation"], "validate": ["validation"], "test": ["test"], "predict": ["test"]}
         wanted = splits.get(getattr(stage, "value", stage) or "", list(self.sources))  # Lightning passes an enum
