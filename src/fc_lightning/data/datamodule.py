@@ -338,10 +338,11 @@ class FunctionCallingDataModule(ResumableDataModule):
         return self._folders[key]
 
     def _collator(self, weights: TokenWeights | None = None) -> PackingCollator:
-        # Compiled kernels need rows of one length.
-        pad_to = self.max_length if self.packing and self._on_gpu else 0
+        # Compiled kernels need rows of one length, or of few; flex attention needs 128 tokens.
+        pad_to = (self.max_length if self.packing else 128) if self._on_gpu else 0
         by_part = None if weights is None else weights.by_part
-        return PackingCollator(self.template.tokenizer.pad_token_id or 0, pad_to, by_part)
+        pad_id = self.template.tokenizer.pad_token_id or 0
+        return PackingCollator(pad_id, pad_to, by_part, few_lengths=self._on_gpu and not self.packing)
 
     @property
     def _on_gpu(self) -> bool:
