@@ -157,6 +157,11 @@ def test_a_run_of_another_model(base, run, tmp_path):
     assert merged.generation_config.eos_token_id == ends
     said = [token for token in out.tolist() if token not in ends]
     assert tokenizer.decode(said).startswith(first["text"][:20])
+    if template.syntax:
+        options = [f"--ckpt_path={checkpoint}", "--model.constrained=true", "--model.generation={max_new_tokens: 40}"]
+        folder = run("validate", *options, config=folder / "config.yaml")
+        lines = map(json.loads, (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines())
+        assert all(line["parsed"] and line["grammar"] and line["finished"] for line in lines)
 
 
 @pytest.mark.parametrize("base", ["qwen2", "qwen3", "llama3", "gemma4"], indirect=True)
