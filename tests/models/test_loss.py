@@ -7,6 +7,7 @@ from tests.helpers.losses import DOCUMENTS, loss_alone
 from tests.helpers.small_models import adapted
 
 from fc_lightning.data.collator import PackingCollator
+from fc_lightning.models import head_loss
 from fc_lightning.models.attention import BY_DOCUMENT
 from fc_lightning.models.loading import load_base
 from fc_lightning.models.lora import add_adapter, add_token_rows, unwrap_peft
@@ -45,6 +46,24 @@ def test_the_gradient_of_a_frozen_head_is_that_of_autograd(base, chunk, new_toke
     assert len(actual) == len(expected) > 7 + 2 * new_tokens
     for new, old in zip(actual, expected, strict=True):
         assert (new - old).norm() <= 1e-6 * old.norm()
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
+@pytest.mark.parametrize("cap", [None, 30.0])
+@pytest.mark.parametrize("compute", [head_loss._in_place, head_loss._loss_and_gradient, head_loss._compiled()])
+def test_all_ways_to_compute_the_gradient_of_logits_are_autograds(compute, cap, weighted):
+    """On a GPU one is compiled, and only the other one runs elsewhere."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 50, (7,), generator=generator)
+    weights = torch.rand(7, generator=generator) if weighted else None
+    logits = (20 * torch.randn(7, 50, generator=generator)).requires_grad_()
+    capped = logits if cap is None else cap * torch.tanh(logits / cap)
+    losses = torch.nn.functional.cross_entropy(capped, labels, reduction="none")
+    expected = (losses if weights is None else losses * weights).sum()
+    expected.backward()
+    loss, gradient = compute(logits.detach().clone(), labels, cap, weights)
+    torch.testing.assert_close(loss, expected.detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(gradient, logits.grad, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("saved", [None, ["lm_head", "embed_tokens"], ["lm_head"]], ids=str)

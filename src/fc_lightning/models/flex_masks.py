@@ -35,6 +35,11 @@ def flex_arguments(config: PretrainedConfig, batch: Batch) -> dict[str, Any]:
     return {"attention_mask": mask} | ({"kernel_options": options} if options else {})
 
 
+def copy_to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy without waiting, from pinned memory: it is not used again before the copy has been made."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def block_mask(documents: Tensor, window: int | None, device: torch.device) -> BlockMask:
     """The causal mask of packed rows, from ``(rows, length)`` numbers of documents, counted from 0 in each row."""
     rows, length = documents.shape
@@ -56,7 +61,7 @@ def block_mask(documents: Tensor, window: int | None, device: torch.device) -> B
         every &= distance + _BLOCK - 1 < window
     partial = _ordered(some & ~every, device)
     full = _ordered(every, device)
-    allowed = _mask_function(padded.to(device, non_blocking=True), window)
+    allowed = _mask_function(copy_to_device(padded, device), window)
     return BlockMask.from_kv_blocks(*partial, *full, BLOCK_SIZE=_BLOCK, mask_mod=allowed, seq_lengths=(length, length))
 
 
@@ -81,7 +86,7 @@ def _ordered(blocks: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     """For each query block, how many key blocks it attends to, ``(rows, 1, blocks)``, and all blocks, those first."""
     counts = blocks.sum(-1, dtype=torch.int32).unsqueeze(1)
     order = blocks.int().argsort(dim=-1, descending=True, stable=True).to(torch.int32).unsqueeze(1)
-    return counts.to(device, non_blocking=True), order.to(device, non_blocking=True)
+    return copy_to_device(counts, device), copy_to_device(order, device)
 
 
 def _kernel_options(device: torch.device) -> dict[str, int]:

@@ -65,7 +65,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
         cap: float | None,
         chunk: int,
     ) -> Tensor:
-        differentiate = _compiled() if hidden.is_cuda else _loss_and_gradient
+        differentiate = _compiled() if hidden.is_cuda else _in_place
         total = hidden.new_zeros((), dtype=torch.float32)
         hidden_gradient = torch.empty_like(hidden)
         rows_gradient = None if rows is None else torch.zeros_like(rows)  # (new, width)
@@ -98,8 +98,24 @@ def _loss_and_gradient(
 ) -> tuple[Tensor, Tensor]:
     """Summed cross-entropy in fp32, and its gradient with respect to ``(n, vocabulary)`` logits, in their precision.
 
-    Works in place, because on a CPU this is bound by memory.
+    Nothing is changed in place: every element of a compiled kernel depends on inputs alone.
     """
+    values = logits.float()
+    if cap is not None:
+        values = cap * torch.tanh(values / cap)
+    log_sum = values.logsumexp(-1, keepdim=True)  # (n, 1)
+    is_label = torch.arange(values.shape[-1], device=labels.device) == labels.unsqueeze(-1)
+    losses = log_sum.squeeze(-1) - torch.where(is_label, values, 0.0).sum(-1)  # (n,)
+    gradient = torch.exp(values - log_sum) - is_label.float()
+    if cap is not None:
+        gradient = gradient * (1 - (values / cap).square())
+    if weights is not None:
+        losses, gradient = losses * weights, gradient * weights.unsqueeze(-1)
+    return losses.sum(), gradient.to(logits.dtype)
+
+
+def _in_place(logits: Tensor, labels: Tensor, cap: float | None, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """:func:`_loss_and_gradient` without copies of the logits, because on a CPU it is bound by memory."""
     places = torch.arange(len(labels), device=labels.device)
     values = logits.float()
     if cap is not None:

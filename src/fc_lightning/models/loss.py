@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fc_lightning.data.collator import Batch
 from fc_lightning.models.attention import BY_DOCUMENT
-from fc_lightning.models.flex_masks import flex_arguments
+from fc_lightning.models.flex_masks import copy_to_device, flex_arguments
 from fc_lightning.models.head_loss import frozen_head_loss, split_rows
 from fc_lightning.models.lora import unwrap_peft
 from fc_lightning.models.peft_internals import frozen_head
@@ -83,7 +83,7 @@ def _flash_arguments(batch: Batch) -> dict[str, Any]:
     one row.
     """
     sizes = torch.tensor([0] + [end - start for _, start, end in batch["documents"]], dtype=torch.int32)
-    ends = sizes.cumsum(0, dtype=torch.int32).to(batch["input_ids"].device, non_blocking=True)  # (documents + 1,)
+    ends = copy_to_device(sizes.cumsum(0, dtype=torch.int32), batch["input_ids"].device)  # (documents + 1,)
     longest = int(sizes.max())
     return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
 
