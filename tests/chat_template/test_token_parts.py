@@ -31,7 +31,7 @@ def template_of(tags: bool, render: str = "canonical") -> ChatTemplate:
 def parts_by_token(template: ChatTemplate, conversation: Conversation, supervise: str = "assistant"):
     """Each supervised token's text with its part, the text from the tokenizer's own decoding."""
     rendered = template.render(template.messages(conversation), conversation)
-    encoded = template.encode([rendered], supervise)[0]
+    encoded = template.encode([rendered], supervise, starts=True)[0]
     ends = template.tokenizer.convert_ids_to_tokens(ChatTemplate.end_ids(template.tokenizer))
     parts = supervised_parts(rendered, encoded, ends)
     ids = [id for id, flag in zip(encoded.input_ids, encoded.supervised_mask, strict=True) if flag]

@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,9 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from fc_lightning.chat_template.control_tokens import break_control_tokens, control_tokens_jinja, remove_breaks
 from fc_lightning.chat_template.tokens import SpecialToken
 from fc_lightning.chat_template.tool_formats import ChatFormat, ToolFormat, chat_format_of, native_syntax
+from fc_lightning.chat_template.word_cache import WordCache
 from fc_lightning.conversation.native_calls import NativeSyntax
+from fc_lightning.conversation.parsing import dump_json
 from fc_lightning.conversation.types import Conversation, Message
 from fc_lightning.utils.errors import UserError
 
@@ -53,12 +56,12 @@ class Encoded:
     Attributes:
         input_ids: Token ids of the complete text.
         supervised_spans: Half-open ranges of supervised tokens: sorted, not empty, and not adjacent to each other.
-        starts: The character of the text at which each token starts.
+        starts: The character of the text at which each token starts; may be empty unless it was asked for.
     """
 
     input_ids: list[int]
     supervised_spans: list[tuple[int, int]]
-    starts: list[int]
+    starts: list[int] = field(default_factory=list, compare=False)
 
     @property
     def supervised_mask(self) -> list[bool]:
@@ -105,6 +108,7 @@ class ChatTemplate:
         # A template that is not ours does not break control tokens itself.
         self._tokens_to_break = () if "macro literal" in self.source else control_tokens
         remove_breaks(tokenizer)
+        self._word_cache = WordCache.of(tokenizer.backend_tokenizer, vocabulary)
 
     @staticmethod
     def end_ids(tokenizer: PreTrainedTokenizerBase, syntax: NativeSyntax | None = None) -> list[int]:
@@ -155,11 +159,17 @@ class ChatTemplate:
             generation_prompt: Whether the text ends with the opening of a model turn.
         """
         tools = [tool.to_openai() for tool in conversation.tools] if self.render_mode == "canonical" else []
+        messages = list(messages)
+        if "macro tool_lines" in self.source:
+            tools = [_with_json(tool["function"], "parameters") for tool in tools]
+            for index, calls in [(n, one["tool_calls"]) for n, one in enumerate(messages) if "tool_calls" in one]:
+                calls = [_with_json(call["function"], "arguments") for call in calls]
+                messages[index] = {**messages[index], "tool_calls": calls}
         if self._tokens_to_break:
-            messages = break_control_tokens(list(messages), self._tokens_to_break)
+            messages = break_control_tokens(messages, self._tokens_to_break)
             tools = break_control_tokens(tools, self._tokens_to_break)
         texts, spans = render_jinja_template(
-            [list(messages)],
+            [messages],
             tools=tools or None,
             chat_template=self.source,
             return_assistant_tokens_mask=True,
@@ -179,25 +189,43 @@ class ChatTemplate:
             raise ChatTemplateError("unsupervised turns need a chat template with one {% generation %} block per turn")
         return tuple((first, last) for (first, last), kept in zip(spans, flags, strict=True) if kept)
 
-    def encode(self, rendered: Sequence[Rendered], supervise: Supervise = "assistant") -> list[Encoded]:
-        """Encode rendered conversations in one call of the tokenizer.
+    def encode(
+        self, rendered: Sequence[Rendered], supervise: Supervise = "assistant", starts: bool = False
+    ) -> list[Encoded]:
+        """Encode rendered conversations together.
 
         Args:
             rendered: Any number of conversations.
             supervise: ``assistant`` supervises the model's turns, including the token that ends each; ``all``
                 supervises every token.
+            starts: Whether to find the character at which each token starts.
         """
-        # The backend, because the tokenizer itself also builds lists that are not needed here for every text.
-        encode_batch = self.tokenizer.backend_tokenizer.encode_batch
-        encodings = encode_batch([each.text for each in rendered], add_special_tokens=False)
-        encoded = []
-        for each, encoding in zip(rendered, encodings, strict=True):
-            starts = [start for start, _ in encoding.offsets]
-            spans = _supervised_tokens(starts, each.supervised_spans)
-            if supervise == "all":
-                spans = _merge_spans([(0, len(starts))])
-            encoded.append(Encoded(encoding.ids, spans, starts))
+        by_words = self._word_cache and not starts and all(map(_supervises_words, rendered))
+        encoded = self._encode_words(rendered) if by_words else self._encode_texts(rendered)
+        if supervise == "all":
+            return [replace(one, supervised_spans=_merge_spans([(0, len(one.input_ids))])) for one in encoded]
         return encoded
+
+    def _encode_words(self, rendered: Sequence[Rendered]) -> list[Encoded]:
+        places = [sorted({0, len(one.text), *chain.from_iterable(one.supervised_spans)}) for one in rendered]
+        assert self._word_cache is not None
+        encoded = self._word_cache.encode([one.text for one in rendered], places)
+        return [
+            Encoded(
+                ids, _merge_spans((tokens_before[start], tokens_before[end]) for start, end in one.supervised_spans)
+            )
+            for one, (ids, tokens_before) in zip(rendered, encoded, strict=True)
+        ]
+
+    def _encode_texts(self, rendered: Sequence[Rendered]) -> list[Encoded]:
+        # The backend, because the tokenizer itself also builds lists that are not needed here for every text.
+        texts = [each.text for each in rendered]
+        encodings = self.tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
+        starts = [[start for start, _ in encoding.offsets] for encoding in encodings]
+        return [
+            Encoded(encoding.ids, _supervised_tokens(first, each.supervised_spans), first)
+            for each, encoding, first in zip(rendered, encodings, starts, strict=True)
+        ]
 
 
 def without_generation_marks(source: str) -> str:
@@ -216,6 +244,11 @@ def openai_message(message: Message) -> dict[str, Any]:
     if not message.supervised:
         out["supervised"] = False
     return out
+
+
+def _with_json(function: dict[str, Any], key: str) -> dict[str, Any]:
+    """Write arguments or a schema as the template does: a text spares transformers copying every value in it."""
+    return {"function": {**function, key: dump_json(function[key])} if function[key] else function}
 
 
 def _template_source(
@@ -292,6 +325,13 @@ def _control_tokens(
     if render == "canonical":
         tokens |= set(SpecialToken) & set(tokenizer.get_vocab())
     return sorted(tokens)
+
+
+def _supervises_words(rendered: Rendered) -> bool:
+    """Whether supervised spans begin and end next to line breaks, where words end."""
+    text = rendered.text
+    places = (place for place in chain.from_iterable(rendered.supervised_spans) if 0 < place < len(text))
+    return all((text[place - 1] == "\n") != (text[place] == "\n") for place in places)
 
 
 def _supervised_tokens(starts: Sequence[int], spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -216,9 +216,7 @@ def parse_literal(text: str, strict: bool = False) -> Any:
             where = f" (as JSON: {json_error})" if isinstance(json_error, json.JSONDecodeError) else ""
             raise CallSyntaxError(f"neither JSON nor a Python literal{where}: {shorten(text)}") from None
         if not strict:
-            for node in ast.walk(tree):
-                if isinstance(node, ast.Dict):
-                    _check_unique([key.value for key in node.keys if isinstance(key, ast.Constant)])
+            _check_unique_keys(tree.body)
     return to_json_value(value)
 
 
@@ -234,11 +232,11 @@ def to_json_value(value: Any, depth: int = 0) -> Any:
         return _check_text(value)
     if isinstance(value, dict):
         return {_check_key(key): to_json_value(item, depth + 1) for key, item in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, (list, tuple)):
         return [to_json_value(item, depth + 1) for item in value]
     if isinstance(value, int) and value.bit_length() > _MAX_INT_BITS:
         raise CallSyntaxError("a number has more than 3,000 digits")
-    if value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
+    if value is None or isinstance(value, (bool, int)) or (isinstance(value, float) and math.isfinite(value)):
         return value
     raise CallSyntaxError(f"JSON has no value for {_show(value)}")
 
@@ -297,14 +295,26 @@ def _check_unique(keys: list[Any]) -> None:
         raise CallSyntaxError(f"an object has the key {_show(next(key for key in keys if keys.count(key) > 1))} twice")
 
 
+def _check_unique_keys(node: ast.AST) -> None:
+    if isinstance(node, ast.Dict):
+        _check_unique([key.value for key in node.keys if isinstance(key, ast.Constant)])
+        for value in node.values:
+            _check_unique_keys(value)
+    elif isinstance(node, (ast.List, ast.Tuple)):
+        for value in node.elts:
+            _check_unique_keys(value)
+
+
 def unambiguous_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Make an object of its keys and values.
 
     Raises:
         CallSyntaxError: If a key occurs twice.
     """
-    _check_unique([key for key, _ in pairs])
-    return dict(pairs)
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        _check_unique([key for key, _ in pairs])
+    return value
 
 
 _JSON = json.JSONDecoder(parse_float=_finite_float, parse_constant=_finite_float)

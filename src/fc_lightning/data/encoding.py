@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -125,9 +126,13 @@ def _document(
 ) -> Document:
     row = Document(id=id, input_ids=encoded.input_ids, supervised=[*chain.from_iterable(encoded.supervised_spans)])
     if settings.token_parts:
-        ends = template.tokenizer.convert_ids_to_tokens(template.end_ids(template.tokenizer, template.syntax))
-        row["parts"] = supervised_parts(rendered, encoded, ends, template.syntax)
+        row["parts"] = supervised_parts(rendered, encoded, _turn_ends(template), template.syntax)
     return row
+
+
+@functools.lru_cache(1)  # the vocabulary is copied for it
+def _turn_ends(template: ChatTemplate) -> list[str]:
+    return list(template.tokenizer.convert_ids_to_tokens(template.end_ids(template.tokenizer, template.syntax)))
 
 
 def _add_rejected(
@@ -151,7 +156,7 @@ def _cut(
 
     def encode(last: int) -> tuple[Rendered, Encoded]:
         rendered = template.render(messages[: last + 1], conversation)
-        return rendered, template.encode([rendered], settings.supervise)[0]
+        return rendered, template.encode([rendered], settings.supervise, settings.token_parts)[0]
 
     turns = template.model_turns(messages)
     fitting = bisect_right(turns, settings.max_length, key=lambda last: len(encode(last)[1].input_ids))
@@ -164,11 +169,11 @@ def _encode(rendered: Sequence[Rendered], template: ChatTemplate, settings: Enco
     characters = 0
     for one in rendered:
         if group and characters + len(one.text) > _CHUNK_TEXT:
-            yield from template.encode(group, settings.supervise)
+            yield from template.encode(group, settings.supervise, settings.token_parts)
             group, characters = [], 0
         group.append(one)
         characters += len(one.text)
-    yield from template.encode(group, settings.supervise)
+    yield from template.encode(group, settings.supervise, settings.token_parts)
 
 
 def encode_prompts(

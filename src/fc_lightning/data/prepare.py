@@ -125,11 +125,16 @@ def _origin(template: ChatTemplate, settings: EncodingSettings) -> dict[str, Any
     return {
         "layout": _VERSION,
         "settings": asdict(settings),
-        "tokenizer": hash_texts([template.tokenizer.backend_tokenizer.to_str()]),
+        "tokenizer": _tokenizer_digest(template),
         "chat_template": hash_texts([template.render_mode, template.source, json.dumps(template.variables)]),
         "code": code_digest(),
         "versions": {name: version(name) for name in _LIBRARIES},
     }
+
+
+@functools.lru_cache(1)  # it takes about as long as 400 rows
+def _tokenizer_digest(template: ChatTemplate) -> str:
+    return hash_texts([template.tokenizer.backend_tokenizer.to_str()])
 
 
 def load_prepared(folder: Path) -> Prepared:

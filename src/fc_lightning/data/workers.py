@@ -20,6 +20,7 @@ from fc_lightning.data.sources import DataError, Source
 
 _MAX_PROCESSES = 16  # each needs about 100 MB, and one process receives the results of all
 _MIN_BYTES = 8_000_000  # of rows per process, about a second of work
+_OBJECTS_PER_COLLECTION = 100_000  # rows are many small objects, almost none of them in cycles
 
 Keyed = tuple[Any, Any]  # a sort key, and a result
 
@@ -57,7 +58,12 @@ def run_ordered(part: Callable[[int, int], Iterator[Keyed]], processes: int) -> 
         DataError: If a process is killed.
     """
     if processes == 1:
-        yield from map(itemgetter(1), part(0, 1))
+        thresholds = gc.get_threshold()
+        gc.set_threshold(_OBJECTS_PER_COLLECTION)
+        try:
+            yield from map(itemgetter(1), part(0, 1))
+        finally:
+            gc.set_threshold(*thresholds)
         return
     context = multiprocessing.get_context("fork")
     workers: list[tuple[Connection, BaseProcess]] = []
@@ -96,7 +102,7 @@ def _work(
     receiver.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and kills this process
     gc.freeze()  # inherited objects stay: do not scan, and thereby copy, them
-    gc.set_threshold(100_000)  # rows are many small objects, almost none of them in cycles
+    gc.set_threshold(_OBJECTS_PER_COLLECTION)
     try:
         for keyed in part(number, processes):
             sender.send(keyed)

@@ -58,8 +58,10 @@ def chat_reader(*columns: str) -> Reader:
 
 def objects_in(row: Row, *columns: str) -> list[dict[str, Any]]:
     """The objects in the list of the first filled column."""
-    values = decoded_list(next((row[name] for name in columns if row.get(name)), None))
-    return [value for value in values or [] if isinstance(value, dict)]
+    for name in columns:
+        if row.get(name):
+            return [value for value in decoded_list(row[name]) or [] if isinstance(value, dict)]
+    return []
 
 
 def turns_of(row: Row, columns: Sequence[str]) -> list[dict[str, Any]]:
@@ -101,7 +103,7 @@ def decoded_list(value: Any) -> list[Any] | None:
 
 def role_of(turn: Mapping[str, Any]) -> Any:
     """The row's name for the role of a turn."""
-    role = next((turn[key] for key in _ROLE_KEYS if turn.get(key)), None)
+    role = turn.get("from") or turn.get("role") or turn.get("speaker") or None
     return role.lower() if isinstance(role, str) and role.lower() in _KNOWN_ROLES else role
 
 
@@ -202,6 +204,8 @@ def _add_assistant(
 
 def is_supervised(turn: Mapping[str, Any], builder: ConversationBuilder, number: int) -> bool:
     """Whether a turn's flags leave it a training target."""
+    if turn.keys().isdisjoint(_FLAGS):
+        return True
     for key in _FLAGS:
         flag = turn.get(key)
         if isinstance(flag, str):

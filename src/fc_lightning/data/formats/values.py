@@ -27,6 +27,7 @@ CALL_KEYS = frozenset((*_NAME_KEYS, *_ARGUMENT_KEYS, "id", "call_id", "type", "i
 TOOL_KEYS = frozenset((*_SCHEMA_KEYS, "name", "description", "required", "type", "function"))
 # Keywords of JSON schema whose value may be null.
 _NULLABLE_KEYWORDS = frozenset(("default", "const", "enum", "examples"))
+_NULL_OR_NESTED = frozenset((type(None), dict, list))
 _PYTHON_TYPE = re.compile(r"(?P<outer>[\w.]+)(?:\[(?P<inner>.*)\])?", re.DOTALL)
 
 
@@ -60,7 +61,7 @@ def column_text(row: Row, key: str, needed: bool = False) -> str:
 
 def is_empty(value: Any) -> bool:
     """Whether a value says nothing: null, an empty text, list or object."""
-    return value is None or value == "" or value == [] or value == {}
+    return value is None or (not value and isinstance(value, (str, list, dict)))
 
 
 def as_list(value: Any) -> list[Any]:
@@ -244,10 +245,12 @@ def _without_nulls(schema: Any, keyword: bool = True) -> Any:
     """A schema without the nulls that a table filled in."""
     if isinstance(schema, list):
         return [_without_nulls(item) for item in schema]
-    if not isinstance(schema, dict):
+    if not isinstance(schema, dict) or _NULL_OR_NESTED.isdisjoint(map(type, schema.values())):
         return schema
     return {
-        key: value if keyword and key in _NULLABLE_KEYWORDS else _without_nulls(value, keyword=key != "properties")
+        key: _without_nulls(value, keyword=key != "properties")
+        if isinstance(value, (dict, list)) and not (keyword and key in _NULLABLE_KEYWORDS)
+        else value
         for key, value in schema.items()
         if value is not None or (keyword and key in _NULLABLE_KEYWORDS)
     }
