@@ -180,7 +180,7 @@ def describe_run(trainer: Trainer, module: Any) -> Iterator[str]:
     epochs = trainer.max_epochs
     limit = f", max {epochs} epoch{'s' * (epochs > 1)}" if epochs not in (None, -1) else ""
     yield (
-        f"training:   {_num_steps(trainer.estimated_stepping_batches)} of {micro} "
+        f"training:   {_num_steps(max(0, trainer.estimated_stepping_batches))} of {micro} "
         f"micro-batch{'es' * (micro > 1)} per device{limit}"
     )
     if isinstance(data, FunctionCallingDataModule):
