@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fc_lightning.callbacks import EvaluationReport, PredictionWriter, SaveAdapter
+from fc_lightning.callbacks.adapter import save_adapter
 from fc_lightning.conversation.types import ToolCall
 from fc_lightning.evaluation.metrics import evaluate_turn
+from fc_lightning.training.checkpoint_io import CheckpointError
 
 QUICK = ("--data.train=[{path: data/quickstart/train.jsonl, limit: 4}]", "--data.packing=false")
 
@@ -148,3 +151,22 @@ def test_perturbed_turns_are_measured_reported_and_kept_apart(run, tmp_path):
     assert "abstention/dropped" in (tmp_path / "again.md").read_text()
     trained = run("fit", *overlay(tmp_path, *ours), *QUICK, "--data.perturbations=[mask_names]")
     assert not (trained / "predictions_perturbed.jsonl").exists()
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "/x", "a/../../x", "checkpoints", "checkpoints/x"])
+@pytest.mark.parametrize(
+    ("callback", "key"), [(SaveAdapter, "folder"), (PredictionWriter, "filename"), (EvaluationReport, "filename")]
+)
+def test_names_stay_inside_of_the_runs_folder(callback, key, name):
+    """An adapter's folder is replaced as a whole: it must not be the folder of the run or of the checkpoints."""
+    with pytest.raises(ValueError, match=f"{key} must be a name in the run's folder"):
+        callback(**{key: name})
+    assert getattr(callback(**{key: "a/b"}), key) == "a/b"
+
+
+def test_a_folder_that_is_no_adapter_is_not_replaced(tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "thesis.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match="already exists and is not an adapter"):
+        save_adapter(None, tmp_path / "adapter", {})
+    assert (tmp_path / "adapter" / "thesis.txt").read_text() == "mine"

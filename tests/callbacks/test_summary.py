@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import sqlite3
 import subprocess
 import sys
@@ -172,3 +173,17 @@ def test_a_further_logger_beside_the_runs_folder(tmp_path, name):
         assert said in logged, said
     for secret in secrets.values():
         assert not [path for path in tmp_path.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
+
+
+def test_no_next_command_names_a_checkpoint_that_does_not_exist(run, capsys):
+    run("fit", *QUICK, "--trainer.max_steps=0")
+    assert "next:" not in capsys.readouterr().out
+
+
+def test_paths_in_the_next_commands_can_be_pasted(run, capsys):
+    run("fit", *QUICK, "--trainer.logger.init_args.name=a $(b)", "--data.validation=null")
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("next:")]
+    words = shlex.split(line)
+    config, checkpoint = (Path(words[words.index(key) + 1]) for key in ("--config", "--ckpt_path"))
+    assert config.is_file()
+    assert checkpoint.is_file()

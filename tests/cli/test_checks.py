@@ -39,6 +39,11 @@ TINY = "configs/debug/tiny.yaml"
         ("model.generation", {"stop_strings": ["x"]}, "stop_strings is not supported"),
         ("model.generation", {"repetition_penalty": 0}, "repetition_penalty must be greater than 0"),
         ("model.generation", {"num_return_sequences": 2}, "num_return_sequences"),
+        ("model.special_tokens", ["<a>", ""], "a tag must not be empty"),
+        ("model.preference.weight", float("nan"), "at least 0"),
+        ("data.audit_limits", {"duplicates": 0.1}, "unknown key duplicates; did you mean duplicate?"),
+        ("data.audit_limits", {"duplicate": -1.0}, "between 0 and 1"),
+        ("concurrency", 0, "at least 1"),
     ],
 )
 def test_a_value_that_cannot_work(key, value, reason):

@@ -1,10 +1,12 @@
 """``chat`` and ``predict --question``: the answer is printed, and tools are offered where none are given."""
 
+import io
 import json
 from pathlib import Path
 
 from rich.console import Console
 
+from fc_lightning.commands.chat import _ask as ask
 from fc_lightning.commands.chat import as_message, print_message
 from fc_lightning.conversation.types import ToolCall
 
@@ -43,3 +45,8 @@ def test_a_message_is_printed_without_control_characters(capsys):
     print_message(Console(force_terminal=False), message)
     assert capsys.readouterr().out == 'A clock.\nI \\x1b[31mlook.\nclock({"city": "Oslo"})\n'
     assert as_message("<tool_call>\n{broken").content == "<tool_call>\n{broken"
+
+
+def test_typed_bytes_that_are_not_utf_8_do_not_end_the_chat(monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), "utf-8", "surrogateescape"))
+    assert ask("you") == "caf?"

@@ -17,6 +17,7 @@ from tests.helpers.teacher import Teacher
 from fc_lightning.commands.distill import Answers, TeacherError, judge, think
 from fc_lightning.conversation.types import Conversation, Message, Tool, ToolCall
 from fc_lightning.data import FunctionCallingDataModule, Source
+from fc_lightning.data.files import DataError
 
 pytest.importorskip("openai")
 BASE = "tests/models/tiny_gemma2"
@@ -191,3 +192,12 @@ def test_a_real_server(tmp_path):
         server.terminate()
         server.wait(30)
         log.close()
+
+
+def test_a_source_is_not_overwritten(tmp_path):
+    file = tmp_path / "train.jsonl"
+    file.write_bytes(Path(TRAIN).read_bytes())
+    module = FunctionCallingDataModule(BASE, [Source(str(file), limit=2)], cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(DataError, match="would be overwritten"):
+        distilled(module, "http://127.0.0.1:9/v1", "x", tmp_path / "." / "train.jsonl")
+    assert file.read_bytes() == Path(TRAIN).read_bytes()

@@ -38,3 +38,18 @@ def test_the_package_and_init_import_nothing_heavy():
         "import sys, fc_lightning, fc_lightning.commands.init; print({'torch', 'lightning', 'peft'} & set(sys.modules))"
     )
     assert subprocess.check_output([sys.executable, "-c", script], text=True) == "set()\n"
+
+
+def test_a_place_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit):
+        main(["init", str(tmp_path / "file")])
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'file' / 'configs'}: could not be written: ")
+
+
+def test_a_working_directory_that_was_removed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir((tmp_path / "gone").mkdir() or tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(SystemExit):
+        main(["fit"])
+    assert capsys.readouterr().err == "error: the working directory no longer exists; change to another one\n"

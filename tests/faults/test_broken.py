@@ -95,3 +95,24 @@ def test_nothing_that_could_not_be_loaded_again_is_kept(tmp_path):
     ):
         AtomicCheckpointIO().save_checkpoint({"state": tmp_path}, tmp_path / "bad.ckpt")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_weights_that_are_not_finite_are_never_written(checkpoint, value):
+    last = checkpoint.with_name("last.ckpt")
+    with pytest.raises(CheckpointError, match=r"the weights are not finite, or too large .* \(first in bad\)"):
+        AtomicCheckpointIO().save_checkpoint(
+            {"global_step": 3, "state_dict": {"good": torch.ones(2), "bad": torch.tensor([0.0, value])}}, last
+        )
+    assert not last.exists()
+
+
+@pytest.mark.parametrize("missing", ["state_dict", "global_step", "epoch", "pytorch-lightning_version"])
+def test_a_checkpoint_without_a_part_that_is_needed(tmp_path, missing):
+    content = {"state_dict": {}, "global_step": 1, "epoch": 0, "pytorch-lightning_version": "2.6.0"}
+    torch.save(content, tmp_path / "a.ckpt")
+    assert AtomicCheckpointIO().load_checkpoint(tmp_path / "a.ckpt") == content
+    del content[missing]
+    torch.save(content, tmp_path / "a.ckpt")
+    with pytest.raises(CheckpointError, match=f"it has no `{missing}`"):
+        AtomicCheckpointIO().load_checkpoint(tmp_path / "a.ckpt")

@@ -67,3 +67,14 @@ def test_two_ranks_stop_at_the_same_step_with_the_same_weights(tmp_path):
     error = run.output.rstrip().splitlines()[-1]
     ((name,),) = second[2]["ids"]
     assert error.startswith(f"error: optimizer step 2: the loss is not finite, in the rows of rank 1: {name}. ")
+
+
+@pytest.mark.parametrize("more", [(), ("--trainer.callbacks=[fc_lightning.callbacks.SaveAdapter]",)])
+def test_a_rate_that_destroys_the_weights_leaves_none_of_them(run, tmp_path, capsys, more):
+    """The last step makes them useless: no later loss shows it."""
+    rates = ("--model.learning_rate=1e30", "--model.warmup=0", "--trainer.max_steps=1")
+    with pytest.raises(SystemExit) as exit_:
+        run("fit", *SMALL, *rates, *more)
+    assert exit_.value.code == 1
+    assert "the weights are not finite" in capsys.readouterr().err.splitlines()[-1]
+    assert not [file for ending in ("ckpt", "safetensors") for file in tmp_path.rglob(f"*.{ending}")]

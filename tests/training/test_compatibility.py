@@ -1,5 +1,6 @@
 """A checkpoint is refused by every other model, whatever differs."""
 
+import contextlib
 import json
 import shutil
 
@@ -8,7 +9,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from fc_lightning.models.loading import base_digest, load_base
+from fc_lightning.models.loading import base_digest, base_record, load_base
+from fc_lightning.training.checkpoint_io import CheckpointError
 from fc_lightning.training.compatibility import adapter_settings, check_adapter, check_base, check_weights
 from fc_lightning.utils.pretrained import BaseModelError
 
@@ -61,12 +63,55 @@ def test_an_untied_head_is_another_base(base):
 
 def test_another_base_or_vocabulary():
     checkpoint = {"base": {"name": "a", "revision": "b", "weights": "1"}, "vocabulary": "2"}
-    check_base(checkpoint, "a", "1", "2")
-    check_base({}, "a", "1", "2")  # a checkpoint of Lightning says nothing
+    check_base(checkpoint, {"name": "a", "weights": "1"}, "2")
+    check_base({}, {"name": "a", "weights": "1"}, "2")  # a checkpoint of Lightning says nothing
     with pytest.raises(BaseModelError, match=r"trained on another base \(a, revision b\) than `model.base` c"):
-        check_base(checkpoint, "c", "other", "2")
+        check_base(checkpoint, {"name": "c", "weights": "other"}, "2")
     with pytest.raises(BaseModelError, match="its token ids belong to another vocabulary"):
-        check_base(checkpoint, "a", "1", "other")
+        check_base(checkpoint, {"name": "a", "weights": "1"}, "other")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "is_another"),
+    [
+        ("final_logit_softcapping", None, True),
+        ("query_pre_attn_scalar", 4, True),
+        ("sliding_window", 2, True),
+        ("rms_norm_eps", 0.5, True),
+        ("rope_parameters", {"rope_theta": 5.0, "rope_type": "default"}, True),
+        ("use_cache", False, False),
+        ("transformers_version", "4.0.0", False),
+        ("torch_dtype", "bfloat16", False),
+    ],
+)
+def test_the_same_weights_with_other_computations(base, field, value, is_another):
+    """The logits decide: a configuration that changes them is another base, any other is not."""
+    input_ids = torch.arange(3, 60)[None]
+    before = load_base(TINY, None, torch.float32, "eager")(input_ids).logits
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, field: value}))
+    after = load_base(str(base), None, torch.float32, "eager")(input_ids).logits
+    assert torch.equal(before, after) != is_another
+    checkpoint = {"base": base_record(TINY, None)}
+    outcome = pytest.raises(BaseModelError, match=f"`{field}` was") if is_another else contextlib.nullcontext()
+    with outcome:
+        check_base(checkpoint, base_record(str(base), None), "2")
+
+
+def test_weights_that_a_base_lacks_are_not_made_up(base):
+    weights = load_file(base / "model.safetensors")
+    name = next(name for name in weights if "q_proj" in name)
+    save_file(
+        {key: weight for key, weight in weights.items() if key != name}, base / "model.safetensors", {"format": "pt"}
+    )
+    with pytest.raises(BaseModelError, match=f"1 weights are missing, e.g. {name}"):
+        load_base(str(base), None, torch.float32, "eager")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_weights_that_are_not_finite_are_refused(value):
+    with pytest.raises(CheckpointError, match="the weights are not finite"):
+        check_weights({"w": torch.tensor([1.0, value])}, {"w": torch.zeros(2)})
 
 
 def adapter(**settings):

@@ -10,6 +10,7 @@ from fc_lightning.training.checkpoint_io import CheckpointError
 from fc_lightning.training.optimization import (
     OptimizationSettings,
     SettingsError,
+    check_has_state,
     check_settings,
     configure,
     make_optimizer,
@@ -199,3 +200,25 @@ def test_wrong_settings_are_one_line(chosen, said):
         use()
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"optimizer": "SparseAdam"}, "SparseAdam does not support dense gradients"),
+        ({"optimizer": {"class_path": "AdamW", "capturable": True}}, "capturable"),
+        ({"learning_rate": 1e39}, "overflow"),
+    ],
+)
+def test_an_optimizer_that_fails_only_at_a_step_is_refused_before_training(changes, reason):
+    with pytest.raises(SettingsError, match=reason):
+        make_optimizer(list(trained(model()).items()), settings(**changes))
+
+
+@pytest.mark.parametrize("missing", ["optimizer_states", "lr_schedulers"])
+def test_weights_alone_cannot_be_resumed(missing):
+    checkpoint = {"optimizer_states": [], "lr_schedulers": []}
+    check_has_state(checkpoint)
+    del checkpoint[missing]
+    with pytest.raises(CheckpointError, match="weights only"):
+        check_has_state(checkpoint)

@@ -240,3 +240,27 @@ def test_every_claim_has_a_test():
     names = {supported.name for supported in (*SETTINGS, *CALLBACKS)}
     elsewhere = {"num_nodes", "strategy: ddp", "OnExceptionCheckpoint"}  # also in tests/ddp/test_trainer_settings.py
     assert names - elsewhere <= set(WORKS)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [({"devices": 1000}, "trainer.devices: 1000 processes are too many"), ({"num_nodes": 2}, "trainer.num_nodes: ")],
+)
+def test_processes_that_cannot_come_are_not_waited_for(settings, reason, monkeypatch):
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    trainer = Trainer(accelerator="cpu", logger=False, strategy="ddp", **settings)
+    with pytest.raises(SettingsError, match=reason):
+        check_trainer(trainer)
+
+
+def test_machines_that_say_where_they_are(monkeypatch):
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    check_trainer(Trainer(accelerator="cpu", logger=False, strategy="ddp", num_nodes=2))
+
+
+def test_flex_attention_is_not_trained_on_a_cpu(run, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        run("fit", *SMALL, "--model.attn_implementation=flex_attention")
+    assert exit_.value.code == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error == "error: model.attn_implementation: flex_attention cannot be trained on a CPU; use `auto`"

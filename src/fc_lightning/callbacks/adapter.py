@@ -9,11 +9,13 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.io import CheckpointIO
 from peft import PeftModel
+from peft.utils import CONFIG_NAME as ADAPTER_CONFIG
 
 from fc_lightning.chat_template.template import ChatTemplate
 from fc_lightning.models.fsdp import trained_weights
 from fc_lightning.models.saving import write_model
-from fc_lightning.training.checkpoint_io import wrap_write_errors
+from fc_lightning.training.checkpoint_io import CheckpointError, check_finite, wrap_write_errors
+from fc_lightning.training.run_folders import check_name
 from fc_lightning.utils.atomic_files import atomic_folder
 from fc_lightning.utils.pretrained import commit_of
 
@@ -29,7 +31,7 @@ class SaveAdapter(Callback):
     """
 
     def __init__(self, folder: str = "adapter"):
-        self.folder = folder
+        self.folder = check_name(folder, "folder")
         self._is_unwritten = False  # the folder of the final adapter
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -85,7 +87,14 @@ def adapter_folder(checkpoint: Any) -> Path:
 
 
 def save_adapter(trainer: Trainer, folder: Path, weights: dict[str, Any]) -> None:
-    """Write an adapter folder, or replace it."""
+    """Write an adapter folder, or replace it.
+
+    Raises:
+        CheckpointError: If the folder holds something else, the weights are not finite, or it cannot be written.
+    """
+    if folder.exists() and not (folder / ADAPTER_CONFIG).is_file():
+        raise CheckpointError(f"{folder}: already exists and is not an adapter; choose another `folder` (SaveAdapter)")
+    check_finite(weights, folder)
     module = trainer.lightning_module
     with wrap_write_errors(folder), atomic_folder(folder, replace=True) as partial:
         write_model(

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from fc_lightning.evaluation.evaluator import is_baseline_validation
 from fc_lightning.evaluation.metrics import EvaluatedTurn
+from fc_lightning.training.run_folders import check_name
 from fc_lightning.utils.atomic_files import DiskError, write_text
 
 # Prompts without an expected answer have no verdict.
@@ -28,7 +29,7 @@ class PredictionWriter(Callback):
     """
 
     def __init__(self, filename: str = "predictions.jsonl"):
-        self.filename = filename
+        self.filename = check_name(filename, "filename")
 
     def on_tool_calls_evaluated(
         self, trainer: Trainer, pl_module: LightningModule, evaluated: list[EvaluatedTurn]

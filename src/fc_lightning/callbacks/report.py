@@ -14,6 +14,7 @@ from fc_lightning.evaluation.metrics import EvaluatedTurn
 from fc_lightning.evaluation.report import BEFORE_TRAINING, EvaluatedRun, read_curves, write_report
 from fc_lightning.evaluation.report_about import about_environment, write_about
 from fc_lightning.models.flops import parameter_counts
+from fc_lightning.training.run_folders import check_name
 from fc_lightning.utils.environment import describe_environment
 from fc_lightning.utils.progress import format_duration
 
@@ -30,7 +31,7 @@ class EvaluationReport(Callback):
     """
 
     def __init__(self, filename: str = "report"):
-        self.filename = filename
+        self.filename = check_name(filename, "filename")
         self.before: list[EvaluatedTurn] = []
         self.last: list[EvaluatedTurn] = []
         self.perturbed: list[EvaluatedTurn] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from fc_lightning.models.attention import BY_DOCUMENT
 from fc_lightning.models.flops import parameter_counts
 from fc_lightning.models.memory import estimate_training_bytes, memory_in_use
 from fc_lightning.models.transformers_internals import attention_implementation
+from fc_lightning.training.checkpoint_io import newest_first
 from fc_lightning.training.run_folders import monitoring_checkpoint
 from fc_lightning.utils.escaping import printable_text, shorten
 from fc_lightning.utils.progress import format_duration
@@ -178,7 +180,7 @@ def describe_run(trainer: Trainer, module: Any) -> Iterator[str]:
     epochs = trainer.max_epochs
     limit = f", max {epochs} epoch{'s' * (epochs > 1)}" if epochs not in (None, -1) else ""
     yield (
-        f"training:   {_num_steps(trainer.estimated_stepping_batches)} of {micro} "
+        f"training:   {_num_steps(max(0, trainer.estimated_stepping_batches))} of {micro} "
         f"micro-batch{'es' * (micro > 1)} per device{limit}"
     )
     if isinstance(data, FunctionCallingDataModule):
@@ -254,8 +256,10 @@ def _best_and_last(trainer: Trainer) -> list[str]:
 
 def _next_commands(trainer: Trainer, run: Path) -> list[str]:
     program = "python main.py" if sys.argv[0].endswith(".py") else "fc-lightning"
-    best = getattr(monitoring_checkpoint(trainer), "best_model_path", "") or "best"
-    arguments = f"--config {run / 'config.yaml'} --ckpt_path {best}"
+    best = getattr(monitoring_checkpoint(trainer), "best_model_path", "")
+    if not (saved := [best] if best else newest_first(run)):
+        return []
+    arguments = f"--config {shlex.quote(str(run / 'config.yaml'))} --ckpt_path {shlex.quote(str(saved[0]))}"
     return [f"next:    {program} export {arguments} --output exported", f"         {program} chat {arguments}"]
 
 

@@ -34,6 +34,8 @@ class Throughput(Callback):
     """
 
     def __init__(self, peak_tflops: float | None = None):
+        if peak_tflops is not None and not peak_tflops > 0:
+            raise ValueError(f"peak_tflops must be greater than 0, not {peak_tflops}")
         self.peak_flops = peak_tflops and peak_tflops * 1e12
         self._evaluation_started = 0.0
         self._reset(time.perf_counter())

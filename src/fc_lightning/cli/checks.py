@@ -15,6 +15,7 @@ from transformers import BitsAndBytesConfig, GenerationConfig
 
 from fc_lightning.cli.errors import ConfigurationError
 from fc_lightning.cli.help import did_you_mean
+from fc_lightning.commands.audit.findings import KINDS
 from fc_lightning.utils.atomic_files import wrap_os_errors
 from fc_lightning.utils.errors import first_line
 
@@ -43,6 +44,11 @@ _RANGES: dict[str, tuple[float, float]] = {
     "trainer.num_nodes": (1, _INFINITE),
     "trainer.val_check_interval": (1e-9, _INFINITE),
     "trainer.check_val_every_n_epoch": (1, _INFINITE),
+    "model.preference.weight": (0, _INFINITE),
+    "model.preference.beta": (0, _INFINITE),
+    "concurrency": (1, _INFINITE),
+    "max_tokens": (1, _INFINITE),
+    "examples": (0, _INFINITE),
     "seed_everything": (0, 2**32 - 1),
 }
 
@@ -110,6 +116,12 @@ def check_values(config: Any) -> None:
     held_out = config.get("data.validation")
     if isinstance(held_out, int | float) and not 0 <= held_out < 1:
         raise ConfigurationError(f"data.validation: {held_out} is not a fraction of the training data (0 to 1)")
+    for kind, share in (config.get("data.audit_limits") or {}).items():
+        _check_names("data.audit_limits", [kind], KINDS)
+        if not 0 <= share <= 1:
+            raise ConfigurationError(f"data.audit_limits: {kind}: {share} must be between 0 and 1")
+    if not all(config.get("model.special_tokens") or [True]):
+        raise ConfigurationError("model.special_tokens: a tag must not be empty")
     quantization = config.get("model.quantization") or {}
     _check_names("model.quantization", quantization, inspect.signature(BitsAndBytesConfig).parameters)
     check_generation(config.get("model.generation") or {}, bool(config.get("model.constrained")))

@@ -23,6 +23,10 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: Arguments instead of those of the process.
     """
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        _fail("the working directory no longer exists; change to another one")
     with _exit_quietly_on_broken_pipe():
         _answer(args)
 

@@ -93,6 +93,6 @@ def _tools_of_training(data: FunctionCallingDataModule, console: Console) -> tup
 
 def _ask(who: str) -> str:
     try:
-        return input(f"{who}> ").strip()
+        return input(f"{who}> ").encode(errors="replace").decode().strip()  # bytes that are not UTF-8 become `?`
     except EOFError:
         return ""

@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning import Trainer
 
-from fc_lightning.training.checkpoint_io import CheckpointError, last_checkpoint, read_checkpoint
+from fc_lightning.training.checkpoint_io import CheckpointError, check_complete, last_checkpoint, read_checkpoint
 from fc_lightning.training.module import FunctionCallingModule
 from fc_lightning.training.run_folders import checkpoint_folders, runs_root
 
@@ -39,7 +39,7 @@ def load_checkpoint(module: FunctionCallingModule, checkpoint: Path) -> dict[str
         CheckpointError: If the file is not a checkpoint.
         BaseModelError: If it belongs to another model.
     """
-    state = read_checkpoint(checkpoint)
+    state = check_complete(read_checkpoint(checkpoint), checkpoint)
     module.on_load_checkpoint(state)
     module.load_state_dict(state["state_dict"], strict=False)
     return state

@@ -126,6 +126,8 @@ def think(
     conversations = [conversation for _, _, conversation in rows]
     questions = list(ask_for(conversations, teacher))
     file = Path(output)
+    if any(Path(source.path).resolve() == file.resolve() for source in datamodule.sources[split]):
+        raise DataError(f"{file}: is a source of `data.{split}`, which would be overwritten (`--output`)")
     with wrap_os_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
     answers = Answers(file.with_name(f"{file.name}.answers.jsonl"))

@@ -19,7 +19,7 @@ def init(folder: Path) -> None:
     """Copy the recipes and the quickstart's data; never overwrites files.
 
     Raises:
-        InitError: If the folder already has some of it.
+        InitError: If the folder already has some of it, or cannot be written.
     """
     for name in _COPIED:
         if (folder / name).exists():
@@ -28,4 +28,7 @@ def init(folder: Path) -> None:
     source = _PACKAGE / "recipes" if (_PACKAGE / "recipes").is_dir() else _PACKAGE.parent.parent
     for name in _COPIED:
         ignored = shutil.ignore_patterns("debug", "schema.json", "__pycache__")
-        shutil.copytree(source / name, folder / name, ignore=ignored)
+        try:
+            shutil.copytree(source / name, folder / name, ignore=ignored)
+        except OSError as error:
+            raise InitError(f"{folder / name}: could not be written: {error.strerror or error}") from error

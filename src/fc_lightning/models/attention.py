@@ -112,11 +112,13 @@ AttentionInterface.register(BY_DOCUMENT, attention_by_document)
 AttentionMaskInterface.register(BY_DOCUMENT, sdpa_mask)
 
 
-def choose_attention(device: torch.device, mixed: bool) -> tuple[str, str]:
+def choose_attention(device: torch.device, mixed: bool, setting: str = "auto") -> tuple[str, str]:
     """The attention implementation for a device, in half precision or not, and the reason for it.
 
     All of them keep packed documents apart.
     """
+    if setting != "auto":
+        return setting, "as configured"
     if device.type != "cuda":
         return BY_DOCUMENT, "fastest without a GPU"
     if mixed and is_flash_attn_2_available():

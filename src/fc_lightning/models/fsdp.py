@@ -49,5 +49,5 @@ def trained_weights(model: nn.Module) -> dict[str, Tensor]:
 def are_finite(gradients: Sequence[Tensor]) -> Tensor:
     """Whether all gradients are finite, as a scalar tensor. Of sharded gradients, this rank's shards are checked."""
     local = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
-    norms = torch._foreach_norm([gradient for gradient in local if gradient.numel()])
-    return torch.stack(norms).isfinite().all() if norms else torch.tensor(True)
+    filled = [gradient for gradient in local if gradient.numel()]
+    return torch.stack(torch._foreach_norm(filled)).isfinite().all() if filled else torch.tensor(True)

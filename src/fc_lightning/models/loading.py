@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,11 @@ from fc_lightning.utils.errors import first_line
 from fc_lightning.utils.pretrained import BaseModelError, resolve_base
 
 _SAMPLED_ROWS = 8  # of each matrix in a fingerprint
+# Fields of a configuration that change neither logits nor the meaning of a token id.
+_NOT_COMPUTED = (
+    r"_.*|.*dtype|.*version|architectures|use_cache|.*_token_id|output_.*|return_dict|id2label|label2id|problem_type|"
+    r"max_position_embeddings|initializer_.*|.*_dropout|chunk_size_feed_forward|quantization_config|name_or_path"
+)
 
 
 def load_base(
@@ -38,19 +44,27 @@ def load_base(
         settings = {"bnb_4bit_compute_dtype": dtype, **quantization}
         extra = {"quantization_config": BitsAndBytesConfig(**settings), "device_map": {"": device}}
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        model, loaded = AutoModelForCausalLM.from_pretrained(
             resolve_base(base),
             revision=revision,
             dtype=dtype,
             attn_implementation=attention,
             use_safetensors=True,  # never unpickle a file
             trust_remote_code=False,  # if missing, transformers asks at the terminal
+            output_loading_info=True,
             **extra,
         )
     except ImportError as error:
+        if not quantization:
+            raise BaseModelError(f"{base}: the model could not be loaded: {first_line(error)}") from error
         raise BaseModelError('`model.quantization` needs bitsandbytes: pip install "fc-lightning[qlora]"') from error
     except Exception as error:  # a damaged file raises anything
         raise BaseModelError(f"{base}: the model could not be loaded (`model.base`): {first_line(error)}") from error
+    if missing := sorted(loaded["missing_keys"]):  # transformers fills them with random numbers
+        raise BaseModelError(f"{base}: {len(missing)} weights are missing, e.g. {missing[0]} (`model.base`)")
+    if not hasattr(model.get_decoder(), "layers"):
+        raise BaseModelError(f"{base}: a {type(model).__name__} has no decoder layers (`model.base`)")
+    return model
 
 
 def base_digest(base: str, revision: str | None) -> str:
@@ -66,6 +80,13 @@ def base_digest(base: str, revision: str | None) -> str:
                 digests[name] = _sample_digest(weights.get_slice(name))
     tied = load_config(base, revision).tie_word_embeddings
     return hashlib.sha256(f"{sorted(digests.items())} {tied}".encode()).hexdigest()
+
+
+def base_record(base: str, revision: str | None) -> dict[str, Any]:
+    """What a checkpoint says about its base: the digest of the weights, and what the configuration does with them."""
+    config = json.loads(load_config(base, revision).to_json_string(use_diff=False))
+    computes = {name: value for name, value in config.items() if not re.fullmatch(_NOT_COMPUTED, name)}
+    return {"name": base, "revision": revision, "weights": base_digest(base, revision), "config": computes}
 
 
 def _sample_digest(weight: Any) -> str:

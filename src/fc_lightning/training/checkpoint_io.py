@@ -11,7 +11,7 @@ import pickle
 import re
 import shutil
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import IO, Any, cast
@@ -20,8 +20,11 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 
+from fc_lightning.models.fsdp import are_finite
 from fc_lightning.utils.atomic_files import OLD_SUFFIX, PARTIAL_SUFFIX, sync_folder, wrap_os_errors
 from fc_lightning.utils.errors import UserError, first_line
+
+_REQUIRED = ("state_dict", "global_step", "epoch", "pytorch-lightning_version")
 
 
 class CheckpointError(UserError):
@@ -38,13 +41,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Write a checkpoint; it gets its name only once it is safely on disk.
 
         Raises:
-            CheckpointError: If it cannot be written, or could not be loaded again.
+            CheckpointError: If its weights are not finite, it cannot be written, or could not be loaded again.
         """
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         path = Path(path)
         partial = path.with_name(path.name + PARTIAL_SUFFIX)
+        check_finite(checkpoint.get("state_dict", {}), path)
         with wrap_write_errors(path, lambda: _size(checkpoint)):
             try:
                 # Do not make a folder again that has disappeared: it was removed by hand or unmounted.
@@ -66,7 +70,29 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Read a checkpoint, always as tensors and plain data only."""
         if "://" in str(path):
             return super().load_checkpoint(path, map_location, weights_only=True)
-        return read_checkpoint(Path(path), map_location)
+        return check_complete(read_checkpoint(Path(path), map_location), path)
+
+
+def check_complete(checkpoint: dict[str, Any], place: Any) -> dict[str, Any]:
+    """Check that a checkpoint has what Lightning and this package read, and return it; CheckpointError if not."""
+    if missing := [key for key in _REQUIRED if key not in checkpoint]:
+        raise CheckpointError(f"{place}: cannot be read as a checkpoint: it has no `{missing[0]}`")
+    return checkpoint
+
+
+def check_finite(weights: Mapping[str, Any], place: Any) -> None:
+    """Check the weights that are to be written, or have been read.
+
+    Raises:
+        CheckpointError: If one is not finite, or so large that the square of its norm is not.
+    """
+    floating = {name: weight for name, weight in weights.items() if weight.is_floating_point()}
+    if not are_finite(list(floating.values())):
+        name = next(name for name, weight in floating.items() if not are_finite([weight]))
+        raise CheckpointError(
+            f"{place}: not usable: the weights are not finite, or too large to compute with (first in {name}); lower "
+            "`model.learning_rate`, and continue from an earlier checkpoint"
+        )
 
 
 def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 from peft import PeftModel
 from torch import Tensor
 
+from fc_lightning.training.checkpoint_io import check_finite
 from fc_lightning.utils.pretrained import BaseModelError
 
 # Where the base is, and how the adapter is used.
@@ -31,20 +32,29 @@ def check_weights(saved: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -
                 f"the checkpoint does not fit the configuration (`model.peft`, `model.base`): the shape of {name} is "
                 f"{tuple(saved[name].shape)} in the checkpoint and {tuple(weight.shape)} in the model"
             )
+    check_finite(saved, "the checkpoint")
 
 
-def check_base(checkpoint: Mapping[str, Any], base: str, digest: str, vocabulary: str) -> None:
-    """Check that a checkpoint was trained on a base with these digests of weights and vocabulary."""
+def check_base(checkpoint: Mapping[str, Any], record: Mapping[str, Any], vocabulary: str) -> None:
+    """Check that a checkpoint was trained on a base with this record and this digest of the vocabulary."""
+    base = record["name"]
     if checkpoint.get("vocabulary", vocabulary) != vocabulary:
         raise BaseModelError(
             f"the checkpoint does not fit `model.base` {base}: its token ids belong to another vocabulary"
         )
     saved = checkpoint.get("base", {})
-    if saved.get("weights", digest) != digest:
-        name = f"{saved['name']}, revision {saved['revision']}" if saved["revision"] else saved["name"]
+    name = f"{saved.get('name')}, revision {saved['revision']}" if saved.get("revision") else saved.get("name")
+    if saved.get("weights", record["weights"]) != record["weights"]:
         raise BaseModelError(
             f"the checkpoint was trained on another base ({name}) than `model.base` {base}: their weights differ"
         )
+    config, now = saved.get("config", {}), record.get("config", {})
+    for key in sorted(config.keys() & now.keys()):  # another version of transformers has other fields
+        if config[key] != now[key]:
+            raise BaseModelError(
+                f"the checkpoint was trained on another base ({name}) than `model.base` {base}: `{key}` was "
+                f"{config[key]}, and is {now[key]} now"
+            )
 
 
 def adapter_settings(model: Any) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from fc_lightning.evaluation.conversations import measure_conversations, rows_of
 from fc_lightning.evaluation.evaluator import IndexedTurn, TurnGenerator, gather_turns, measure, notify_callbacks
 from fc_lightning.models.attention import choose_attention, compile_layers, generation_mode
 from fc_lightning.models.fsdp import are_finite, shard
-from fc_lightning.models.loading import base_digest, load_base
+from fc_lightning.models.loading import base_record, load_base
 from fc_lightning.models.lora import add_adapter, add_token_rows
 from fc_lightning.models.loss import HEAD_CHUNK, token_loss_sum
 from fc_lightning.models.merging import merged_for_inference
@@ -35,6 +35,7 @@ from fc_lightning.training.lightning_internals import attached_trainer
 from fc_lightning.training.optimization import (
     OptimizationSettings,
     SettingsError,
+    check_has_state,
     check_settings,
     configure,
     save_settings,
@@ -133,7 +134,7 @@ class FunctionCallingModule(LightningModule):
         self.tool_format = tool_format
         self.special_tokens = list(SpecialToken) if special_tokens is None else special_tokens
         self.model: Any = None  # an nn.Module once Lightning has called configure_model
-        self._base_digest = ""
+        self._base_record: dict[str, Any] = {}
         # Training
         self.supervise = supervise
         self.compile_layers = compile
@@ -185,13 +186,11 @@ class FunctionCallingModule(LightningModule):
         if (trainer := attached_trainer(self)) is not None:
             precision, device = str(trainer.precision), trainer.strategy.root_device
         dtype = base_dtype(precision, self.weight_dtype, self.peft is not None, bool(self.quantization))
-        attention, reason = self.attn_implementation, "as configured"
-        if attention == "auto":
-            attention, reason = choose_attention(device, "mixed" in precision)
+        attention, reason = choose_attention(device, "mixed" in precision, self.attn_implementation)
 
         # 1) The base, with rows for the new tokens
         model = load_base(self.base, self.revision, getattr(torch, dtype), attention, self.quantization, device)
-        self._base_digest = base_digest(self.base, self.revision)
+        self._base_record = base_record(self.base, self.revision)
         _, pieces = load_tokenizer(self.base, self.revision, tuple(self.special_tokens), self.tool_format)
         add_token_rows(model, pieces)
         if self.gradient_checkpointing:
@@ -277,7 +276,7 @@ class FunctionCallingModule(LightningModule):
         """Keep only the trained weights, and record the base and the vocabulary that they belong to."""
         trained = self.trained_parameters()
         checkpoint["vocabulary"] = vocabulary_digest(self.tokenizer)
-        checkpoint["base"] = {"name": self.base, "revision": self.revision, "weights": self._base_digest}
+        checkpoint["base"] = self._base_record
         checkpoint["adapter"] = adapter_settings(self.model)
         # For `load_from_checkpoint`; LightningCLI's way of making the module would want classes by path.
         checkpoint["hyper_parameters"].pop("_instantiator", None)
@@ -300,9 +299,10 @@ class FunctionCallingModule(LightningModule):
         """
         self.configure_model()
         check_weights(checkpoint["state_dict"], self.trained_parameters())
-        check_base(checkpoint, self.base, self._base_digest, vocabulary_digest(self.tokenizer))
+        check_base(checkpoint, self._base_record, vocabulary_digest(self.tokenizer))
         check_adapter(checkpoint, adapter_settings(self.model))
         if (trainer := attached_trainer(self)) is not None and trainer.state.fn == "fit":
+            check_has_state(checkpoint)
             trainer.num_sanity_val_steps = 0  # the base was measured when the run began
             self._saved_order = check_settings(checkpoint, self.optimization) or list(self.trained_parameters())
 

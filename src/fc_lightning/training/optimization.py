@@ -108,9 +108,17 @@ def make_optimizer(named: Sequence[tuple[str, Tensor]], settings: OptimizationSe
     groups = make_groups(named, settings)
     rate = {"lr": settings.learning_rate}
     try:
+        _try_step(optimizer_class, named[0][1] if named else torch.zeros(0), {**rate, **chosen.arguments})
         return optimizer_class(groups, **rate, **chosen.arguments)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise SettingsError(f"`model.optimizer`: {optimizer_class.__name__}: {first_line(error)}") from error
+
+
+def _try_step(optimizer_class: Any, like: Tensor, arguments: Mapping[str, Any]) -> None:
+    """Take a step with a small weight: what an optimizer cannot do shows only then, as with dense gradients."""
+    weight = torch.nn.Parameter(torch.zeros(2, 2, device=like.device, dtype=like.dtype))
+    weight.grad = torch.zeros_like(weight)
+    optimizer_class([weight], **arguments).step()
 
 
 class WarmupSchedule(LambdaLR):
@@ -198,6 +206,15 @@ def check_settings(checkpoint: Mapping[str, Any], settings: OptimizationSettings
     for name in changed:
         rank_zero_info(f"resuming with a different `model.{name}`: was {saved.get(name)}, now {current[name]}")
     return checkpoint[_KEY]["parameters"]
+
+
+def check_has_state(checkpoint: Mapping[str, Any]) -> None:
+    """Check that a checkpoint has the optimizer's state, which a resumed run needs; CheckpointError if not."""
+    if not {"optimizer_states", "lr_schedulers"} <= checkpoint.keys():
+        raise CheckpointError(
+            "the checkpoint has weights only (`save_weights_only`), without the optimizer's state: no run can resume "
+            "from it; export it, and train on the folder as `model.base`"
+        )
 
 
 def ordered_names(optimizer: Optimizer, named: Mapping[str, Tensor]) -> list[str]:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from fc_lightning.training.lightning_internals import fixed_version
+
+
+def check_name(name: str, key: str) -> str:
+    """Check that a setting names something inside of a run's folder, and return it; ValueError if it does not."""
+    path = PurePath(name)
+    if not path.parts or path.is_absolute() or ".." in path.parts or path.parts[0] == "checkpoints":
+        raise ValueError(f"{key} must be a name in the run's folder, outside of `checkpoints`, not {name!r}")
+    return name
 
 
 def runs_root(trainer: Trainer) -> Path:

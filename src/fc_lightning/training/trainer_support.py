@@ -5,14 +5,19 @@ The tests go through both lists, and the table in the documentation is made from
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
 
 from lightning import Trainer
 from lightning.pytorch import callbacks as lightning_callbacks
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from fc_lightning.data import FunctionCallingDataModule
 from fc_lightning.training.lightning_internals import keep_samplers, starts_processes_from_memory
 from fc_lightning.training.optimization import SettingsError
+
+_MANY_RANKS = 8  # that any machine may have
 
 
 class Supported(NamedTuple):
@@ -81,6 +86,7 @@ def check_trainer(trainer: Trainer) -> None:
                 raise SettingsError(f"trainer.callbacks: {name} does not work here: {reason}")
     if isinstance(trainer.datamodule, FunctionCallingDataModule):
         keep_samplers(trainer)
+    _check_processes(trainer)
     found = {
         "overfit_batches": bool(trainer.overfit_batches),
         "strategy: ddp_spawn, ddp_fork, ddp_notebook": starts_processes_from_memory(trainer),
@@ -88,3 +94,22 @@ def check_trainer(trainer: Trainer) -> None:
     for name, reason in REFUSED_SETTINGS.items():
         if found[name]:
             raise SettingsError(f"trainer.{name} does not work here: {reason}")
+
+
+def _check_processes(trainer: Trainer) -> None:
+    """Refuse what would wait for processes that cannot come, or cannot be trained by them."""
+    cores, on_cpu = os.cpu_count() or 1, isinstance(trainer.accelerator, CPUAccelerator)
+    if on_cpu and trainer.num_devices > max(cores, _MANY_RANKS):
+        raise SettingsError(
+            f"trainer.devices: {trainer.num_devices} processes are too many for the {cores} cores of this machine"
+        )
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    is_alone = isinstance(environment, LightningEnvironment) and "MASTER_ADDR" not in os.environ
+    if trainer.num_nodes > 1 and is_alone:
+        raise SettingsError(
+            "trainer.num_nodes: nothing says where the other machines are; start the run with torchrun or srun, or set "
+            "MASTER_ADDR, MASTER_PORT and NODE_RANK"
+        )
+    attention = getattr(trainer.lightning_module, "attn_implementation", None)
+    if on_cpu and attention == "flex_attention" and trainer.state.fn == "fit":
+        raise SettingsError("model.attn_implementation: flex_attention cannot be trained on a CPU; use `auto`")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -88,7 +89,8 @@ def export(
                 (partial / "vllm_tool_parser.py").write_text(plugin.read_text(encoding="utf-8"), encoding="utf-8")
         kind = format if merge else "adapter"
         write_card(partial, trainer, model, datamodule, checkpoint, state, kind, weight_dtype)
-    next_step = {"gguf": f"llama-server -m {folder}/model.gguf --jinja", "huggingface": f"transformers serve {folder}"}
+    shown = shlex.quote(str(folder))
+    next_step = {"gguf": f"llama-server -m {shown}/model.gguf --jinja", "huggingface": f"transformers serve {shown}"}
     print(f"{checkpoint} → {folder}" + (f"\nnext:    {next_step[format]}" if merge else ""))
     if push_to_hub:
         _upload(folder, push_to_hub)
