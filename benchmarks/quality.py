@@ -5,8 +5,12 @@
 
 Each variant changes one thing about the recipe and trains for the same number of steps. Every run is evaluated as it
 is, under all perturbations, and by sampling (pass@1 and pass@8 at temperature 0.8). A run that already has a line is
-not repeated, so that an interrupted sweep continues where it stopped. `--table` prints the results as Markdown, each
-share with its standard error; differences are to `plain`, over the runs with the same seed.
+not repeated, so that an interrupted sweep continues where it stopped. Several runs can share a GPU:
+
+    python benchmarks/quality.py ... --jobs 6 --set=--trainer.accelerator=gpu --set=--data.packing=true
+
+`--table` prints the results as Markdown, each share with its standard error; differences are to `plain`, over the runs
+with the same seed.
 """
 
 import argparse
@@ -15,8 +19,10 @@ import json
 import math
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -45,6 +51,7 @@ VARIANTS: dict[str, list[str]] = {
     "supervise_all": ["--model.supervise=all"],
     "packing": ["--data.packing=true", "--trainer.accumulate_grad_batches=1"],
     "template_reasoning": ["--data.thoughts=template"],
+    "preference": ["--model.preference.weight=1"],  # rows of `mine` are in the training data
 }
 VARIANTS["all_rank_32"] = [*VARIANTS["all"], *VARIANTS["rank_32"]]
 PERTURBATIONS = ("shuffle_tools", "distractors", "mask_names", "drop_tool")
@@ -54,11 +61,12 @@ SAMPLES = 8
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/gemma3_270m.yaml", help="the recipe that variants change")
-    parser.add_argument("--train", help="JSONL file to train on; the recipe's own if not given")
-    parser.add_argument("--validation", help="JSONL file to evaluate on; the recipe's own if not given")
+    parser.add_argument("--train", nargs="+", help="JSONL files to train on; the recipe's own if not given")
+    parser.add_argument("--validation", nargs="+", help="JSONL files to evaluate on; the recipe's own if not given")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once")
     parser.add_argument("--runs", default="runs/quality", help="folder of the runs")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--set", action="append", default=[], help="a setting of all runs, --set=--KEY=VALUE")
@@ -67,8 +75,12 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def command_line(subcommand: str, given: Sequence[str]) -> None:
-    subprocess.run([sys.executable, str(ROOT / "main.py"), subcommand, *given], cwd=ROOT, check=True)
+def command_line(subcommand: str, given: Sequence[str], log: Path) -> None:
+    """Run a subcommand; its output is appended to a file."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as file:
+        command = [sys.executable, str(ROOT / "main.py"), subcommand, *given]
+        subprocess.run(command, cwd=ROOT, check=True, stdout=file, stderr=subprocess.STDOUT)
 
 
 def last_metrics(folder: Path, prefix: str = "val/") -> dict[str, float]:
@@ -89,7 +101,9 @@ def steps_of(folder: Path) -> int:
 def train_and_evaluate(variant: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """One run: fit, then validation with perturbations, then validation by sampling."""
     folder = Path(args.runs).resolve() / f"{variant}-{seed}"
-    data = [f"--data.{split}=[{{path: {path}}}]" for split in ("train", "validation") if (path := getattr(args, split))]
+    log = folder / "log.txt"
+    given = {split: getattr(args, split) for split in ("train", "validation")}
+    data = [f"--data.{split}={json.dumps([{'path': one} for one in paths])}" for split, paths in given.items() if paths]
     settings = [f"--config={args.config}", *data, f"--seed_everything={seed}", f"--data.seed={seed}"]
     settings += [f"--trainer.max_epochs={args.epochs}", *VARIANTS[variant], *args.set]
 
@@ -97,17 +111,17 @@ def train_and_evaluate(variant: str, seed: int, args: argparse.Namespace) -> dic
         return f"--trainer.logger.init_args.save_dir={folder / name}"
 
     started = time.monotonic()
-    command_line("fit", [*settings, runs("fit"), "--trainer.num_sanity_val_steps=0"])
+    command_line("fit", [*settings, runs("fit"), "--trainer.num_sanity_val_steps=0"], log)
     minutes = (time.monotonic() - started) / 60
     checkpoint = max((folder / "fit").rglob("last.ckpt"), key=lambda path: path.stat().st_mtime)
     evaluate = [*settings, f"--ckpt_path={checkpoint}"]
     perturbations = f"--data.perturbations=[{', '.join(PERTURBATIONS)}]"
-    command_line("validate", [*evaluate, runs("plain"), perturbations])
+    command_line("validate", [*evaluate, runs("plain"), perturbations], log)
     metrics = last_metrics(folder / "plain")
     if not args.no_sampling:
         sampling = {"do_sample": "true", "temperature": "0.8", "num_return_sequences": str(SAMPLES)}
         sampled = [f"--model.generation.{name}={value}" for name, value in sampling.items()]
-        command_line("validate", [*evaluate, runs("sampled"), *sampled])
+        command_line("validate", [*evaluate, runs("sampled"), *sampled], log)
         by_sampling = last_metrics(folder / "sampled")
         metrics["val/pass_at_1"] = by_sampling["val/exact_match"]
         metrics[f"val/pass_at_{SAMPLES}"] = by_sampling[f"val/pass_at_{SAMPLES}"]
@@ -155,16 +169,22 @@ def main() -> None:
     if args.table:
         print(table(read_results(args.results)))
         return
-    for seed in args.seeds:
-        for variant in args.variants:
-            known = [(one["variant"], one["seed"], one["epochs"]) for one in read_results(args.results)]
-            if (variant, seed, args.epochs) in known:
-                continue
-            line = json.dumps(train_and_evaluate(variant, seed, args))
-            args.results.parent.mkdir(parents=True, exist_ok=True)
-            with args.results.open("a", encoding="utf-8") as file:
-                file.write(f"{line}\n")
-            print(line, flush=True)
+    known = [(one["variant"], one["seed"], one["epochs"]) for one in read_results(args.results)]
+    wanted = [(variant, seed) for seed in args.seeds for variant in args.variants]
+    missing = [(variant, seed) for variant, seed in wanted if (variant, seed, args.epochs) not in known]
+    args.results.parent.mkdir(parents=True, exist_ok=True)
+    writing = threading.Lock()
+
+    def run(variant: str, seed: int) -> None:
+        line = json.dumps(train_and_evaluate(variant, seed, args))
+        with writing, args.results.open("a", encoding="utf-8") as file:
+            file.write(f"{line}\n")
+        print(line, flush=True)
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for done in [pool.submit(run, variant, seed) for variant, seed in missing]:
+            if error := done.exception():  # the other runs go on
+                print(f"failed: {error}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

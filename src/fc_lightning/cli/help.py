@@ -59,6 +59,10 @@ SUBCOMMANDS = {
         "Read the data as training would, check it, and show what the model will see.",
         "audit --config configs/quickstart.yaml",
     ),
+    "mine": (
+        "Sample a model's turns on `data.train`, and write its mistakes into pairs.jsonl.",
+        "mine --config configs/quickstart.yaml --ckpt_path best",
+    ),
     "think": (
         "Have a teacher model write missing reasoning into a data file.",
         "think --config configs/quickstart.yaml --base_url URL --teacher NAME --output thoughts.jsonl",
@@ -94,6 +98,7 @@ _FUNCTIONS = {
     "export": "commands/export/__init__.py",
     "report": "commands/report.py",
     "audit": "commands/audit/__init__.py",
+    "mine": "commands/mine.py",
     "think": "commands/distill.py",
 }
 

@@ -35,6 +35,7 @@ from fc_lightning.commands.chat import chat as chat_command
 from fc_lightning.commands.checkpoints import find_checkpoint
 from fc_lightning.commands.distill import think as think_command
 from fc_lightning.commands.export import export as export_command
+from fc_lightning.commands.mine import mine as mine_command
 from fc_lightning.commands.predict import predict as predict_command
 from fc_lightning.commands.report import report as report_command
 from fc_lightning.data import FunctionCallingDataModule
@@ -53,6 +54,17 @@ from fc_lightning.utils.secrets import redact_config
 
 # Settings of the model that the data needs too: given once, under `model`.
 _LINKED = ("base", "revision", "tool_format", "special_tokens", "supervise", "token_weights")
+# Options of subcommands that save their configuration
+_OPTIONS: tuple[str, ...] = (
+    "ckpt_path",
+    "weights_only",
+    "verbose",
+    "return_predictions",
+    "prompts",
+    "question",
+    "tools",
+)
+_OPTIONS += ("samples", "temperature")
 
 
 def _is_given(value: Any) -> bool:
@@ -64,6 +76,7 @@ class FunctionCallingTrainer(Trainer):
 
     export = export_command
     audit = audit_command
+    mine = mine_command
     think = think_command
     predict = predict_command
     report = report_command
@@ -118,7 +131,7 @@ class SaveConfig(SaveConfigCallback):
     def __init__(self, parser: LightningArgumentParser, config: Any, **kwargs: Any):
         self._resumes = config.get("ckpt_path") == "last"
         config = config.clone()
-        for name in ("ckpt_path", "weights_only", "verbose", "return_predictions", "prompts", "question", "tools"):
+        for name in _OPTIONS:
             config.pop(name, None)
         for key in redact_config(config):
             rank_zero_info(f"{key} holds a secret: it is not written into config.yaml")
@@ -171,7 +184,7 @@ class FunctionCallingCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """The subcommands, each with the arguments of the trainer's method that are not options."""
-        names = ("fit", "validate", "test", "predict", "export", "audit", "think", "report", "chat")
+        names = ("fit", "validate", "test", "predict", "export", "audit", "mine", "think", "report", "chat")
         return {name: {"model", "datamodule"} for name in names}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -239,7 +252,7 @@ class FunctionCallingCLI(LightningCLI):
                 raise
             raise ConfigurationError(f"model.peft: {first_line(error)}") from error
         make_resumable(self.trainer)
-        if self.subcommand in ("fit", "validate", "test", "predict"):
+        if self.subcommand in ("fit", "validate", "test", "predict", "mine"):
             check_folder(runs_root(self.trainer))
 
     def before_validate(self) -> None:
@@ -248,7 +261,7 @@ class FunctionCallingCLI(LightningCLI):
         if given.ckpt_path in ("best", "last"):
             given.ckpt_path = str(find_checkpoint(self.trainer, given.ckpt_path))
 
-    before_test = before_predict = before_validate
+    before_test = before_predict = before_mine = before_validate
 
 
 def _list(value: Any) -> list[Any]:

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from fc_lightning.commands.chat import as_message, print_message
 from fc_lightning.data import FunctionCallingDataModule
-from fc_lightning.data.prompts import read_prompts
+from fc_lightning.data.prompts import prompt_rows, read_prompts
 from fc_lightning.evaluation.metrics import EvaluatedTurn
 from fc_lightning.training.module import FunctionCallingModule
 
@@ -37,7 +37,7 @@ def predict(
         ckpt_path: A checkpoint file, or ``best`` or ``last``; the base model if not given.
     """
     if prompts is not None or question is not None:
-        datamodule.prompt_conversations = read_prompts(prompts, question, tools)
+        datamodule.prompts = prompt_rows(read_prompts(prompts, question, tools), datamodule.template)
     if question is not None:
         trainer.callbacks.append(PrintAnswer())
     Trainer.predict(trainer, model, datamodule=datamodule, ckpt_path=ckpt_path, return_predictions=False)

@@ -61,12 +61,14 @@ class PackingCollator:
     Args:
         pad_token_id: Fills a row after its last document. Padding is a separate document: nothing attends to it.
         pad_to: Length that rows are padded to; 0 for the longest row of the batch.
+        few_lengths: Whether to pad rows further, to a power of two, so that kernels are compiled for few lengths.
         weights: Weight of each part of a turn in the loss; None weights all tokens alike.
     """
 
     pad_token_id: int
     pad_to: int = 0
     weights: tuple[float, ...] | None = None
+    few_lengths: bool = False
 
     def __call__(self, packs: Sequence[Sequence[Any]]) -> Batch:
         """Collate packs of documents.
@@ -76,7 +78,8 @@ class PackingCollator:
         ids = [[document["id"] for document in pack] for pack in packs or [[]]]
         packs = [[side for document in pack for side in _sides(document)] for pack in packs or [[]]]
         lengths = [sum(len(document["input_ids"]) for document in pack) for pack in packs]
-        shape = (len(packs), max(self.pad_to, *lengths, 1))
+        longest = max(self.pad_to, *lengths, 1)
+        shape = (len(packs), 1 << (longest - 1).bit_length() if self.few_lengths else longest)
         input_ids = torch.full(shape, self.pad_token_id)
         position_ids = torch.zeros(shape, dtype=torch.long)
         labels = torch.full(shape, IGNORE)

@@ -14,7 +14,6 @@ from fc_lightning.chat_template.template import ChatTemplate, Render, Supervise
 from fc_lightning.chat_template.token_parts import TokenWeights
 from fc_lightning.chat_template.tokens import SpecialToken, load_tokenizer
 from fc_lightning.chat_template.tool_formats import ToolFormat
-from fc_lightning.conversation.types import Conversation
 from fc_lightning.data import dataloaders
 from fc_lightning.data.augmentation import Augmentation, Perturbation
 from fc_lightning.data.augmented_epochs import AugmentedSampler, EpochDataset
@@ -22,7 +21,6 @@ from fc_lightning.data.collator import PackingCollator
 from fc_lightning.data.contamination import without_trained_questions
 from fc_lightning.data.encoding import EncodingSettings
 from fc_lightning.data.prepare import Prepared, fingerprint, load_prepared, prepare
-from fc_lightning.data.prompts import prompt_rows
 from fc_lightning.data.reasoning import Thoughts
 from fc_lightning.data.samplers import MicroBatchSampler, plan_generation, shard_batches
 from fc_lightning.data.sources import DataError, Source, source_weights
@@ -75,7 +73,7 @@ class FunctionCallingDataModule(ResumableDataModule):
         cache_dir: Folder of prepared data; by default ``$FC_LIGHTNING_CACHE`` or ``~/.cache/fc-lightning``.
     """
 
-    prompt_conversations: list[Conversation] | None = None  # to predict instead of the test split
+    prompts: list[dict[str, Any]] | None = None  # encoded, to predict instead of the test split
 
     def __init__(
         self,
@@ -250,8 +248,8 @@ class FunctionCallingDataModule(ResumableDataModule):
 
     def predict_dataloader(self) -> DataLoader:
         """The prompts of the test split."""
-        if self.prompt_conversations is not None:
-            return self._prompt_loader(prompt_rows(self.prompt_conversations, self.template))
+        if self.prompts is not None:
+            return self._prompt_loader(self.prompts)
         return self._evaluation_loaders("test")[1]
 
     def _stream_loader(self, weights: list[float] | None) -> DataLoader:
@@ -317,7 +315,7 @@ class FunctionCallingDataModule(ResumableDataModule):
         return dataloaders.loader(dataloaders.PromptDataset(prompts), sampler=sampler, collate_fn=lambda batch: batch)
 
     def _splits(self, stage: str | None) -> list[str]:
-        if stage == "predict" and self.prompt_conversations is not None:
+        if stage == "predict" and self.prompts is not None:
             return []
         splits = {"fit": ["train", "validation"], "validate": ["validation"], "test": ["test"], "predict": ["test"]}
         wanted = splits.get(getattr(stage, "value", stage) or "", list(self.sources))  # Lightning passes an enum
@@ -340,10 +338,11 @@ class FunctionCallingDataModule(ResumableDataModule):
         return self._folders[key]
 
     def _collator(self, weights: TokenWeights | None = None) -> PackingCollator:
-        # Compiled kernels need rows of one length.
-        pad_to = self.max_length if self.packing and self._on_gpu else 0
+        # Compiled kernels need rows of one length, or of few; flex attention needs 128 tokens.
+        pad_to = (self.max_length if self.packing else 128) if self._on_gpu else 0
         by_part = None if weights is None else weights.by_part
-        return PackingCollator(self.template.tokenizer.pad_token_id or 0, pad_to, by_part)
+        pad_id = self.template.tokenizer.pad_token_id or 0
+        return PackingCollator(pad_id, pad_to, by_part, few_lengths=self._on_gpu and not self.packing)
 
     @property
     def _on_gpu(self) -> bool:

@@ -135,6 +135,17 @@ def choose_attention(device: torch.device, mixed: bool) -> tuple[str, str]:
     return "flex_attention", "computes only the blocks that documents reach"
 
 
+def compile_layers(model: Any) -> None:
+    """Compile the layers for each length that rows have, with and without gradients.
+
+    A graph for all lengths would have no kernel for flex attention. Dynamo's limit of eight graphs is too low for the
+    powers of two that rows are padded to without packing.
+    """
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    for layer in model.get_decoder().layers:
+        layer.compile(dynamic=False)
+
+
 @contextmanager
 def generation_mode(model: nn.Module) -> Iterator[None]:
     """Generate without disturbing compiled training.

@@ -22,7 +22,7 @@ from fc_lightning.chat_template.tool_formats import ToolFormat
 from fc_lightning.data.collator import Batch
 from fc_lightning.evaluation.conversations import measure_conversations, rows_of
 from fc_lightning.evaluation.evaluator import IndexedTurn, TurnGenerator, gather_turns, measure, notify_callbacks
-from fc_lightning.models.attention import choose_attention, generation_mode
+from fc_lightning.models.attention import choose_attention, compile_layers, generation_mode
 from fc_lightning.models.fsdp import are_finite, shard
 from fc_lightning.models.loading import base_digest, load_base
 from fc_lightning.models.lora import add_adapter, add_token_rows
@@ -203,8 +203,7 @@ class FunctionCallingModule(LightningModule):
 
         # 3) Compilation and sharding
         if device.type == "cuda" if self.compile_layers == "auto" else self.compile_layers:
-            for layer in model.get_decoder().layers:
-                layer.compile()
+            compile_layers(model)
         if self._is_sharded:
             shard(self.model, self.device_mesh["data_parallel"])
         self.chosen = f"base in {dtype}, attention {attention} ({reason})"
