@@ -65,8 +65,8 @@ def attention_by_document(
         if attention_mask is None:
             attention_mask = torch.ones(1, 1, length, keys, dtype=torch.bool, device=query.device).tril(keys - length)
         blocks = zip(query.split(_BLOCK, 2), attention_mask.split(_BLOCK, 2), strict=True)
-        out = [_attend_masked(q, key, value, mask, scaling, softcap) for q, mask in blocks]
-        return torch.cat(out, 2).transpose(1, 2), None
+        parts = [_attend_masked(q, key, value, mask, scaling, softcap) for q, mask in blocks]
+        return torch.cat(parts, 2).transpose(1, 2), None
     out = torch.empty_like(query)  # (rows, heads, length, width)
     for row, first, last in documents:
         for start, end in pairwise((*range(first, last, _BLOCK), last)):
