@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -95,13 +96,14 @@ scripts = st.lists(
 
 
 @settings(deadline=None, max_examples=40)
-@given(scripts)
-def test_conversations_are_played_to_the_first_mistake(script):
+@given(scripts, st.integers(1, 5))
+def test_conversations_are_played_to_the_first_mistake(script, max_prompts):
     generator, batch = Scripted(script), batch_of(script)
     teacher_forced = dict(generator.turns(None, batch))
     assert generator.asked == [TOKENIZER.decode(ids) for ids in batch["input_ids"]]
     generator.asked.clear()
-    played = play_conversations(generator, None, group_conversations(rows_of(batch)), teacher_forced)
+    limits = (10_000, max_prompts)
+    played = play_conversations(generator, None, group_conversations(rows_of(batch)), teacher_forced, limits)
 
     expected, asked = {}, []
     for name, hows in script.items():
@@ -137,6 +139,19 @@ def measure_on(rank, world_size, folder):
     generator.asked.clear()
     measured = measure_conversations(generator, None, rows, turns)
     (Path(folder) / f"{rank}_of_{world_size}.json").write_text(json.dumps([measured, generator.asked]))
+
+
+@pytest.mark.parametrize(("tokens", "prompts", "size"), [(32768, 64, 3), (32768, 2, 2), (1, 64, 1)])
+def test_batches_keep_to_the_limits_of_the_data(monkeypatch, tokens, prompts, size):
+    script = {f"n{number}": ["reworded", "recorded"] for number in range(3)}
+    generator, rows = Scripted(script), rows_of(batch_of(script))
+    turns, sizes = generator.turns(None, batch_of(script)), []
+    original = generator.turns
+    monkeypatch.setattr(generator, "turns", lambda *args: sizes.append(len(args[1]["order"])) or original(*args))
+    data = SimpleNamespace(generation_batch_tokens=tokens, generation_batch_size=prompts)
+    assert measure_conversations(generator, None, rows, turns, data) == {"conversation_match": 1.0}
+    assert max(sizes) == size
+    assert sum(sizes) == 3
 
 
 @pytest.mark.slow

@@ -82,7 +82,7 @@ def truth(turn, expected):
         "argument_precision": (common, len(predicted)),
         "argument_recall": (common, wanted),
         "argument_f1": (2 * common, len(predicted) + wanted),
-        **dict.fromkeys(("alternatives_match", "json_valid", "json_schema_valid", "json_equal"), (0, 0)),
+        **dict.fromkeys(("alternatives_match", "way_match", "json_valid", "json_schema_valid", "json_equal"), (0, 0)),
     }
 
 

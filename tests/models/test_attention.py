@@ -95,3 +95,20 @@ def test_packed_documents_have_the_logits_of_separate_ones(base, attention):
         ).logits
         alone = [plain(torch.tensor([document["input_ids"]])).logits for document in DOCUMENTS]
     torch.testing.assert_close(logits, torch.cat(alone, dim=1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("block", [4, 512])
+def test_blocks_of_a_prompt_after_a_cached_beginning_have_all_keys_that_they_reach(base, block, monkeypatch):
+    """Rows of different lengths, padded on the left, in two pieces, as transformers' eager attention reads them."""
+    monkeypatch.setattr("fc_lightning.models.attention._BLOCK", block)
+    ids = torch.arange(5, 47).view(2, 21)
+    mask = torch.ones_like(ids)
+    mask[1, :9] = 0
+    logits = []
+    for attention in (BY_DOCUMENT, "eager"):
+        model = load_base(str(base), None, torch.float32, attention)
+        with torch.no_grad():
+            first = model(input_ids=ids[:, :8], attention_mask=mask[:, :8], use_cache=True)
+            rest = model(input_ids=ids[:, 8:], attention_mask=mask, past_key_values=first.past_key_values)
+        logits.append(torch.cat([first.logits[:1].flatten(), rest.logits[mask[:, 8:].bool()].flatten()]))
+    torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-5)

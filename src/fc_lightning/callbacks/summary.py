@@ -157,9 +157,10 @@ class RunSummary(Callback):
             return f"{steps}, finished before"
         seconds = time.monotonic() - self._started
         training_seconds = max(seconds - self._evaluation_seconds, 1e-9)
+        share = self._evaluation_seconds / max(seconds, 1e-9)
         return (
-            f"{steps} in {format_duration(seconds)}, of which {format_duration(self._evaluation_seconds)} evaluation; "
-            f"{tokens:,} tokens, {tokens / training_seconds:,.0f} tokens/s"
+            f"{steps} in {format_duration(seconds)}, of which {format_duration(self._evaluation_seconds)} "
+            f"({share:.1%}) evaluation; {tokens:,} tokens, {tokens / training_seconds:,.0f} tokens/s"
         )
 
 

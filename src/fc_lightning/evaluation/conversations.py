@@ -26,8 +26,6 @@ from fc_lightning.evaluation.turns import EvaluatedTurn
 
 PromptRow = Mapping[str, Any]  # one prompt of a `PromptBatch`
 
-_MAX_TOKENS, _MAX_PROMPTS = 32768, 64  # of a batch
-
 
 @dataclass(frozen=True)
 class PlayedConversation:
@@ -68,6 +66,7 @@ def play_conversations(
     model: nn.Module,
     conversations: Sequence[Sequence[PromptRow]],
     teacher_forced: Mapping[int, EvaluatedTurn],
+    limits: tuple[int, int],
     synced_gpus: bool = False,
 ) -> list[PlayedConversation]:
     """Let the model play conversations to the end or to its first mistake, all of them at once, turn by turn.
@@ -77,6 +76,7 @@ def play_conversations(
         model: A causal language model.
         conversations: For each conversation the prompts of its turns, with the recorded history.
         teacher_forced: The evaluated turn of each of these prompts, by its order.
+        limits: Largest number of tokens and of prompts in a batch.
         synced_gpus: Whether all ranks play the same conversations with a sharded model.
     """
     played = [teacher_forced[rows[0]["order"]] for rows in conversations]  # the last turn of each conversation
@@ -91,7 +91,7 @@ def play_conversations(
         rows = {n: {**conversations[n][turn], "input_ids": prompts[n]} for n in active}
         changed = [n for n in active if prompts[n] != list(conversations[n][turn]["input_ids"])]
         generated: dict[int, EvaluatedTurn] = {}
-        for group in plan_generation([prompts[n] for n in changed], _MAX_TOKENS, _MAX_PROMPTS):
+        for group in plan_generation([prompts[n] for n in changed], *limits):
             chosen = [rows[changed[place]] for place in group]
             batch = {key: [row[key] for row in chosen] for key in chosen[0]}
             generated |= {order: one for order, one in generator.turns(model, batch, synced_gpus) if one.sample == 0}
@@ -120,6 +120,7 @@ def measure_conversations(
     model: nn.Module,
     local_rows: Sequence[PromptRow],
     local_turns: Sequence[IndexedTurn],
+    data: Any = None,
     is_sharded: bool = False,
 ) -> dict[str, float]:
     """Play the conversations of an evaluation, each on one rank, and measure them. All ranks must call it.
@@ -129,6 +130,7 @@ def measure_conversations(
         model: A causal language model.
         local_rows: The prompts that this rank has evaluated.
         local_turns: Their teacher-forced turns.
+        data: The data module, whose limits on generation batches hold here too.
         is_sharded: Whether all ranks must play all conversations, as each has a part of the model.
     """
     rows = [row for rank_rows in gather_objects(local_rows) for row in rank_rows]
@@ -139,7 +141,8 @@ def measure_conversations(
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     share = conversations if is_sharded else conversations[rank::world_size]
-    played = play_conversations(generator, model, share, teacher_forced, synced_gpus=is_sharded)
+    limits = getattr(data, "generation_batch_tokens", 32768), getattr(data, "generation_batch_size", 64)
+    played = play_conversations(generator, model, share, teacher_forced, limits, is_sharded)
     everything = {one.order: one for rank_played in gather_objects(played) for one in rank_played}
     return conversation_metrics(list(everything.values()))
 

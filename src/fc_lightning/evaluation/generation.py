@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessorList
 from transformers.generation import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from fc_lightning.evaluation.greedy_head import GreedyHead
 from fc_lightning.evaluation.kv_cache import BufferedCache, sliding_windows, swap_remove
 
 # Settings that the loop here follows, or that mean nothing to it.
@@ -178,23 +179,28 @@ def _decode(
     active_rows = list(range(len(prompts)))
     if constraint is not None:
         constraint.set_rows(active_rows)
+    # For few rows the rounded copy costs more than it saves.
+    plain = choose is _argmax and constraint is None and not minimum and len(prompts) > 4
+    head = GreedyHead.of(causal.get_output_embeddings()) if plain else None
     for end in range(longest, longest + limit):
         # 1) Take a step: the last token of each active row goes in, the next one comes out.
         positions = torch.tensor([[end - 1 - padding[row]] for row in active_rows], device=device)
-        logits = causal(
-            input_ids=ids[:, end - 1 : end],
-            attention_mask=mask[:, :end],
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits
-        scores = logits[:, -1].float()  # (rows, vocabulary)
-        if end - longest < minimum:
-            scores[:, end_ids] = -torch.inf
-        if constraint is not None:
-            scores = constraint(ids[:, :end], scores)
-        ids[:, end] = choose(scores)
+        inputs = {
+            "input_ids": ids[:, end - 1 : end],
+            "attention_mask": mask[:, :end],
+            "position_ids": positions,
+            "past_key_values": cache,
+            "use_cache": True,
+        }
+        if head is not None:
+            ids[:, end] = head.best(causal.get_decoder()(**inputs).last_hidden_state[:, -1])
+        else:
+            scores = causal(**inputs, logits_to_keep=1).logits[:, -1].float()  # (rows, vocabulary)
+            if end - longest < minimum:
+                scores[:, end_ids] = -torch.inf
+            if constraint is not None:
+                scores = constraint(ids[:, :end], scores)
+            ids[:, end] = choose(scores)
         # 2) Take out the rows that have ended.
         ended = torch.isin(ids[:, end], end_ids).nonzero().flatten().tolist()
         on_step(len(ended))

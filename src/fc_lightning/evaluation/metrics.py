@@ -15,6 +15,7 @@ import torch
 from torchmetrics import Metric, MetricCollection
 
 from fc_lightning.evaluation.turns import EvaluatedTurn, argument_pairs, evaluate_turn
+from fc_lightning.evaluation.ways import meets_request
 
 __all__ = [
     "RULES",
@@ -121,6 +122,9 @@ RULES: dict[str, CountingRule] = {
     "abstention": share_of_turns(
         "turns that end without a call, among those that should have none",
         lambda turn: None if turn.expected else turn.exact_match,
+    ),
+    "way_match": share_of_turns(
+        "turns that answer, call, ask back or refuse as the row is labelled (its category)", meets_request
     ),
     "json_valid": share_of_turns("JSON mode: answers that are valid JSON", lambda turn: turn.json_valid),
     "json_schema_valid": share_of_turns(

@@ -13,12 +13,17 @@ from fc_lightning.evaluation.leaderboard import leaderboard
 from fc_lightning.evaluation.metrics import RULES, EvaluatedTurn, groups_of, tool_call_metrics
 from fc_lightning.evaluation.robustness import robustness
 from fc_lightning.evaluation.significance import LEVEL, compare_turns, holm_adjusted, standard_error
+from fc_lightning.evaluation.ways import UNFINISHED, WAYS, confusion
 
 _GROUPED_METRICS = ("exact_match", "name_match", "argument_f1")
 _METRICS = "Each metric is a ratio over the evaluated turns; ± is its standard error."
 _LEADERBOARD = (
     "Accuracy as the Berkeley Function Calling Leaderboard counts it: calls are correct if they are among the accepted "
     "alternatives."
+)
+_WAYS = (
+    "How turns meet the request, against the label of their row: answer (direct), call, ask back, or refuse. A rule on "
+    "the words of the turn tells them apart."
 )
 _GROUPS = (
     "Turns by their expected calls (none, one, parallel: one tool several times, several: different tools), by their "
@@ -71,6 +76,7 @@ def report_sections(columns: Sequence[EvaluatedRun]) -> list[Section]:
     sections = [
         Section("Metrics", _METRICS, *_metric_table(columns)),
         Section("Berkeley Function Calling Leaderboard", _LEADERBOARD, *_leaderboard_table(columns)),
+        Section("Ways to meet a request", _WAYS, *_way_table(columns)),
         Section("Groups", _GROUPS, *_group_table(columns)),
         Section("Robustness", _ROBUSTNESS, *_robustness_table(columns)),
         Section("Differences", _DIFFERENCES, *_difference_table(columns)),
@@ -134,6 +140,16 @@ def _leaderboard_table(columns: Sequence[EvaluatedRun]) -> tuple[list[str], list
         for name in scores[-1]
     ]
     return ["category", "questions", *_names(columns)], rows
+
+
+def _way_table(columns: Sequence[EvaluatedRun]) -> tuple[list[str], list[list[Any]]]:
+    ways = [*WAYS, UNFINISHED]
+    rows: list[list[Any]] = [
+        [column.name, label, *(counts[way] for way in ways)]
+        for column in columns
+        for label, counts in confusion(column.turns).items()
+    ]
+    return ["run", "label", *ways], rows
 
 
 def _robustness_table(columns: Sequence[EvaluatedRun]) -> tuple[list[str], list[list[Any]]]:

@@ -61,12 +61,12 @@ def attention_by_document(
         The result, ``(rows, length, heads, width)``, and no attention weights.
     """
     if documents is None:
-        length = query.shape[2]
+        length, keys = query.shape[2], key.shape[2]
         if attention_mask is None:
-            bias = _causal_bias(length, length, None, query.dtype, query.device)  # (length, length)
-        else:
-            bias = _as_bias(attention_mask, query.dtype)  # (rows, 1, length, keys)
-        return _attend(query, key, value, bias, scaling, softcap).transpose(1, 2), None
+            attention_mask = torch.ones(1, 1, length, keys, dtype=torch.bool, device=query.device).tril(keys - length)
+        blocks = zip(query.split(_BLOCK, 2), attention_mask.split(_BLOCK, 2), strict=True)
+        parts = [_attend_masked(q, key, value, mask, scaling, softcap) for q, mask in blocks]
+        return torch.cat(parts, 2).transpose(1, 2), None
     out = torch.empty_like(query)  # (rows, heads, length, width)
     for row, first, last in documents:
         for start, end in pairwise((*range(first, last, _BLOCK), last)):
@@ -76,6 +76,17 @@ def attention_by_document(
             bias = _causal_bias(end - start, end - first_key, sliding_window, q.dtype, q.device)
             out[row : row + 1, :, start:end] = _attend(q, k, v, bias, scaling, softcap)
     return out.transpose(1, 2), None
+
+
+def _attend_masked(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float | None, cap: float | None
+) -> Tensor:
+    """Attention where the mask is true, with the keys alone that a block of queries reaches."""
+    if query.shape[2] > 1:
+        reached = mask.any(dim=(0, 1, 2)).nonzero()  # empty if all queries are padding
+        first, end = (int(reached[0]), int(reached[-1]) + 1) if len(reached) else (0, 1)
+        key, value, mask = key[:, :, first:end], value[:, :, first:end], mask[..., first:end]
+    return _attend(query, key, value, _as_bias(mask, query.dtype), scale, cap)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float | None, cap: float | None) -> Tensor:

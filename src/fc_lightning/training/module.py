@@ -335,12 +335,12 @@ class FunctionCallingModule(LightningModule):
     def _finish_evaluation(self, stage: str) -> None:
         turns, self.evaluated_turns = self.evaluated_turns, []
         evaluated = gather_turns(turns)
-        local = [turn for _, turn in turns]
-        values: dict[str, Any] = measure(local, evaluated, self.device, self.turn_generator.samples)
+        values: dict[str, Any] = measure([one for _, one in turns], evaluated, self.device, self.turn_generator.samples)
         if self.free_running:
             rows, self.prompt_rows = self.prompt_rows, []
+            data = getattr(self.trainer, "datamodule", None)
             with generation_mode(self.model), merged_for_inference(self.model) as causal:
-                values |= measure_conversations(self.turn_generator, causal, rows, turns, self._is_sharded)
+                values |= measure_conversations(self.turn_generator, causal, rows, turns, data, self._is_sharded)
         loss = self.token_loss.compute()
         self.token_loss.reset()
         # Metrics without a value, such as over-calling where every turn has a call, are not logged.
