@@ -22,7 +22,7 @@ def failed(capsys, *arguments: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "subcommand", ["fit", "validate", "test", "predict", "export", "audit", "think", "report", "chat"]
+    "subcommand", ["fit", "validate", "test", "predict", "export", "audit", "mine", "think", "report", "chat"]
 )
 def test_help_of_each_subcommand(subcommand, capsys):
     with pytest.raises(SystemExit) as exit_:

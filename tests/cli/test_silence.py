@@ -46,6 +46,7 @@ def commands(folder: Path, teacher: str, *more: str) -> list[list[str]]:
         ["export", *every, f"--output={folder / 'exported'}"],
         ["audit", *every, "--examples=0"],
         ["report", *every, f"--runs=[{folder / 'tiny/version_0'}]", f"--output={folder / 'comparison'}"],
+        ["mine", *every, "--samples=2"],
         ["think", *every, f"--base_url={teacher}", "--teacher=m", f"--output={folder / 'thoughts.jsonl'}"],
         ["init", str(folder / "work")],
     ]

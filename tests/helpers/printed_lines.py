@@ -24,6 +24,7 @@ ALLOWED = {
     "export": [r"loading .*", r"writing .*", r".* → .*", r"next: +transformers serve .*"],
     "audit": [r"\w+: \d+ of \d+ rows, .*", r"no findings|\d+ findings", r"─+ \w+: \w+ ─+", r".*/audit\.(html|json)"],
     "report": [r".*/comparison\.(html|md)"],
+    "mine": [r"\d+ turns, \d+ with a mistake(: .*)?", r"pairs: .*"],
     "think": [r".*: \d+ conversations; answers: .*"],
     "init": [".*/work", r"next: +cd .* && fc-lightning fit --config configs/quickstart\.yaml"],
 }
