@@ -161,10 +161,9 @@ class ChatTemplate:
         tools = [tool.to_openai() for tool in conversation.tools] if self.render_mode == "canonical" else []
         messages = list(messages)
         if "macro tool_lines" in self.source:
-            tools = [_with_json(tool["function"], "parameters") for tool in tools]
-            for index, calls in [(n, one["tool_calls"]) for n, one in enumerate(messages) if "tool_calls" in one]:
-                calls = [_with_json(call["function"], "arguments") for call in calls]
-                messages[index] = {**messages[index], "tool_calls": calls}
+            tools = [_with_json(tool, "parameters") for tool in tools]
+            for index, calls in [(n, one["tool_calls"]) for n, one in enumerate(messages) if one.get("tool_calls")]:
+                messages[index] = {**messages[index], "tool_calls": [_with_json(call, "arguments") for call in calls]}
         if self._tokens_to_break:
             messages = break_control_tokens(messages, self._tokens_to_break)
             tools = break_control_tokens(tools, self._tokens_to_break)
@@ -246,9 +245,12 @@ def openai_message(message: Message) -> dict[str, Any]:
     return out
 
 
-def _with_json(function: dict[str, Any], key: str) -> dict[str, Any]:
+def _with_json(item: dict[str, Any], key: str) -> dict[str, Any]:
     """Write arguments or a schema as the template does: a text spares transformers copying every value in it."""
-    return {"function": {**function, key: dump_json(function[key])} if function[key] else function}
+    function = item.get("function") or {}
+    if not function.get(key) or isinstance(function[key], str):
+        return item
+    return {**item, "function": {**function, key: dump_json(function[key])}}
 
 
 def _template_source(
