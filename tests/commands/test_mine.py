@@ -70,7 +70,9 @@ def test_pairs_are_written_and_train(tmp_path, monkeypatch, capsys):
     prompts = []
 
     def say(self, model, prompts_of_batch, tools, seed, synced_gpus=False):
-        assert self.samples == 3 and self.settings["do_sample"] and self.settings["temperature"] == 0.5
+        assert self.samples == 3
+        assert self.settings["do_sample"]
+        assert self.settings["temperature"] == 0.5
         said = []
         for ids in prompts_of_batch:
             text = self.tokenizer.decode(ids)
@@ -88,7 +90,8 @@ def test_pairs_are_written_and_train(tmp_path, monkeypatch, capsys):
     file = tmp_path / "tiny/version_0/pairs.jsonl"
     first, second = [read_row(json.loads(line), None, "0") for line in file.read_text().splitlines()]
     # The first turn: the call of Oslo, which two of three samples make, is rejected.
-    assert first.format == second.format == "preference" and first.id == "two turns/0"
+    assert first.format == second.format == "preference"
+    assert first.id == "two turns/0"
     assert [message.role for message in first.messages] == ["user", "assistant"]
     assert first.messages[-1].tool_calls == (ToolCall("clock", {"city": "Rome"}),)
     assert first.rejected == Message("assistant", tool_calls=(ToolCall("clock", {"city": "Oslo"}),))
@@ -102,7 +105,8 @@ def test_pairs_are_written_and_train(tmp_path, monkeypatch, capsys):
     )
     module.setup("fit")
     documents = module.prepared["train"].documents
-    assert len(documents) == 2 and all(ids for ids in documents["rejected_ids"])
+    assert len(documents) == 2
+    assert all(ids for ids in documents["rejected_ids"])
 
 
 @pytest.mark.parametrize(
@@ -113,5 +117,6 @@ def test_what_cannot_be_mined_ends_in_one_line(tmp_path, capsys, arguments, mess
     with pytest.raises(SystemExit):
         main(["mine", "--config=configs/debug/tiny.yaml", f"--trainer.logger.save_dir={tmp_path}", *arguments])
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("error: ") and message in error
+    assert error.startswith("error: ")
+    assert message in error
     assert not list(Path(tmp_path).rglob("pairs.jsonl"))
