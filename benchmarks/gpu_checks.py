@@ -22,7 +22,8 @@ from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM, Gemma2Config
 
 from fc_lightning.data.collator import Batch, PackingCollator
-from fc_lightning.models.attention import choose_attention
+from fc_lightning.data.packing import plan_packs
+from fc_lightning.models.attention import choose_attention, compile_layers
 from fc_lightning.models.loading import load_base
 from fc_lightning.models.lora import add_adapter, add_token_rows, unwrap_peft
 from fc_lightning.models.loss import token_loss_sum
@@ -96,6 +97,26 @@ def check_numbers(device: torch.device) -> Iterator[Check]:
         yield "logits merged against adapted, fp32", float((merged - expected).abs().max()), 1e-3
 
 
+def check_compiled(device: torch.device) -> Iterator[Check]:
+    """Compiled layers have the loss and the gradient of plain ones, for many packs."""
+    attention, _ = choose_attention(device, mixed=True)
+    with tempfile.TemporaryDirectory() as folder:
+        write_random_model(folder, Gemma2Config(**SHAPES, **HEADS), device.type)
+        plain, compiled = (small_model(folder, attention, device, torch.bfloat16) for _ in range(2))
+        compile_layers(unwrap_peft(compiled))
+        documents = random_documents(900, 0.3, 4096, 50_000)
+        packs = plan_packs([len(document["input_ids"]) for document in documents], 2048)
+        packs = packs if device.type == "cuda" else packs[:1]  # there each length is compiled
+        losses, gradients = [0.0], [0.0]
+        for pack in packs:
+            batch = on_device([[documents[number] for number in pack]], device)
+            (loss, gradient), (other, other_gradient) = (loss_and_gradient(m, batch, True) for m in (plain, compiled))
+            losses.append(abs(other / loss - 1))
+            gradients.append(float((other_gradient - gradient).norm() / gradient.norm()))
+        yield f"largest difference of loss, compiled layers, {len(packs)} packs", max(losses), 0.01
+        yield f"largest difference of gradient, compiled layers, {len(packs)} packs", max(gradients), 0.1
+
+
 def check_training(device: torch.device) -> Iterator[Check]:
     """Resumed bit-equal; training graphs compiled once, whatever validation generates."""
     from fc_lightning.cli.lightning_cli import main
@@ -162,7 +183,7 @@ def check_recipe(device: torch.device) -> Iterator[Check]:
             yield "logits of the export that are not finite", float((~logits.isfinite()).sum()), 0.0
 
 
-GROUPS = {"numbers": check_numbers, "training": check_training, "recipe": check_recipe}
+GROUPS = {"numbers": check_numbers, "compiled": check_compiled, "training": check_training, "recipe": check_recipe}
 
 
 def main() -> None:
