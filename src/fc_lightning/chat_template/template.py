@@ -210,10 +210,8 @@ class ChatTemplate:
         assert self._word_cache is not None
         encoded = self._word_cache.encode([one.text for one in rendered], places)
         return [
-            Encoded(
-                ids, _merge_spans((tokens_before[start], tokens_before[end]) for start, end in one.supervised_spans)
-            )
-            for one, (ids, tokens_before) in zip(rendered, encoded, strict=True)
+            Encoded(ids, _merge_spans((before[start], before[end]) for start, end in one.supervised_spans))
+            for one, (ids, before) in zip(rendered, encoded, strict=True)
         ]
 
     def _encode_texts(self, rendered: Sequence[Rendered]) -> list[Encoded]:
