@@ -103,7 +103,7 @@ def check_compiled(device: torch.device) -> Iterator[Check]:
     with tempfile.TemporaryDirectory() as folder:
         write_random_model(folder, Gemma2Config(**SHAPES, **HEADS), device.type)
         plain, compiled = (small_model(folder, attention, device, torch.bfloat16) for _ in range(2))
-        compile_layers(unwrap_peft(compiled))
+        compile_layers(unwrap_peft(compiled), device)
         documents = random_documents(900, 0.3, 4096, 50_000)
         packs = plan_packs([len(document["input_ids"]) for document in documents], 2048)
         packs = packs if device.type == "cuda" else packs[:1]  # there each length is compiled

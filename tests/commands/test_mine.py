@@ -111,7 +111,11 @@ def test_pairs_are_written_and_train(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--data.train=[]"], "data.train"), (["--data.render=verbatim", "--data.thoughts=keep"], "data.render")],
+    [
+        (["--data.train=[]"], "data.train"),
+        (["--data.render=verbatim"], "data.render"),
+        (["--trainer.limit_predict_batches=1", "--data.generation_batch_size=2"], "limit_predict_batches"),
+    ],
 )
 def test_what_cannot_be_mined_ends_in_one_line(tmp_path, capsys, arguments, message):
     with pytest.raises(SystemExit):

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fc_lightning.data import FunctionCallingDataModule, Source
 from fc_lightning.data.collator import PackingCollator
 from fc_lightning.data.packing import plan_packs
 
@@ -97,6 +98,34 @@ def test_batch_padded_to_a_length():
     assert batch["documents"] == [(0, 0, 2), (0, 2, 4)]
     assert batch["num_tokens"] == 2
     assert PackingCollator(9, pad_to=1)([[A]])["input_ids"].shape == (1, 4)
+
+
+@pytest.mark.parametrize(("pad_to", "length"), [(0, 4), (4, 4), (5, 8), (128, 128)])
+def test_batch_padded_to_a_power_of_two(pad_to, length):
+    """A GPU compiles for few lengths; what is not padding stays the same."""
+    plain = PackingCollator(9)([[A], [C]])
+    batch = PackingCollator(9, pad_to=pad_to, few_lengths=True)([[A], [C]])
+    longest = plain["input_ids"].shape[1]
+    assert batch["input_ids"].shape == (2, length)
+    assert torch.equal(batch["input_ids"][:, :longest], plain["input_ids"])
+    assert torch.equal(batch["labels"][:, :longest], plain["labels"])
+    assert (batch["labels"][:, longest:] == _).all()
+    assert batch["num_supervised"] == plain["num_supervised"]
+
+
+@pytest.mark.parametrize(("packing", "lengths"), [(True, {512}), (False, {128, 256, 512})], ids=["packed", "unpacked"])
+def test_rows_on_a_gpu_have_few_lengths(packing, lengths, tmp_path, monkeypatch):
+    monkeypatch.setattr(FunctionCallingDataModule, "_on_gpu", True)
+    source = Source("data/quickstart/train.jsonl", limit=60)
+    data = FunctionCallingDataModule(
+        "tests/models/tiny_gemma2", [source], packing=packing, max_length=512, cache_dir=str(tmp_path)
+    )
+    data.prepare_data()
+    data.setup("fit")
+    collate, documents = data._collator(), data.prepared["train"].documents
+    found = {collate([[document]])["input_ids"].shape[1] for document in documents}
+    assert found <= lengths
+    assert packing or len(found) > 1
 
 
 def test_empty_batch_is_one_row_without_labels():

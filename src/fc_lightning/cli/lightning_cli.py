@@ -55,16 +55,10 @@ from fc_lightning.utils.secrets import redact_config
 # Settings of the model that the data needs too: given once, under `model`.
 _LINKED = ("base", "revision", "tool_format", "special_tokens", "supervise", "token_weights")
 # Options of subcommands that save their configuration
-_OPTIONS: tuple[str, ...] = (
-    "ckpt_path",
-    "weights_only",
-    "verbose",
-    "return_predictions",
-    "prompts",
-    "question",
-    "tools",
+_OPTIONS = (
+    *("ckpt_path", "weights_only", "verbose", "return_predictions", "prompts", "question", "tools"),
+    *("samples", "temperature"),
 )
-_OPTIONS += ("samples", "temperature")
 
 
 def _is_given(value: Any) -> bool:

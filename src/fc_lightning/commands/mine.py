@@ -52,7 +52,7 @@ def mine(
         The number of pairs by kind of mistake.
 
     Raises:
-        DataError: If there are no training rows, or they are rendered verbatim.
+        DataError: If there are no training rows, they are rendered verbatim, or the Trainer leaves some out.
     """
     if not datamodule.sources["train"]:
         raise DataError("nothing to read: `data.train` has no sources")
@@ -71,6 +71,8 @@ def mine(
     datamodule.prompts = prompts
     trainer.callbacks.append(collector := _Collector())
     Trainer.predict(trainer, model, datamodule=datamodule, ckpt_path=ckpt_path, return_predictions=False)
+    if len(collector.turns) != samples * len(turns):
+        raise DataError("`mine` needs every prompt: do not set `trainer.limit_predict_batches` or `fast_dev_run`")
     # 3) Pairs
     kinds: Counter[str] = Counter()
     lines = []
@@ -117,7 +119,8 @@ def _until(conversation: Conversation, turn: int) -> Conversation:
 class _Collector(Callback):
     """Keeps the evaluated turns of all ranks, in the order of the prompts."""
 
-    turns: list[EvaluatedTurn]
+    def __init__(self) -> None:
+        self.turns: list[EvaluatedTurn] = []
 
     def on_tool_calls_evaluated(
         self, trainer: Trainer, pl_module: FunctionCallingModule, evaluated: list[EvaluatedTurn]

@@ -137,15 +137,15 @@ def choose_attention(device: torch.device, mixed: bool, setting: str = "auto") -
     return "flex_attention", "computes only the blocks that documents reach"
 
 
-def compile_layers(model: Any) -> None:
-    """Compile the layers for each length that rows have, with and without gradients.
+def compile_layers(model: Any, device: torch.device) -> None:
+    """Compile the layers; on a GPU for each length that rows have, with and without gradients.
 
-    A graph for all lengths would have no kernel for flex attention. Dynamo's limit of eight graphs is too low for the
-    powers of two that rows are padded to without packing.
+    There rows are padded to few lengths, and a graph for all lengths would have no kernel for flex attention. Dynamo's
+    limit of eight graphs is too low for the powers of two that rows are padded to without packing.
     """
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     for layer in model.get_decoder().layers:
-        layer.compile(dynamic=False)
+        layer.compile(dynamic=False if device.type == "cuda" else None)
 
 
 @contextmanager

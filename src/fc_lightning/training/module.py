@@ -202,7 +202,7 @@ class FunctionCallingModule(LightningModule):
 
         # 3) Compilation and sharding
         if device.type == "cuda" if self.compile_layers == "auto" else self.compile_layers:
-            compile_layers(model)
+            compile_layers(model, device)
         if self._is_sharded:
             shard(self.model, self.device_mesh["data_parallel"])
         self.chosen = f"base in {dtype}, attention {attention} ({reason})"
