@@ -81,8 +81,8 @@ def attention_by_document(
 def _attend_masked(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float | None, cap: float | None
 ) -> Tensor:
-    """Attention where the mask is true, with the keys alone that a block of queries reaches."""
-    if query.shape[2] > 1:
+    """Attention where the mask is true; on a CPU, with the keys alone that a block of queries reaches."""
+    if query.shape[2] > 1 and query.device.type == "cpu":  # a GPU would have to be waited for
         reached = mask.any(dim=(0, 1, 2)).nonzero()  # empty if all queries are padding
         first, end = (int(reached[0]), int(reached[-1]) + 1) if len(reached) else (0, 1)
         key, value, mask = key[:, :, first:end], value[:, :, first:end], mask[..., first:end]
