@@ -23,8 +23,10 @@ def read_prompts(path: str | None, question: str | None, tools: str | None) -> l
         tools: A JSON file with a list of tools, for the question and for rows without tools.
 
     Raises:
-        DataError: If a row cannot be read, or ends with a model turn.
+        DataError: If a row cannot be read or ends with a model turn, if there is no row, or for a file with a question.
     """
+    if path is not None and question is not None:
+        raise DataError("give either a file of prompts (`--prompts`) or one question (`--question`)")
     offered = read_tools(tools) if tools else ()
     if path is None:
         return [Conversation("question", (Message("user", question or ""),), offered)]
@@ -42,6 +44,8 @@ def read_prompts(path: str | None, question: str | None, tools: str | None) -> l
             raise DataError(f"{place}: the last message is a model turn, there is nothing to predict")
         own = conversation.tools or offered
         out.append(Conversation(conversation.id, conversation.messages, own, conversation.category))
+    if not out:
+        raise DataError(f"{path}: no rows (`--prompts`)")
     return out
 
 
