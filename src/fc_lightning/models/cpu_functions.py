@@ -1,0 +1,89 @@
+"""Gemma's RMSNorm and a LoRA layer as single functions with gradients of their own, for training on a CPU.
+
+There a step is bound by memory as much as by matrix products, and these functions pass over their tensors less often
+than the operations they stand for. On a GPU the compiler fuses such operations.
+"""
+
+from __future__ import annotations
+
+from types import MethodType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
+from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
+
+
+def use_fast_norms(model: nn.Module) -> None:
+    """Replace the forward pass of frozen norms of Gemma 2 and Gemma 3 on a CPU. The results are equal to the bit."""
+    for module in model.modules():
+        if isinstance(module, (Gemma2RMSNorm, Gemma3RMSNorm)) and not module.weight.requires_grad:
+            module.forward = MethodType(_norm_forward, module)
+
+
+def _norm_forward(self: Any, x: Tensor) -> Tensor:
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return type(self).forward(self, x)
+    return _RMSNorm.apply(x, self.weight, self.eps)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """``x / rms(x) * (1 + weight)`` with a frozen weight, computed in fp32 and rounded once."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        values = x.float()
+        inverse = torch.rsqrt(values.square().mean(-1, keepdim=True) + eps)
+        normed = values * inverse if values is x else values.mul_(inverse)
+        scale = 1 + weight.float()
+        ctx.save_for_backward(normed, inverse, scale)
+        return (normed * scale).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        normed, inverse, scale = ctx.saved_tensors
+        gradient = upstream.float() * scale
+        projection = torch.linalg.vecdot(gradient, normed).unsqueeze(-1) / normed.shape[-1]
+        return gradient.addcmul_(normed, projection, value=-1).mul_(inverse).to(upstream.dtype), None, None
+
+
+def lora_linear(
+    x: Tensor, weight: Tensor, lora_a: Tensor, lora_b: Tensor, scaling: float, dtype: torch.dtype
+) -> Tensor:
+    """``weight x + scaling · B A x``, shape ``(…, out)``.
+
+    Args:
+        x: ``(…, in)``.
+        weight: ``(out, in)``, frozen.
+        lora_a: ``(r, in)``.
+        lora_b: ``(out, r)``.
+        scaling: Factor of the adapter.
+        dtype: Precision of the products.
+    """
+    flat = x.flatten(0, -2).to(dtype)
+    return _LoraLinear.apply(flat, weight.to(dtype), lora_a, lora_b, scaling).unflatten(0, x.shape[:-1])
+
+
+class _LoraLinear(torch.autograd.Function):
+    """The adapter's products are added in place, to the layer's result and to the gradient of its input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, lora_a: Tensor, lora_b: Tensor, scaling: float) -> Tensor:
+        down, up = lora_a.to(x.dtype), lora_b.to(x.dtype)
+        inner = (x @ down.T).mul_(scaling)  # (n, r)
+        ctx.save_for_backward(x, weight, down, up, inner)
+        ctx.scaling, ctx.dtypes = scaling, (lora_a.dtype, lora_b.dtype)
+        return F.linear(x, weight).addmm_(inner, up.T)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, down, up, inner = ctx.saved_tensors
+        inner_gradient = (upstream @ up).mul_(ctx.scaling)  # (n, r)
+        of_a, of_b = (inner_gradient.T @ x).to(ctx.dtypes[0]), (upstream.T @ inner).to(ctx.dtypes[1])
+        of_x = (upstream @ weight).addmm_(inner_gradient, down) if ctx.needs_input_grad[0] else None
+        return of_x, None, of_a, of_b, None
