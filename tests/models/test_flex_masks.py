@@ -60,3 +60,28 @@ def test_flex_attention_has_the_loss_and_gradients_of_eager_attention(base, pack
             loss.backward()
         results.append([loss.detach(), *(parameter.grad for parameter in model.parameters())])
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_compiled_layers_take_the_mask_of_each_batch(base, monkeypatch):
+    """Masks are closures over a batch's documents; a graph that had kept those of the first batch would be wrong."""
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)
+    models = [load_base(str(base), None, torch.float32, "eager") for _ in range(2)]
+    models[1].config._attn_implementation = "flex_attention"
+    for layer in models[1].get_decoder().layers:
+        layer.compile(dynamic=False, backend="aot_eager")
+    generator = random.Random(0)
+    for _ in range(4):
+        lengths = [generator.choice([20, 60, 100, 127]) for _ in range(4)]
+        documents = [
+            {"id": "", "input_ids": [2, *generator.choices(range(3, 120), k=length - 1)], "supervised": [1, length]}
+            for length in lengths
+        ]
+        batch = PackingCollator(0, pad_to=512)([documents])
+        results = []
+        for model in models:
+            model.zero_grad()
+            loss = token_loss_sum(model, batch)
+            loss.backward()
+            results.append([loss.detach(), *(parameter.grad for parameter in model.parameters())])
+        torch.testing.assert_close(results[1], results[0], rtol=1e-3, atol=1e-3)
