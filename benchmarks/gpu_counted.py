@@ -74,7 +74,7 @@ aten = torch.ops.aten
 
 
 class Meter(TorchDispatchMode):
-    """Counts what reaches the device. Without data a value that is read is 0, and true."""
+    """Counts what reaches the device. There is no data: a value that is read is 0 on the device, and 1 elsewhere."""
 
     def __init__(self) -> None:
         super().__init__()
