@@ -26,7 +26,7 @@ from fc_lightning.evaluation.report import read_predictions
 from fc_lightning.evaluation.report_turns import question_of
 from fc_lightning.models.attention import BY_DOCUMENT
 from fc_lightning.models.flops import parameter_counts
-from fc_lightning.models.memory import estimate_training_bytes, memory_in_use
+from fc_lightning.models.memory import estimate_training_bytes, is_checkpointing, memory_in_use
 from fc_lightning.models.transformers_internals import attention_implementation
 from fc_lightning.training.checkpoint_io import newest_first
 from fc_lightning.training.run_folders import monitoring_checkpoint
@@ -236,7 +236,8 @@ def _expected_memory(trainer: Trainer, module: Any, data: FunctionCallingDataMod
         most = max(sum(num_supervised[document] for row in batch for document in row) for batch in plan)
         supervised = min(module.head_chunk, most)
     half = str(trainer.precision).startswith(("bf16", "16"))
-    added = estimate_training_bytes(module.model, tokens, attended, supervised, module.gradient_checkpointing, half)
+    checkpointing = is_checkpointing(module.model)
+    added = estimate_training_bytes(module.model, tokens, attended, supervised, checkpointing, half, device)
     in_use = memory_in_use(device)
     where = "per GPU" if device.type == "cuda" else "in this process"
     return (

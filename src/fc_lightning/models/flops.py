@@ -43,7 +43,7 @@ class TrainingCost:
 
     def flops(self, batch: Batch) -> float:
         """The floating-point operations of one micro-batch."""
-        pairs = sum(_attended_pairs(length, window) for length in _document_lengths(batch) for window in self.windows)
+        pairs = sum(attended_pairs(length, window) for length in _document_lengths(batch) for window in self.windows)
         return (
             batch["num_tokens"] * self.per_token
             + batch["num_supervised"] * self.per_supervised_token
@@ -72,7 +72,7 @@ def _document_lengths(batch: Batch) -> list[int]:
     return lengths
 
 
-def _attended_pairs(length: int, window: int | None) -> float:
+def attended_pairs(length: int, window: int | None) -> float:
     """Pairs of a query and a key in causal attention over a document."""
     seen = length if window is None else min(window, length)
     return seen * (seen + 1) / 2 + (length - seen) * seen

@@ -80,11 +80,12 @@ class _FrozenHeadLoss(torch.autograd.Function):
             total += loss
             if rows is None or new_tokens is None:
                 out.copy_(gradient @ weight)
-                continue
-            of_new = gradient.index_select(-1, new_tokens)  # (chunk, new)
-            gradient.index_fill_(-1, new_tokens, 0.0)
-            out.copy_(gradient @ weight + of_new @ rows.to(of_new.dtype))
-            rows_gradient += of_new.T @ part
+            else:
+                of_new = gradient.index_select(-1, new_tokens)  # (chunk, new)
+                gradient.index_fill_(-1, new_tokens, 0.0)
+                out.copy_(gradient @ weight + of_new @ rows.to(of_new.dtype))
+                rows_gradient += of_new.T @ part
+            del logits, gradient  # before there are those of the next chunk
         ctx.save_for_backward(hidden_gradient, rows_gradient)
         return total
 

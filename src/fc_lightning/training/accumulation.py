@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fc_lightning.data.collator import Batch
 from fc_lightning.evaluation.evaluator import gather_objects
+from fc_lightning.models.flex_masks import copy_to_device
 from fc_lightning.utils.errors import UserError
 
 
@@ -66,7 +67,7 @@ def sum_over_ranks(
     loss = sum((micro.loss for micro in window), torch.zeros((), device=device))
     num_tokens = sum(micro.num_tokens for micro in window)
     weight = sum(micro.weight for micro in window)
-    counts = torch.tensor([num_tokens, weight, *flags], dtype=torch.float32, device=device)
+    counts = copy_to_device(torch.tensor([num_tokens, weight, *flags], dtype=torch.float32), device)
     num_broken = 1.0 - is_gradient_finite.reshape(1).to(counts)
     sums = torch.cat([loss.reshape(1), num_broken, counts])  # (4 + flags,)
     if world_size > 1:

@@ -27,6 +27,7 @@ from fc_lightning.models.fsdp import are_finite, shard
 from fc_lightning.models.loading import base_record, load_base
 from fc_lightning.models.lora import add_adapter, add_token_rows
 from fc_lightning.models.loss import HEAD_CHUNK, token_loss_sum
+from fc_lightning.models.memory import set_checkpointing
 from fc_lightning.models.merging import merged_for_inference
 from fc_lightning.models.preference_loss import Preference
 from fc_lightning.training.accumulation import MicroBatchLoss, NonFiniteError, describe_non_finite, sum_over_ranks
@@ -41,7 +42,7 @@ from fc_lightning.training.optimization import (
     save_settings,
 )
 from fc_lightning.training.precision import base_dtype
-from fc_lightning.training.trainer_support import check_trainer
+from fc_lightning.training.trainer_support import check_trainer, tokens_per_micro_batch
 from fc_lightning.utils.malloc import release_freed_memory
 
 _GENERATION = {"max_new_tokens": 256, "do_sample": False}
@@ -71,7 +72,7 @@ class FunctionCallingModule(LightningModule):
         preference: Adds a preference loss for rows with a rejected turn (columns ``chosen`` and ``rejected``).
         token_weights: Weights of the supervised tokens in the training loss, by what they are; 1 each by default.
         compile: Compile each decoder layer with ``torch.compile``; ``auto`` does so on a GPU.
-        gradient_checkpointing: Save memory by recomputing each layer in the backward pass.
+        gradient_checkpointing: Save memory by recomputing layers in the backward pass; ``auto`` if a GPU needs it.
         head_chunk: Rows of logits in memory at a time. 512 of a vocabulary of 262,144 are half a gigabyte in fp32.
         generation: Fields of transformers' ``GenerationConfig``; greedy with 256 new tokens by default. With
             ``do_sample: true`` and ``num_return_sequences: k`` each turn is generated k times and pass@k is logged.
@@ -106,7 +107,7 @@ class FunctionCallingModule(LightningModule):
         preference: Preference | None = None,
         token_weights: TokenWeights | None = None,
         compile: bool | Literal["auto"] = "auto",
-        gradient_checkpointing: bool = False,
+        gradient_checkpointing: bool | Literal["auto"] = "auto",
         head_chunk: int = HEAD_CHUNK,
         generation: dict[str, Any] | None = None,
         constrained: bool = False,
@@ -193,19 +194,19 @@ class FunctionCallingModule(LightningModule):
         self._base_record = base_record(self.base, self.revision)
         _, pieces = load_tokenizer(self.base, self.revision, tuple(self.special_tokens), self.tool_format)
         add_token_rows(model, pieces)
-        if self.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
 
         # 2) The adapter
         self.model = model if self.peft is None else add_adapter(model, self.peft, list(pieces))
         self.model.train()  # transformers loads models in evaluation mode
 
-        # 3) Compilation and sharding
+        # 3) Checkpointing, compilation and sharding
+        settings = (self.gradient_checkpointing, tokens_per_micro_batch(trainer), self.head_chunk)
+        checkpointing = set_checkpointing(self.model, *settings, "mixed" in precision, device)
         if device.type == "cuda" if self.compile_layers == "auto" else self.compile_layers:
             compile_layers(model, device)
         if self._is_sharded:
             shard(self.model, self.device_mesh["data_parallel"])
-        self.chosen = f"base in {dtype}, attention {attention} ({reason})"
+        self.chosen = f"base in {dtype}, attention {attention} ({reason}), {checkpointing}"
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The summed loss of a micro-batch; the gradients are divided once, for the whole optimizer step."""

@@ -96,6 +96,15 @@ def check_trainer(trainer: Trainer) -> None:
             raise SettingsError(f"trainer.{name} does not work here: {reason}")
 
 
+def tokens_per_micro_batch(trainer: Trainer | None) -> int:
+    """The most tokens that a micro-batch of a run has on a GPU; 0 if that is not known."""
+    data = getattr(trainer, "datamodule", None)
+    if not isinstance(data, FunctionCallingDataModule):
+        return 0
+    # Rows that are not packed are padded to powers of two.
+    return data.batch_size * (data.max_length if data.packing else 1 << (data.max_length - 1).bit_length())
+
+
 def _check_processes(trainer: Trainer) -> None:
     """Refuse what would wait for processes that cannot come, or cannot be trained by them."""
     cores, on_cpu = os.cpu_count() or 1, isinstance(trainer.accelerator, CPUAccelerator)
