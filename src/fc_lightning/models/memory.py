@@ -43,8 +43,8 @@ def estimate_training_bytes(
     - Without checkpointing, the activations of all layers and the logits are kept.
     - With checkpointing, the inputs of all layers are kept. On top comes the larger of the logits and one layer's
       activations with the gradients inside of it, because the logits are freed before the first layer is recomputed.
-    - A logit takes 12 bytes, for the log-softmax and two gradients, and 16 if it is capped. On a GPU the loss of a
-      frozen head is compiled: it takes the logit and its gradient.
+    - A logit takes 12 bytes, for the log-softmax and two gradients, and 16 if it is capped. Of a frozen head it takes
+      the logit and its gradient, on a CPU one in place of the other.
 
     Freed memory that the allocator caches is not counted.
 
@@ -63,8 +63,8 @@ def estimate_training_bytes(
     kept, gradients = _bytes_per_token(layers[0], config, attended, half, device)
     inputs = tokens * config.hidden_size * len(layers) * (2 if half else 4)
     per_logit = 16 if getattr(config, "final_logit_softcapping", None) else 12
-    if device.type == "cuda" and frozen_head(causal.get_output_embeddings()) is not None:
-        per_logit = 4 if half else 8
+    if frozen_head(causal.get_output_embeddings()) is not None:
+        per_logit = (2 if half else 4) * (2 if device.type == "cuda" else 1)
     logits = supervised * config.vocab_size * per_logit
     if checkpointing:
         activations = inputs + max(logits, tokens * (kept + gradients))
