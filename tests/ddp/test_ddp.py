@@ -2,6 +2,9 @@
 
 import csv
 import json
+import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +16,13 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).parent.parent.parent
 
 
-def fit(folder: Path, devices: int, validation: int, *extra: str) -> tuple[dict[str, float], list[dict]]:
+def fit(
+    folder: Path, devices: int, validation: int, *extra: str, launcher: tuple[str, ...] = ()
+) -> tuple[dict[str, float], list[dict]]:
     """Metrics and predictions of a run of the tiny recipe in a process of its own."""
     command = [
-        *(sys.executable, "main.py", "fit", "--config", "configs/debug/tiny.yaml"),
+        *(launcher or [sys.executable]),
+        *("main.py", "fit", "--config", "configs/debug/tiny.yaml"),
         f"--trainer.logger.init_args.save_dir={folder}",
         f"--trainer.devices={devices}",
         f"--trainer.accumulate_grad_batches={2 // devices}",
@@ -65,3 +71,31 @@ def test_two_ranks_that_share_the_weights_train_as_one_process(tmp_path):
     assert {name: two_metrics[name] for name in same} == pytest.approx({n: one_metrics[n] for n in same}, rel=1e-5)
     one, two = (load_file(next(tmp_path.glob(f"{name}/**/adapter_model.safetensors"))) for name in ("one", "two"))
     torch.testing.assert_close(two, one, rtol=1e-5, atol=1e-7)
+
+
+def networks(*command: str) -> list[str]:
+    return ["unshare", "--user", "--map-root-user", "--net", "--mount", *command]
+
+
+@pytest.mark.nightly
+def test_two_machines_train_as_one_process(tmp_path):
+    """The command of the README with torchrun, run on two networks that are joined by a cable."""
+    if not (shutil.which("unshare") and shutil.which("ip")):
+        pytest.skip("no unshare or ip")
+    cable = networks("ip", "link", "add", "end0", "type", "veth", "peer", "name", "end1")
+    if (probe := subprocess.run(cable, capture_output=True, text=True, check=False)).returncode:
+        pytest.skip(f"this machine allows no networks: {probe.stderr}")
+    (documented,) = re.findall(r"^torchrun (.+?) \\$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    options = documented.replace("--nproc-per-node 8", "--nproc-per-node 1").replace("HOST", "node0")
+    torchrun = (sys.executable, "-m", "torch.distributed.run", *shlex.split(options))
+    launcher = networks("sh", "tests/helpers/two_networks.sh", *torchrun)
+    machines = ("--trainer.devices=1", "--trainer.num_nodes=2", "--trainer.strategy=ddp")
+    one_metrics, one_turns = fit(tmp_path / "one", 1, 3)
+    two_metrics, two_turns = fit(tmp_path / "two", 2, 3, *machines, launcher=tuple(launcher))
+    assert [turn["text"] for turn in two_turns] == [turn["text"] for turn in one_turns]
+    assert two_metrics.keys() == one_metrics.keys()
+    measured = {name for name in one_metrics if name.startswith("val/")} - {"val/seconds"} | {"train/loss"}
+    assert len(measured) > 8
+    assert {name: two_metrics[name] for name in measured} == pytest.approx(
+        {name: one_metrics[name] for name in measured}, rel=1e-5
+    )
