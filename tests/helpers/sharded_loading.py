@@ -23,7 +23,7 @@ from fc_lightning.training import module as training_module
 
 
 class Recorded(training_module.FunctionCallingModule):
-    """Records its memory while the model is configured."""
+    """Records its memory while the model is configured and, if it has an adapter, gathered for a checkpoint."""
 
     def __init__(self, folder: Path, **settings: object):
         super().__init__(**settings)
@@ -41,9 +41,12 @@ class Recorded(training_module.FunctionCallingModule):
                 samples.append((time.monotonic(), own_bytes() - before))
 
         before = own_bytes()
-        sampler = threading.Thread(target=record)
+        sampler = threading.Thread(target=record, daemon=True)
         sampler.start()
         super().configure_model()
+        if self.peft is not None:
+            saved = self.trainer.strategy.lightning_module_state_dict()
+            assert saved.keys() == (self.trained_parameters().keys() if self.global_rank == 0 else set())
         done.set()
         sampler.join()
         self.check_shards()
@@ -52,8 +55,10 @@ class Recorded(training_module.FunctionCallingModule):
 
     def check_shards(self) -> None:
         """Every weight is this rank's rows of the one in the file."""
-        clean = {name.replace(".base_layer", "").replace("base_model.model.", ""): name for name in self.state_dict()}
-        weights = {name: self.state_dict()[full].to_local() for name, full in clean.items()}
+        weights = {
+            name.replace(".base_layer", "").replace("base_model.model.", ""): parameter.to_local()
+            for name, parameter in self.named_parameters()
+        }
         with safe_open(Path(self.base) / "model.safetensors", framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - the file is not a dictionary
                 rows = file.get_tensor(name).chunk(self.trainer.world_size)[self.global_rank]
@@ -72,6 +77,6 @@ if __name__ == "__main__":
     base, adapter, folder = sys.argv[1:]
     peft = LoraConfig(r=4, target_modules="all-linear") if adapter == "1" else None
     module = Recorded(Path(folder), base=base, peft=peft, special_tokens=[])
-    strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
+    strategy = ModelParallelStrategy(2, tensor_parallel_size=1, save_distributed_checkpoint=False)
     trainer = Trainer(accelerator="cpu", devices=2, strategy=strategy, logger=False, enable_checkpointing=False)
     trainer.fit(module, DataLoader([0]))

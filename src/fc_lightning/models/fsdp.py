@@ -38,6 +38,14 @@ def shard(model: nn.Module, mesh: Any) -> None:
     fully_shard(causal, mesh=mesh)
     causal.token_loss_sum = MethodType(causal_loss_sum, causal)
     register_fsdp_forward_method(causal, "token_loss_sum")
+    model.register_state_dict_post_hook(_drop_frozen)
+
+
+def _drop_frozen(model: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """Leave the frozen weights out of a state: for a checkpoint, Lightning would gather all of them on one rank."""
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if not parameter.requires_grad:
+            state.pop(prefix + name, None)
 
 
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:
