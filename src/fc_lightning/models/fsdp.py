@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from fc_lightning.models.lora import saved_with_adapter, unwrap_peft
@@ -50,6 +50,9 @@ def _drop_frozen(model: nn.Module, state: dict[str, Any], prefix: str, _: Any) -
 
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:
     """The trained weights by name. Shards are gathered, so all ranks must call this."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()  # validation leaves embedding and head gathered
     trained = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
     return {name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for name, tensor in trained.items()}
 

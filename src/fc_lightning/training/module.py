@@ -298,7 +298,8 @@ class FunctionCallingModule(LightningModule):
             BaseModelError, CheckpointError: If not.
         """
         self.configure_model()
-        check_weights(checkpoint["state_dict"], self.trained_parameters())
+        if "state_dict" in checkpoint:  # sharded weights have been loaded from it already
+            check_weights(checkpoint["state_dict"], self.trained_parameters())
         check_base(checkpoint, self._base_record, vocabulary_digest(self.tokenizer))
         check_adapter(checkpoint, adapter_settings(self.model))
         if (trainer := attached_trainer(self)) is not None and trainer.state.fn == "fit":
