@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from fc_lightning.models.lora import saved_with_adapter, unwrap_peft
@@ -38,10 +38,21 @@ def shard(model: nn.Module, mesh: Any) -> None:
     fully_shard(causal, mesh=mesh)
     causal.token_loss_sum = MethodType(causal_loss_sum, causal)
     register_fsdp_forward_method(causal, "token_loss_sum")
+    model.register_state_dict_post_hook(_drop_frozen)
+
+
+def _drop_frozen(model: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """Leave the frozen weights out of a state: for a checkpoint, Lightning would gather all of them on one rank."""
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if not parameter.requires_grad:
+            state.pop(prefix + name, None)
 
 
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:
     """The trained weights by name. Shards are gathered, so all ranks must call this."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()  # validation leaves embedding and head gathered
     trained = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
     return {name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for name, tensor in trained.items()}
 

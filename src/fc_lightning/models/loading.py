@@ -13,6 +13,8 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+from transformers.core_model_loading import WeightConverter
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from fc_lightning.utils.errors import first_line
@@ -65,6 +67,13 @@ def load_base(
     if not hasattr(model.get_decoder(), "layers"):
         raise BaseModelError(f"{base}: a {type(model).__name__} has no decoder layers (`model.base`)")
     return model
+
+
+def is_mapped(base: str, revision: str | None, dtype: torch.dtype) -> bool:
+    """Whether a base's weights stay in its files until they are read, because nothing casts or merges them."""
+    config = load_config(base, revision)
+    conversions = get_checkpoint_conversion_mapping(config.model_type) or []
+    return config.dtype == dtype and not any(isinstance(conversion, WeightConverter) for conversion in conversions)
 
 
 def base_digest(base: str, revision: str | None) -> str:

@@ -8,6 +8,7 @@ its error to a file with the time (as ``torch.distributed.elastic`` does), and t
 from __future__ import annotations
 
 import ctypes
+import functools
 import json
 import multiprocessing
 import os
@@ -24,10 +25,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from fc_lightning.training.lightning_internals import SubprocessLauncher
+from fc_lightning.models.loading import is_mapped
+from fc_lightning.training.lightning_internals import SubprocessLauncher, attached_trainer
+from fc_lightning.training.precision import base_dtype
 from fc_lightning.utils.errors import UserError, first_line
 from fc_lightning.utils.escaping import printable_text
 from fc_lightning.utils.secrets import redact
@@ -135,6 +139,32 @@ class Launcher(SubprocessLauncher):
         return super().launch(function, *args, trainer=trainer, **kwargs)
 
 
+def configure_in_turns(configure: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Let a module's ``configure_model`` load the model once, and unmapped weights on one rank of a machine at a time.
+
+    Each rank copies only its own shards out of weights that are mapped from their files. Weights that are cast or
+    merged are complete in a rank's memory until they are sharded: taking turns, a machine has one such copy at a time.
+    """
+
+    @functools.wraps(configure)
+    def configure_model(module: Any) -> None:
+        if module.model is not None:
+            return
+        if (trainer := attached_trainer(module)) is None or module.device_mesh is None or _is_base_mapped(module):
+            configure(module)
+            return
+        strategy = trainer.strategy
+        try:
+            for _ in range(strategy.local_rank):
+                strategy.barrier()
+            configure(module)
+        finally:  # after an error too, because the other ranks wait
+            for _ in range(strategy.local_rank, strategy.num_processes):
+                strategy.barrier()
+
+    return configure_model
+
+
 def record_error(error: BaseException) -> None:
     """Record an error as soon as it is known, so that follow-up errors are not mistaken for the cause."""
     if _ranks is not None and isinstance(error, Exception):
@@ -180,6 +210,12 @@ def is_raised_by_lightning(error: BaseException) -> bool:
     frames = traceback.extract_tb(error.__traceback__)
     kinds = (ValueError, RuntimeError, MisconfigurationException)
     return type(error) in kinds and bool(frames) and "/lightning/pytorch/" in frames[-1].filename
+
+
+def _is_base_mapped(module: Any) -> bool:
+    precision, has_adapter = str(module.trainer.precision), module.peft is not None
+    dtype = base_dtype(precision, module.weight_dtype, has_adapter, bool(module.quantization))
+    return is_mapped(module.base, module.revision, getattr(torch, dtype))
 
 
 def _join_parent() -> None:

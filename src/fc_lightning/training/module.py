@@ -32,6 +32,7 @@ from fc_lightning.models.merging import merged_for_inference
 from fc_lightning.models.preference_loss import Preference
 from fc_lightning.training.accumulation import MicroBatchLoss, NonFiniteError, describe_non_finite, sum_over_ranks
 from fc_lightning.training.compatibility import adapter_settings, check_adapter, check_base, check_weights
+from fc_lightning.training.distributed import configure_in_turns
 from fc_lightning.training.lightning_internals import attached_trainer
 from fc_lightning.training.optimization import (
     OptimizationSettings,
@@ -175,14 +176,13 @@ class FunctionCallingModule(LightningModule):
     def setup(self, stage: str) -> None:
         check_trainer(self.trainer)
 
+    @configure_in_turns
     def configure_model(self) -> None:
         """Load the base and add the new-token embeddings and the adapter. Lightning calls it once the device is known.
 
         Raises:
             BaseModelError: If the base cannot be loaded, or the settings contradict each other.
         """
-        if self.model is not None:
-            return
         precision, device = "32-true", torch.device("cpu")
         if (trainer := attached_trainer(self)) is not None:
             precision, device = str(trainer.precision), trainer.strategy.root_device
@@ -299,7 +299,8 @@ class FunctionCallingModule(LightningModule):
             BaseModelError, CheckpointError: If not.
         """
         self.configure_model()
-        check_weights(checkpoint["state_dict"], self.trained_parameters())
+        if "state_dict" in checkpoint:  # sharded weights have been loaded from it already
+            check_weights(checkpoint["state_dict"], self.trained_parameters())
         check_base(checkpoint, self._base_record, vocabulary_digest(self.tokenizer))
         check_adapter(checkpoint, adapter_settings(self.model))
         if (trainer := attached_trainer(self)) is not None and trainer.state.fn == "fit":
