@@ -276,8 +276,7 @@ class FunctionCallingModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only the trained weights, and record the base and the vocabulary that they belong to."""
         trained = self.trained_parameters()
-        checkpoint["vocabulary"] = vocabulary_digest(self.tokenizer)
-        checkpoint["base"] = self._base_record
+        checkpoint |= {"vocabulary": vocabulary_digest(self.tokenizer), "base": self._base_record}
         checkpoint["adapter"] = adapter_settings(self.model)
         # For `load_from_checkpoint`; LightningCLI's way of making the module would want classes by path.
         checkpoint["hyper_parameters"].pop("_instantiator", None)
