@@ -26,7 +26,6 @@ from transformers import AutoModelForCausalLM
 from fc_lightning.chat_template.template import ChatTemplate
 from fc_lightning.chat_template.tokens import SpecialToken, load_tokenizer
 from fc_lightning.data import FunctionCallingDataModule, Source
-from fc_lightning.data.samplers import plan_generation
 from fc_lightning.evaluation import generation
 from fc_lightning.evaluation.generation import generate, shared_length
 from fc_lightning.evaluation.kv_cache import BufferedCache, BufferedLayer
@@ -96,8 +95,8 @@ class Profile:
         self._time(model.get_output_embeddings(), "forward", "head")
         self._time(BufferedLayer, "update", "cache: new positions")
         self._time(BufferedLayer, "batch_select_indices", "cache: rows that ended")
-        self._time(BufferedLayer, "drop_before", "cache: rows that ended")
-        self._time(BufferedCache, "copy_row", "cache: prompts to batch")
+        self._time(BufferedCache, "arrange", "cache: prompts to batch")
+        self._time(BufferedCache, "add_row", "cache: prompts to batch")
         self._time(generation, "_argmax", "sampling")
 
     @staticmethod
@@ -129,11 +128,9 @@ def generate_all(
     """The new ids of each prompt, by its number; prints the speed and, if asked, the profile."""
     settings = {"max_new_tokens": args.max_new_tokens, "do_sample": False}
     profile = Profile(model) if args.profile else None
-    texts: dict[int, list[int]] = {}
     start, cpu_start = time.monotonic(), time.process_time()
-    for batch in plan_generation(prompts, args.batch_tokens, args.batch_size):
-        outputs = generate(model, [prompts[number] for number in batch], settings, ends, pad)
-        texts |= {number: ids for number, (ids, _) in zip(batch, outputs, strict=True)}
+    outputs = generate(model, prompts, settings, ends, pad, limits=(args.batch_tokens, args.batch_size))
+    texts = {number: ids for number, (ids, _) in enumerate(outputs)}
     wall, cpu = time.monotonic() - start, time.process_time() - cpu_start
     print_speed("ours", texts, wall, cpu)
     if profile:

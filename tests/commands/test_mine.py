@@ -69,7 +69,7 @@ def test_pairs_are_written_and_train(tmp_path, monkeypatch, capsys):
     data.write_text("".join(f"{json.dumps(row)}\n" for row in ROWS))
     prompts = []
 
-    def say(self, model, prompts_of_batch, tools, seed, synced_gpus=False):
+    def say(self, model, prompts_of_batch, tools, seed, synced_gpus=False, limits=None):
         assert self.samples == 3
         assert self.settings["do_sample"]
         assert self.settings["temperature"] == 0.5

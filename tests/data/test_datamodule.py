@@ -274,3 +274,19 @@ def test_every_rank_has_prompts_where_one_batch_would_hold_all(tmp_path):
         asked.append([order for batch in data.val_dataloader()[1] for order in batch["order"]])
     assert all(asked)
     assert sorted(asked[0] + asked[1]) == list(range(count))
+
+
+def test_batches_of_prompts_are_joined_where_the_trainer_does_not_count_them(tmp_path):
+    source = Source(TRAIN, limit=12)
+    data = FunctionCallingDataModule(BASE, validation=[source], cache_dir=str(tmp_path), generation_batch_size=1)
+    data.setup("validate")
+    count = len(data.prepared["validation"].prompts)
+    assert count > 8
+    joined = list(data.val_dataloader()[1])
+    assert [len(batch["order"]) for batch in joined] == [8, count - 8]
+    assert [batch["limits"] for batch in joined] == [(32768, 1)] * 2
+    for limits in ({"limit_val_batches": 1}, {"limit_val_batches": 0.5}, {"limit_predict_batches": 3}):
+        data.trainer = SimpleNamespace(world_size=1, global_rank=0, state=SimpleNamespace(fn="validate"), **limits)
+        data.trainer.strategy = SimpleNamespace(root_device=torch.device("cpu"))
+        counted = list(data.val_dataloader()[1])
+        assert [batch["order"] for batch in counted] == [[number] for batch in joined for number in batch["order"]]

@@ -7,6 +7,7 @@ import warnings
 import pytest
 import torch
 from tests.helpers.native_conversations import SYNTAXES, native_tokenizer
+from transformers import AutoModelForCausalLM
 
 from fc_lightning.chat_template.template import ChatTemplate
 from fc_lightning.chat_template.tokens import SpecialToken, load_tokenizer
@@ -14,6 +15,7 @@ from fc_lightning.conversation.json_schema import fits_schema
 from fc_lightning.conversation.parsing import parse_turn
 from fc_lightning.conversation.types import Message, Tool, ToolCall
 from fc_lightning.evaluation.constrained import CallGrammars
+from fc_lightning.evaluation.generation import NO_LIMITS, generate
 from fc_lightning.evaluation.grammar_schema import arguments_schema, unenforced_keywords
 
 xgrammar = pytest.importorskip("xgrammar")
@@ -50,6 +52,28 @@ def test_constrained_turns_are_grammatical_and_their_calls_valid():
     assert {call.name for call in calls} == {"weather", "clock"}
     assert all(fits_schema(call.arguments, SCHEMA) for call in calls if call.name == "weather")
     assert not turns[-1].tool_calls  # no tools, no calls
+
+
+@pytest.mark.parametrize("settings", [{}, {"repetition_penalty": 1.0}], ids=["ours", "transformers"])
+def test_each_row_keeps_to_its_own_grammar_whatever_is_generated_at_once(settings):
+    tokenizer, _ = load_tokenizer("tests/models/tiny_gemma2", None, tuple(SpecialToken))
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained("tests/models/tiny_gemma2").eval()
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    grammars = CallGrammars(tokenizer, len(tokenizer), [1])
+    tools = [[Tool(f"tool_{number}", "", SCHEMA)] if number % 3 else [] for number in range(5)]
+    prompts = [[2, *range(5, 8 + 4 * number)] for number in range(5)]
+    settings = {"max_new_tokens": 60, "do_sample": False, **settings}
+    alone, *together = (
+        generate(model, prompts, settings, [1], 0, grammars.constrain(tools, 60), limits=limits)
+        for limits in ((10**6, 1), (10**6, 2), NO_LIMITS)
+    )
+    assert together == [alone] * 2
+    assert all(finished for _, finished in alone)
+    turns = [parse_turn(tokenizer.decode(ids)) for ids, _ in alone]
+    assert all(turn.grammatical and not turn.errors for turn in turns)
+    called = [{call.name for call in turn.tool_calls} for turn in turns]
+    assert all(names <= {tool.name for tool in tools[number]} for number, names in enumerate(called))
 
 
 ENDLESS = {

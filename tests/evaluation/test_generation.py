@@ -1,13 +1,15 @@
 """Generation from a shared cache, against plain forward passes without a cache, one prompt at a time."""
 
+import contextlib
 import copy
+import random
 
 import pytest
 import torch
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3ForCausalLM, Gemma3TextConfig, GenerationConfig
 
-from fc_lightning.evaluation.generation import generate, shared_length
+from fc_lightning.evaluation.generation import NO_LIMITS, generate, shared_length
 from fc_lightning.models.attention import BY_DOCUMENT
 from fc_lightning.models.lora import add_adapter, unwrap_peft
 
@@ -47,20 +49,65 @@ def greedy(model, prompt, new=NEW):
     return row[len(prompt) :], False
 
 
+@contextlib.contextmanager
+def recorded_calls(model):
+    """The keyword arguments of each call of the decoder: of reading, and with ``position_ids`` of decoding."""
+    calls = []
+    hook = model.get_decoder().register_forward_pre_hook(lambda _, args, kwargs: calls.append(kwargs), with_kwargs=True)
+    yield calls
+    hook.remove()
+
+
 def test_together_as_one_at_a_time(model):
     expected = [greedy(model, prompt) for prompt in PROMPTS]
     assert len({len(ids) for ids, _ in expected}) > 2
     assert generate(model, PROMPTS, {"max_new_tokens": NEW}, ENDS, PAD) == expected
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_any_limits_give_what_one_at_a_time_gives(model, seed):
+    generator = random.Random(seed)
+    beginnings = [[2, *generator.choices(range(3, 64), k=length)] for length in (0, 1, 6, 30)]
+    prompts = [
+        generator.choice(beginnings) + generator.choices(range(3, 64), k=generator.choice([0, 1, 3, 9, 40]))
+        for _ in range(12)
+    ]
+    expected = [greedy(model, prompt) for prompt in prompts]
+    for limits in ((10**6, 1), (10**6, 3), (1, 64), (generator.randint(20, 400), generator.randint(2, 9))):
+        with recorded_calls(model) as calls:
+            assert generate(model, prompts, {"max_new_tokens": NEW}, ENDS, PAD, limits=limits) == expected
+        assert max(len(call["input_ids"]) for call in calls) <= limits[1]
+
+
+def test_prompts_are_read_into_the_places_of_rows_that_ended(model):
+    prompts = [[*prompt, number] for number in range(3, 9) for prompt in PROMPTS[:4]]
+    ended = []
+    with recorded_calls(model) as calls:
+        outputs = generate(model, prompts, {"max_new_tokens": NEW}, ENDS, PAD, on_step=ended.append, limits=(10**6, 5))
+    steps = [len(call["input_ids"]) for call in calls if "position_ids" in call]
+    assert outputs == [greedy(model, prompt) for prompt in prompts]
+    assert sum(ended) == len(prompts)
+    # The batch is full until no prompt waits; no row goes on after its end.
+    assert sum(steps) == sum(len(ids) + finished for ids, finished in outputs)
+    assert steps == sorted(steps, reverse=True)
+    assert steps.count(5) > len(steps) / 2
+
+
+@pytest.mark.parametrize("limits", [(60, 64), (100, 3)], ids=str)
+def test_the_limit_of_tokens_counts_padding_and_new_tokens(model, limits):
+    prompts = [PROMPTS[number % 6] for number in range(20)]
+    with recorded_calls(model) as calls:
+        generate(model, prompts, {"max_new_tokens": 5}, ENDS, PAD, limits=limits)
+    positions = [call["position_ids"] for call in calls if "position_ids" in call]  # of the last token of each row
+    # A row is added only if all fit with what they have by then; they grow by fewer than five tokens afterwards.
+    assert all(len(one) == 1 or len(one) * (int(one.max()) + 1 - 4) <= limits[0] for one in positions)
+    assert max(map(len, positions)) > 2
+
+
 def test_no_token_is_read_twice_and_no_row_goes_on_after_its_end(model):
-    shapes = []
-    decoder = model.get_decoder()
-    hook = decoder.register_forward_pre_hook(
-        lambda _, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
-    )
-    outputs = generate(model, PROMPTS, {"max_new_tokens": NEW}, ENDS, PAD)
-    hook.remove()
+    with recorded_calls(model) as calls:
+        outputs = generate(model, PROMPTS, {"max_new_tokens": NEW}, ENDS, PAD)
+    shapes = [tuple(call["input_ids"].shape) for call in calls]
     beginnings = {tuple(prompt[: n + 1]) for prompt in PROMPTS for n in range(len(prompt) - 1)}
     steps = [shape for shape in shapes if shape[1] == 1 and shape[0] == len(PROMPTS)][:1]
     first = shapes.index(steps[0])
@@ -102,8 +149,9 @@ def test_several_continuations_of_each_prompt(model):
     outputs = generate(model, PROMPTS[:2], settings, ENDS, PAD)
     assert len(outputs) == 6
     assert len({tuple(ids) for ids, _ in outputs[:3]}) > 1
-    nearly_greedy = generate(model, PROMPTS[:2], {**settings, "temperature": 1e-4}, ENDS, PAD)
-    assert nearly_greedy == [greedy(model, prompt, 6) for prompt in PROMPTS[:2] for _ in range(3)]
+    for limits in (NO_LIMITS, (10**6, 1)):
+        nearly_greedy = generate(model, PROMPTS[:4], {**settings, "temperature": 1e-4}, ENDS, PAD, limits=limits)
+        assert nearly_greedy == [greedy(model, prompt, 6) for prompt in PROMPTS[:4] for _ in range(3)]
 
 
 @pytest.mark.parametrize(
@@ -129,15 +177,19 @@ def test_samples_are_those_of_transformers(model, settings):
 
 def test_beams_are_those_of_transformers(model):
     settings = {"max_new_tokens": 6, "num_beams": 3}
-    for prompt, (ids, _) in zip(PROMPTS, generate(model, PROMPTS, settings, ENDS, PAD), strict=True):
+    outputs = generate(model, PROMPTS, settings, ENDS, PAD)
+    assert generate(model, PROMPTS, settings, ENDS, PAD, limits=(40, 3)) == outputs
+    for prompt, (ids, _) in zip(PROMPTS, outputs, strict=True):
         out = model.generate(input_ids=torch.tensor([prompt]), eos_token_id=ENDS, pad_token_id=PAD, **settings)
         expected = [token for token in out[0, len(prompt) :].tolist() if token not in ENDS]
         assert ids == expected
 
 
 def test_a_least_number_of_new_tokens_counts(model):
-    outputs = generate(model, PROMPTS, {"max_new_tokens": NEW, "min_new_tokens": 9}, ENDS, PAD)
+    settings = {"max_new_tokens": NEW, "min_new_tokens": 9}
+    outputs = generate(model, PROMPTS, settings, ENDS, PAD)
     assert all(len(ids) >= 9 for ids, _ in outputs)
+    assert generate(model, PROMPTS, settings, ENDS, PAD, limits=(10**6, 2)) == outputs
 
 
 def test_a_single_prompt_of_one_token(model):

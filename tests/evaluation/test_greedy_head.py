@@ -32,3 +32,14 @@ def test_a_state_for_which_all_tokens_are_close_is_computed_in_full(monkeypatch)
 @pytest.mark.parametrize("head", [nn.Linear(4, 4), nn.Linear(4, 4, bias=False).bfloat16(), nn.Identity()], ids=repr)
 def test_other_heads_are_computed_by_the_model(head):
     assert GreedyHead.of(head) is None
+
+
+@pytest.mark.parametrize("size", [64, 70, 3])
+def test_the_last_token_can_be_the_best(size):
+    torch.manual_seed(0)
+    head, hidden = nn.Linear(8, size, bias=False), torch.randn(5, 8)
+    with torch.no_grad():
+        head.weight[-1] = 10 * hidden[2]
+    expected = (hidden.double() @ head.weight.detach().double().T).argmax(1)
+    assert expected[2] == size - 1
+    assert GreedyHead.of(head).best(hidden).tolist() == expected.tolist()

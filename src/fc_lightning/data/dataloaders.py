@@ -12,6 +12,8 @@ from torch.utils.data import Dataset as TorchDataset
 
 from fc_lightning.data.samplers import MicroBatch
 
+_NUM_JOINED = 8  # batches of prompts; the progress bar shows the exact match so far after each
+
 
 class PromptBatch(TypedDict):
     """Prompts to generate from; ``order`` is the index of each in the data."""
@@ -27,6 +29,7 @@ class PromptBatch(TypedDict):
     response_schema: list[str]  # the JSON schema of the answer, or empty
     answer: list[str]  # the text of the expected turn, without its calls
     perturbation: list[str]  # how the prompt was perturbed, or empty
+    limits: tuple[int, int]  # largest number of tokens and of prompts that are generated at once
 
 
 def is_prompt_batch(batch: Any) -> bool:
@@ -47,13 +50,14 @@ class PackDataset(TorchDataset):
 class PromptDataset(TorchDataset):
     """Batches of prompts: an index is a list of prompt numbers."""
 
-    def __init__(self, prompts: Any):
+    def __init__(self, prompts: Any, limits: tuple[int, int]):
         self.prompts = prompts
+        self.limits = limits
 
     def __getitem__(self, numbers: list[int]) -> PromptBatch:
         rows = [self.prompts[number] for number in numbers]
-        names = PromptBatch.__annotations__.keys() - {"order"}
-        batch: Any = {"order": numbers, **{name: [row[name] for row in rows] for name in names}}
+        names = PromptBatch.__annotations__.keys() - {"order", "limits"}
+        batch: Any = {"order": numbers, "limits": self.limits, **{name: [row[name] for row in rows] for name in names}}
         return batch
 
 
@@ -61,6 +65,18 @@ def loader(dataset: Any, **options: Any) -> DataLoader:
     """A loader of batches that are planned already."""
     # A loader draws a seed: not from the training generator.
     return DataLoader(dataset, batch_size=None, generator=torch.Generator(), **options)
+
+
+def join_for_refill(batches: list[list[int]], trainer: Any) -> list[list[int]]:
+    """Join prompts that do not fit at once: generation reads the next ones when others end.
+
+    Batches stay as they are where a limit of the trainer counts them.
+    """
+    limits = [getattr(trainer, f"limit_{stage}_batches", 1.0) for stage in ("val", "test", "predict")]
+    if any(isinstance(limit, int) or limit != 1.0 for limit in limits):
+        return batches
+    starts = range(0, len(batches), _NUM_JOINED)
+    return [[number for batch in batches[start : start + _NUM_JOINED] for number in batch] for start in starts]
 
 
 def without_perturbations(prompts: Dataset) -> Dataset:

@@ -311,8 +311,9 @@ class FunctionCallingDataModule(ResumableDataModule):
         ids = [row["input_ids"] for row in prompts]
         size = min(self.generation_batch_size, -(-len(ids) // self._world_size))  # so that every rank has some
         batches = plan_generation(ids, self.generation_batch_tokens, size)
-        sampler = shard_batches(batches, self._world_size, self._rank)
-        return dataloaders.loader(dataloaders.PromptDataset(prompts), sampler=sampler, collate_fn=lambda batch: batch)
+        sampler = dataloaders.join_for_refill(shard_batches(batches, self._world_size, self._rank), self.trainer)
+        dataset = dataloaders.PromptDataset(prompts, (self.generation_batch_tokens, self.generation_batch_size))
+        return dataloaders.loader(dataset, sampler=sampler, collate_fn=lambda batch: batch)
 
     def _splits(self, stage: str | None) -> list[str]:
         if stage == "predict" and self.prompts is not None:

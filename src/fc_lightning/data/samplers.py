@@ -108,8 +108,8 @@ def shard_batches(batches: Sequence[Any], num_replicas: int, rank: int) -> list[
     return filled[rank::num_replicas]
 
 
-def plan_generation(prompts: Sequence[Sequence[int]], max_tokens: int, max_prompts: int) -> list[list[int]]:
-    """Group prompts of similar length, the longest first, so that an out-of-memory error comes at the start.
+def generation_order(prompts: Sequence[Sequence[int]]) -> list[int]:
+    """The order to generate in: the longest prompts first, so that an out-of-memory error comes at the start.
 
     Prompts with a long common prefix stay together, so that it is computed once.
     """
@@ -120,9 +120,14 @@ def plan_generation(prompts: Sequence[Sequence[int]], max_tokens: int, max_promp
         else:
             groups.append([prompt])
     groups.sort(key=lambda group: -max(len(prompts[prompt]) for prompt in group))
+    return [prompt for group in groups for prompt in group]
+
+
+def plan_generation(prompts: Sequence[Sequence[int]], max_tokens: int, max_prompts: int) -> list[list[int]]:
+    """Batches of prompts in the order of :func:`generation_order`, so of similar length."""
     batches: list[list[int]] = []
     longest = 0
-    for prompt in (prompt for group in groups for prompt in group):
+    for prompt in generation_order(prompts):
         longest = max(longest, len(prompts[prompt]))
         if batches and len(batches[-1]) < max_prompts and longest * (len(batches[-1]) + 1) <= max_tokens:
             batches[-1].append(prompt)

@@ -134,29 +134,23 @@ class GrammarConstraint:
     def __init__(self, matchers: Sequence[Any], grammars: CallGrammars, limit: int):
         self.matchers, self.grammars, self.limit = matchers, grammars, limit
         self.rows: Sequence[int] = range(len(matchers))
-        self.num_generated = 0  # new tokens per row
-        self.num_seen: int | None = None  # columns of ids that the matchers have consumed
+        self.num_calls = [0] * len(matchers)  # for each row, one more than it has new tokens
 
     def set_rows(self, rows: Sequence[int]) -> None:
         """Set the rows of the following calls, as indices into all rows."""
         self.rows = rows
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Set the scores ``(rows, vocabulary)`` of forbidden tokens to minus infinity, given the ids so far."""
-        length = input_ids.shape[1]
-        num_seen = length if self.num_seen is None else self.num_seen
-        new_ids = input_ids[:, num_seen:].tolist()
-        self.num_generated += length - num_seen
-        self.num_seen = length
+        """Set the scores ``(rows, vocabulary)`` of forbidden tokens to minus infinity; see ``Constraint``."""
         mask = self.grammars.xgrammar.allocate_token_bitmask(len(self.rows), self.grammars.vocabulary)
-        for place, row in enumerate(self.rows):
-            matcher = self.matchers[row]
-            for token in new_ids[place]:
-                if not matcher.is_terminated():  # padding follows the end of a turn
-                    matcher.accept_token(token)
+        for place, (row, token) in enumerate(zip(self.rows, input_ids[:, -1].tolist(), strict=True)):
+            matcher, num_generated = self.matchers[row], self.num_calls[row]
+            self.num_calls[row] += 1
+            if num_generated and not matcher.is_terminated():  # padding follows the end of a turn
+                matcher.accept_token(token)
             if not matcher.is_terminated():
                 matcher.fill_next_token_bitmask(mask, place)
-                if self.num_generated * _CLOSING >= self.limit * (_CLOSING - 1):
+                if num_generated * _CLOSING >= self.limit * (_CLOSING - 1):
                     self._keep_closers(mask[place])
         allowed = scores.clone()  # transformers may return the raw scores too
         self.grammars.xgrammar.apply_token_bitmask_inplace(allowed, mask.to(scores.device))

@@ -20,7 +20,6 @@ import torch
 import torch.distributed
 from torch import nn
 
-from fc_lightning.data.samplers import plan_generation
 from fc_lightning.evaluation.evaluator import IndexedTurn, TurnGenerator, gather_objects
 from fc_lightning.evaluation.turns import EvaluatedTurn
 
@@ -46,7 +45,8 @@ class PlayedConversation:
 
 def rows_of(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The prompts of a batch, one row each."""
-    return [{key: values[number] for key, values in batch.items()} for number in range(len(batch["order"]))]
+    columns = {key: values for key, values in batch.items() if key != "limits"}
+    return [{key: values[number] for key, values in columns.items()} for number in range(len(batch["order"]))]
 
 
 def group_conversations(rows: Iterable[PromptRow]) -> list[list[PromptRow]]:
@@ -76,7 +76,7 @@ def play_conversations(
         model: A causal language model.
         conversations: For each conversation the prompts of its turns, with the recorded history.
         teacher_forced: The evaluated turn of each of these prompts, by its order.
-        limits: Largest number of tokens and of prompts in a batch.
+        limits: Largest number of tokens and of prompts that are generated at once.
         synced_gpus: Whether all ranks play the same conversations with a sharded model.
     """
     played = [teacher_forced[rows[0]["order"]] for rows in conversations]  # the last turn of each conversation
@@ -90,11 +90,11 @@ def play_conversations(
         # 2) Generate where the prompt is not the recorded one.
         rows = {n: {**conversations[n][turn], "input_ids": prompts[n]} for n in active}
         changed = [n for n in active if prompts[n] != list(conversations[n][turn]["input_ids"])]
-        generated: dict[int, EvaluatedTurn] = {}
-        for group in plan_generation([prompts[n] for n in changed], *limits):
-            chosen = [rows[changed[place]] for place in group]
-            batch = {key: [row[key] for row in chosen] for key in chosen[0]}
-            generated |= {order: one for order, one in generator.turns(model, batch, synced_gpus) if one.sample == 0}
+        generated = {}
+        if changed:
+            batch: dict[str, Any] = {key: [rows[n][key] for n in changed] for key in rows[changed[0]]}
+            turns = generator.turns(model, {**batch, "limits": limits}, synced_gpus)
+            generated = {order: one for order, one in turns if one.sample == 0}
         # 3) Judge.
         for n in active:
             order = conversations[n][turn]["order"]

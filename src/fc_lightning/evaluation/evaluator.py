@@ -18,7 +18,7 @@ from fc_lightning.chat_template.template import ChatTemplate
 from fc_lightning.chat_template.tool_formats import ToolFormat, native_syntax
 from fc_lightning.conversation.parsing import call_from_value, tool_from_value
 from fc_lightning.evaluation.constrained import CallGrammars, GrammarConstraint
-from fc_lightning.evaluation.generation import generate, ignore_step
+from fc_lightning.evaluation.generation import NO_LIMITS, generate, ignore_step
 from fc_lightning.evaluation.metrics import EvaluatedTurn, evaluate_turn, groups_of, tool_call_metrics
 from fc_lightning.evaluation.robustness import plain_turns, robustness
 from fc_lightning.utils.errors import UserError, first_line
@@ -73,6 +73,7 @@ class TurnGenerator:
         tools: Sequence[str],
         seed: int,
         synced_gpus: bool = False,
+        limits: tuple[int, int] = NO_LIMITS,
     ) -> list[tuple[str, bool]]:
         """Generate from prompts: the texts, those of one prompt in a row, and whether each turn ended.
 
@@ -84,6 +85,7 @@ class TurnGenerator:
             tools: For each prompt, the JSON of the offered tools.
             seed: Seed of sampling, added to the generator's.
             synced_gpus: See :func:`fc_lightning.evaluation.generation.generate`.
+            limits: See :func:`fc_lightning.evaluation.generation.generate`.
         """
         device = next(model.parameters()).device
         constraint = self._constraint(model, tools) if self.constrained else None
@@ -99,6 +101,7 @@ class TurnGenerator:
                     constraint,
                     synced_gpus,
                     self.on_step,
+                    limits,
                 )
             except ValueError as error:
                 if "/transformers/generation/" not in traceback.extract_tb(error.__traceback__)[-1].filename:
@@ -109,12 +112,11 @@ class TurnGenerator:
     def turns(self, model: nn.Module, batch: Mapping[str, Any], synced_gpus: bool = False) -> list[IndexedTurn]:
         """Generate from a batch of prompts and compare with the expected turns.
 
-        With ``synced_gpus``, a rank without prompts generates from a placeholder, because its shards are needed.
+        With ``synced_gpus``, a rank without prompts takes part all the same, because its shards are needed.
         """
-        if batch["order"]:
-            texts = self.texts(model, batch["input_ids"], batch["tools"], batch["order"][0], synced_gpus)
-        elif synced_gpus:
-            self.texts(model, [[self.tokenizer.bos_token_id or 0]], ["[]"], 0, synced_gpus)
+        seed = next(iter(batch["order"]), 0)
+        limits = batch.get("limits", NO_LIMITS)
+        texts = self.texts(model, batch["input_ids"], batch["tools"], seed, synced_gpus, limits)
         return [
             (order, self._evaluate(batch, prompt, sample, *texts[prompt * self.samples + sample]))
             for prompt, order in enumerate(batch["order"])

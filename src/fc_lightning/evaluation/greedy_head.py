@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 # Rounding to bf16 changes a number by less than this share of it.
 _ROUNDING = 2.0**-8
+_BLOCK = 64  # tokens whose highest score is looked at first, so that few scores are compared one by one
 _MAX_CANDIDATES = 256  # of a row; with more, all scores are computed again
 
 
@@ -24,7 +25,10 @@ class GreedyHead:
 
     def __init__(self, weight: Tensor):
         self.weight = weight
-        self.rounded = weight.bfloat16()
+        size, width = weight.shape
+        # Whole blocks: the last token is repeated.
+        self.rounded = weight.new_empty(size + -size % _BLOCK, width, dtype=torch.bfloat16)
+        self.rounded[:size], self.rounded[size:] = weight, weight[-1]
         self.largest_norm = weight.norm(dim=1).max()
 
     @classmethod
@@ -37,14 +41,17 @@ class GreedyHead:
 
     def best(self, hidden: Tensor) -> Tensor:
         """The id of the likeliest token for each hidden state ``(rows, width)``."""
-        scores = hidden.bfloat16() @ self.rounded.T  # (rows, vocabulary)
-        highest = scores.amax(1).float()
+        scores = (hidden.bfloat16() @ self.rounded.T).unflatten(1, (-1, _BLOCK))  # (rows, blocks, _BLOCK)
+        of_blocks = scores.amax(2)
+        highest = of_blocks.amax(1).float()
         # Both factors of each product are rounded, and so is the sum. Cauchy and Schwarz bound the sum of products.
         bound = 2.5 * _ROUNDING * hidden.norm(dim=1) * self.largest_norm
         margin = 2 * (bound + _ROUNDING * highest.abs())
         # Compared in bf16, which rounds again: one more unit is allowed for.
         threshold = (highest - margin - _ROUNDING * (highest - margin).abs()).bfloat16()
-        rows, ids = (scores >= threshold[:, None]).nonzero(as_tuple=True)
+        rows, blocks = (of_blocks >= threshold[:, None]).nonzero(as_tuple=True)
+        found, places = (scores[rows, blocks] >= threshold[rows, None]).nonzero(as_tuple=True)
+        rows, ids = rows[found], (blocks[found] * _BLOCK + places).clamp_(max=len(self.weight) - 1)
         if len(ids) > _MAX_CANDIDATES * len(hidden):
             return (hidden @ self.weight.T).argmax(1)
         exact = (self.weight[ids] * hidden[rows]).sum(1)

@@ -3,12 +3,12 @@
 The keys, and likewise the values, of a layer are in a buffer ``(rows, heads, capacity, width)``, so that a step copies
 the new positions only. In a batch, rows end at the same position::
 
-    row 0   . . . . a b c d e _ _ _        .  padding, masked
+    row 0   . . . . a b c d e _ _ _        .  padding or what an earlier row has left, masked
     row 1   a b c f g h i j k _ _ _        _  room for the tokens to come
     row 2   . . . . . . a b c _ _ _
             └ offset        └ length
 
-Positions before ``offset`` are no longer stored: they are outside the sliding window, or padding in every row.
+Positions before ``offset`` are not stored: they are outside the sliding window, or padding in every row.
 """
 
 from __future__ import annotations
@@ -42,11 +42,13 @@ class BufferedLayer(DynamicLayer):
         self.with_room = with_room
         self.offset = 0
         self.length = 0
+        self.num_rows = 0  # active rows, the first ones of the buffers
         self.buffers: tuple[Tensor, ...] = ()  # keys and values
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate buffers for the rows, heads and widths of these keys and values."""
-        self.buffers = tuple(_allocate(states, self.capacity) for states in (key_states, value_states))
+        self.num_rows = len(key_states)
+        self.buffers = tuple(_allocate(states, self.num_rows, self.capacity) for states in (key_states, value_states))
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -56,10 +58,11 @@ class BufferedLayer(DynamicLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start, end = self.length - self.offset, self.length - self.offset + num_new
-        for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
+        active = [buffer[: self.num_rows] for buffer in self.buffers]
+        for buffer, states in zip(active, (key_states, value_states), strict=True):
             buffer[:, :, start:end] = states
         self.length += num_new
-        keys, values = self.buffers if self.with_room else (buffer[:, :, :end] for buffer in self.buffers)
+        keys, values = active if self.with_room else (buffer[:, :, :end] for buffer in active)
         return keys, values
 
     def get_seq_length(self) -> int:
@@ -72,10 +75,6 @@ class BufferedLayer(DynamicLayer):
         size = self.capacity if self.with_room else self.length + query_length - self.offset
         return size, self.offset
 
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat each row."""
-        self.buffers = tuple(buffer.repeat_interleave(repeats, dim=0) for buffer in self.buffers)
-
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep some rows, in place: row ``indices[i]``, which is not before row ``i``, becomes row ``i``."""
         rows, num_stored = indices.tolist(), self.length - self.offset
@@ -83,29 +82,45 @@ class BufferedLayer(DynamicLayer):
             for target, source in enumerate(rows):
                 if target != source:
                     buffer[target, :, :num_stored] = buffer[source, :, :num_stored]
-        self.buffers = tuple(buffer[: len(rows)] for buffer in self.buffers)
+        self.num_rows = len(rows)
 
-    def drop_before(self, position: int) -> None:
-        """Stop storing positions that are padding in every row, if that saves enough to pay for the copy."""
-        num_dropped = position - self.offset
-        if num_dropped >= _BLOCK:
-            self._reallocate(self.capacity - num_dropped, num_dropped)
+    def arrange(self, num_rows: int, num_allocated: int, start: int, like: Sequence[Tensor]) -> None:
+        """Make room for rows that are added, and stop storing what is padding in every row if that pays for the copy.
+
+        Args:
+            num_rows: Number of active rows from now on.
+            num_allocated: Number of rows to allocate, if more are needed.
+            start: First position of any row.
+            like: Keys and values of one row; empty if there are none yet, then the first update allocates.
+        """
+        num_dropped = start - self.offset
+        if num_dropped < 0 and self.window is not None:
+            num_dropped = min(0, max(num_dropped, self.length - self.window + 1 - self.offset))
+        num_allocated = max(num_rows, num_allocated)
+        if not self.is_initialized and like:  # nothing is stored so far
+            self.capacity -= num_dropped
+            self.offset += num_dropped
+            self.lazy_initialization(*(states.expand(num_rows, -1, -1, -1) for states in like))
+        elif self.is_initialized and (not 0 <= num_dropped < _BLOCK or num_rows > len(self.buffers[0])):
+            self._reallocate(self.capacity - num_dropped, num_dropped, num_allocated)
+        self.num_rows = num_rows
 
     def _make_room(self, num_new: int) -> None:
         missing = self.length - self.offset + num_new - self.capacity
         if missing <= 0 or not self.is_initialized:
             self.capacity += max(0, missing)
         elif self.window is not None and self.length - self.offset >= self.window - 1 + missing:
-            self._reallocate(self.capacity, self.length - self.offset - (self.window - 1))
+            self._reallocate(self.capacity, self.length - self.offset - (self.window - 1), self.num_rows)
         else:
-            self._reallocate(self.capacity + missing + _BLOCK, 0)
+            self._reallocate(self.capacity + missing + _BLOCK, 0, self.num_rows)
 
-    def _reallocate(self, capacity: int, num_dropped: int) -> None:
-        """Move all but the first stored positions to the front of buffers of another capacity."""
-        num_stored = self.length - self.offset
-        old, self.buffers = self.buffers, tuple(_allocate(buffer, capacity) for buffer in self.buffers)
+    def _reallocate(self, capacity: int, num_dropped: int, num_allocated: int) -> None:
+        """Move the active rows into other buffers, without the first positions, or with padding before them if < 0."""
+        num_stored, first = self.length - self.offset, max(0, num_dropped)
+        old, self.buffers = self.buffers, tuple(_allocate(buffer, num_allocated, capacity) for buffer in self.buffers)
         for buffer, previous in zip(self.buffers, old, strict=True):
-            buffer[:, :, : num_stored - num_dropped] = previous[:, :, num_dropped:num_stored]
+            kept = previous[: self.num_rows, :, first:num_stored]
+            buffer[: self.num_rows, :, first - num_dropped : num_stored - num_dropped] = kept
         self.capacity = capacity
         self.offset += num_dropped
 
@@ -121,21 +136,19 @@ class BufferedCache(Cache):
         return cls(layers=[BufferedLayer(capacity) for _ in range(num_layers)])
 
     @classmethod
-    def for_batch(cls, windows: Sequence[int | None], length: int, room: int, on_cpu: bool) -> BufferedCache:
-        """A cache for rows of a length, to be filled by :meth:`copy_row`.
+    def for_batch(cls, windows: Sequence[int | None], length: int, on_cpu: bool) -> BufferedCache:
+        """A cache without rows, to be filled by :meth:`add_row`.
 
         Args:
             windows: For each layer the size of its sliding window, or None.
-            length: Number of positions of the longest row.
-            room: Number of positions to allocate for new tokens; more are added as needed.
+            length: The position where rows end, at least the number of tokens of the longest row.
             on_cpu: Whether the model runs on a CPU.
         """
         layers = []
         for window in windows:
-            stored = length if window is None else min(length, window - 1)
             # transformers makes no mask for a query at position 0, so there must not be anything to hide.
-            layer = BufferedLayer(stored + min(room, _BLOCK), window, with_room=on_cpu and length > 0)
-            layer.length, layer.offset = length, length - stored
+            layer = BufferedLayer(_BLOCK, window, with_room=on_cpu and length > 0)
+            layer.length = layer.offset = length
             layers.append(layer)
         return cls(layers=layers)
 
@@ -144,28 +157,24 @@ class BufferedCache(Cache):
         for layer in self.layers:
             layer.length = length
 
-    def copy_row(self, prompt: BufferedCache, row: int, num_rows: int) -> None:
-        """Fill a row from the cache of one prompt, on the right.
+    def arrange(self, num_rows: int, num_allocated: int, start: int, like: BufferedCache) -> None:
+        """See :meth:`BufferedLayer.arrange`; ``like`` has the heads and widths of each layer."""
+        for layer, other in zip(self.layers, like.layers, strict=True):
+            layer.arrange(num_rows, num_allocated, start, other.buffers)
 
-        Args:
-            prompt: The cache with the prompt alone.
-            row: Index of the row.
-            num_rows: Number of rows of this cache.
-        """
+    def add_row(self, prompt: BufferedCache, row: int) -> None:
+        """Copy a prompt into a row for which room is reserved, on the right."""
         for layer, single in zip(self.layers, prompt.layers, strict=True):
-            if not layer.is_initialized:
-                keys, values = (buffer.expand(num_rows, -1, -1, -1) for buffer in single.buffers)
-                layer.lazy_initialization(keys, values)
             end = layer.length - layer.offset
             num_copied = min(end, single.length)
             for buffer, source in zip(layer.buffers, single.buffers, strict=True):
                 buffer[row, :, end - num_copied : end] = source[0, :, single.length - num_copied : single.length]
 
 
-def _allocate(states: Tensor, capacity: int) -> Tensor:
+def _allocate(states: Tensor, num_rows: int, capacity: int) -> Tensor:
     """An empty buffer ``(rows, heads, capacity, width)`` for tensors like this one."""
-    rows, heads, _, width = states.shape
-    return states.new_zeros(rows, heads, capacity, width)
+    _, heads, _, width = states.shape
+    return states.new_zeros(num_rows, heads, capacity, width)
 
 
 def sliding_windows(config: Any) -> list[int | None]:
