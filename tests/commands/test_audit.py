@@ -190,7 +190,7 @@ def test_strict_on_the_command_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as exit_:
         main([*arguments, "--strict=true"])
     assert exit_.value.code == 1
-    assert "error: the audit exceeded its limits" in capsys.readouterr().err
+    assert "error: the findings exceed `data.audit_limits`" in capsys.readouterr().err
 
 
 def test_schemas_that_lead_nowhere_and_types_that_sources_invent():

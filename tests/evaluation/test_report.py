@@ -99,7 +99,7 @@ def test_metrics_are_explained_in_both_files(columns):
         "exact match",
         "0.333 ± 0.272",  # √(2/9 / 3)
         "0.333 ± 0.272",
-        "turns that end and make exactly the expected calls, in any order; higher is better",
+        "turns that terminate and make exactly the reference calls, in any order; higher is better",
     ]
     markdown = markdown_report(columns, "Evaluation")
     assert "  \n  before training: clock(city=" in markdown

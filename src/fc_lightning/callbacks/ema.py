@@ -20,7 +20,7 @@ class EMA(Callback):
     with. At the beginning the average follows more quickly: after *n* steps the decay is at most (1 + n) / (10 + n).
 
     Args:
-        decay: Share of the average that each optimizer step keeps.
+        decay: Fraction of the average that each optimizer step keeps.
     """
 
     def __init__(self, decay: float = 0.999):

@@ -1,6 +1,7 @@
-"""Errors in a configuration as one line: what is wrong, in which file and line, and what was probably meant.
+"""Rewords configuration errors as one line: what is wrong, in which file and line, and what was probably meant.
 
-jsonargparse lists every type that it tried. This module extracts the one thing that the user can fix.
+jsonargparse lists every type that it tried. This module extracts the one thing that the user can fix. Any exception,
+these included, becomes a one-line error or a traceback in `exit_on_error` (`training/distributed.py`).
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def without_trained_questions(prepared: Prepared, split: str, sources: Mapping[s
         sources: The sources of each split.
     """
     benchmark = [source for source in sources[split] if source.path.startswith(PREFIX)]
-    if not benchmark or sources[split] is sources["train"]:  # or a held-out share of it
+    if not benchmark or sources[split] is sources["train"]:  # or a held-out fraction of it
         return prepared
     known = {text for _, text in _questions(sources["train"])}
     trained = {name for name, text in _questions(benchmark) if text in known}

@@ -35,7 +35,7 @@ class EncodingSettings:
     max_length: int = 2048
     # `drop` a longer conversation, or `cut` it after the last model turn that fits
     too_long: Literal["drop", "cut"] = "drop"
-    held_out: float = 0.0  # share of the conversations that are held out for validation; near-duplicates stay together
+    held_out: float = 0.0  # fraction of conversations that are held out for validation; near-duplicates stay together
     subset: Literal["kept", "held_out"] = "kept"  # which part to encode, `kept` or `held_out`
     prompts: bool = False  # whether to encode a prompt for each model turn as well
     augmentation: Augmentation | None = None  # how training rows are varied; None leaves them as they are
@@ -49,7 +49,7 @@ class EncodingSettings:
     def __post_init__(self) -> None:
         for name, share in (("thoughts_share", self.thoughts_share), ("validation", self.held_out)):
             if not 0 <= share <= 1:
-                raise DataError(f"`data.{name}`: a share is between 0 and 1, not {share}")
+                raise DataError(f"`data.{name}`: must be between 0 and 1, not {share}")
 
 
 def encode_documents(

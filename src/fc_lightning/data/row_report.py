@@ -55,7 +55,7 @@ class RowReport:
         """Raise if too many rows are unreadable.
 
         Raises:
-            DataError: If a larger share than ``max_unreadable`` of the rows was skipped.
+            DataError: If a larger fraction of rows than ``max_unreadable`` was skipped.
         """
         if len(self.skipped) > max_unreadable * self.rows:
             cases = "".join(f"\n  {_line(case)}" for case in self.skipped[:5])

@@ -133,7 +133,7 @@ def plan_generation(prompts: Sequence[Sequence[int]], max_tokens: int, max_promp
 
 
 def draw_by_weight(sources: Sequence[int], weights: Sequence[float], seed: int | None, epoch: int) -> list[int]:
-    """Draw as many documents as there are, with each source's share given by its weight.
+    """Draw as many documents as there are, with each source's fraction given by its weight.
 
     A source is traversed across epochs and reshuffled for each pass: no document is drawn again before all other
     documents of its source.

@@ -41,7 +41,7 @@ class TurnGenerator:
         on_step: See :func:`fc_lightning.evaluation.generation.generate`.
 
     Raises:
-        BaseModelError: If decoding is constrained in a native language.
+        BaseModelError: If the vocabulary does not have the tokens of ``tool_format``.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Sources in an audit: the format of each, how sure that is, and what was read from it."""
+"""Source summaries for an audit: detected format, confidence, and row counts."""
 
 from __future__ import annotations
 

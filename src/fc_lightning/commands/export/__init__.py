@@ -1,4 +1,4 @@
-"""``export``: writes the model of a checkpoint for other programs."""
+"""``export``: exports a checkpoint's model for use in other programs."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def export(
     weight_dtype = base_dtype if dtype == "auto" else dtype
     print(f"writing {folder}", flush=True)
     with (
-        wrap_os_errors(folder, error_type=ExportError, details="; nothing was left there"),
+        wrap_os_errors(folder, error_type=ExportError, details="; no files were left behind"),
         atomic_folder(folder) as partial,
     ):
         if format == "gguf":

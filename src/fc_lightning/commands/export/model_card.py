@@ -1,4 +1,4 @@
-"""The model card of an export: what the model was made of, how well it did, and how to serve it."""
+"""The model card of an export: how the model was trained, how it performs, and how to serve it."""
 
 from __future__ import annotations
 
