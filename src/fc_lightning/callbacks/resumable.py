@@ -108,7 +108,7 @@ class Resumable(Callback):
         self.teardown(trainer, pl_module, "fit")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remove what a killed process would have removed next."""
+        """Remove leftovers of a killed process."""
         if self.resumes_in_place:
             remove_surplus(trainer, resumed_from=trainer.ckpt_path)
 
@@ -118,7 +118,7 @@ class Resumable(Callback):
             remove_surplus(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore the random numbers of the checkpoint, and log the row that was still pending."""
+        """Restore the RNG states of the checkpoint, and log the row that was still pending."""
         if self._resumed and trainer.strategy.restore_checkpoint_after_setup and trainer.datamodule is not None:
             restart_data_iterator(trainer)
         states = self._resumed.get("rng", [])

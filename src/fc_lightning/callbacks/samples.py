@@ -1,4 +1,4 @@
-"""SampleTable: a few correct and wrong calls, in the terminal and in the logger."""
+"""SampleTable: a few correct and incorrect calls, in the terminal and in the logger."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tool calls in the languages that newer Gemmas are pretrained on, instead of JSON between tags.
+"""Tool calls in the native formats of newer Gemma models, instead of JSON between tags.
 
 A call is one line without spaces. Keys are bare words, strings are between quote tokens::
 
@@ -34,7 +34,7 @@ class NativeSyntax:
         name: Its name, a value of ``model.tool_format``.
         tool_tags: Opening and closing tag of a tool's declaration.
         call_tags: Opening and closing tag of a call.
-        response_tags: Opening and closing tag of a tool's response. The model writes the opening one to hand over.
+        response_tags: Opening and closing tag of a tool's response. The model writes the opening one to end its turn.
         quote: Token at both ends of a string.
         think_tags: Text before and after reasoning.
         system_role: Role of the turn with system text and tools.

@@ -189,11 +189,11 @@ def dump_json(value: Any) -> str:
 
 
 def parse_literal(text: str, strict: bool = False) -> Any:
-    """Read a JSON value that is written as JSON or as a Python literal. Nothing is evaluated.
+    """Read a JSON value that is written as JSON or as a Python literal. No code is executed.
 
     Args:
         text: The value.
-        strict: Whether an object may have a key twice: for servers, the last one counts. In data it is ambiguous.
+        strict: Whether an object may have duplicate keys: for servers, the last one counts. In data it is ambiguous.
 
     Raises:
         CallSyntaxError: If it is neither, too long, nested too deep, or contains what JSON cannot: sets, NaN, ….

@@ -1,4 +1,4 @@
-"""Augmentation: training rows varied again in each epoch, so that descriptions are read and nothing is memorized.
+"""Augmentation: rows are augmented differently in every epoch, so that the model reads descriptions.
 
 Every function takes a valid conversation and returns a valid one; where it does not apply, it returns the same one.
 """
@@ -63,7 +63,7 @@ class Augmentation:
 def augment(
     conversation: Conversation, settings: Augmentation, pool: ToolPool, seed: int | None, epoch: int
 ) -> Conversation:
-    """The conversation as it is trained on in an epoch; the same for the same seed, row id and epoch.
+    """The conversation as it is trained on in an epoch; the same for the same seed, row ID and epoch.
 
     Each augmentation has its own random generator, so that enabling one does not change the others.
     """
@@ -102,7 +102,7 @@ def perturb(conversation: Conversation, name: Perturbation, pool: ToolPool, seed
 
 
 def shuffle_tools(conversation: Conversation, rng: random.Random) -> Conversation:
-    """Put the tools, and the parameters in their schemas, in random order; the arguments of calls follow the schemas.
+    """Shuffle the tools, and the parameters in their schemas; call arguments are reordered to match.
 
     The order of calls is unchanged, because tool responses follow it.
     """

@@ -17,7 +17,7 @@ _MAX_NAMES = 20  # of conversations that the message lists
 
 
 def without_trained_questions(prepared: Prepared, split: str, sources: Mapping[str, Sequence[Source]]) -> Prepared:
-    """Leave out the prompts of a benchmark whose questions are in the training data, and say which.
+    """Skip the prompts of a benchmark whose questions are in the training data, and report which.
 
     Case, punctuation and whitespace are ignored. Only sources ``bfcl:…`` are a benchmark; in a held-out set of one's
     own, `audit` reports what is in training.
@@ -36,7 +36,7 @@ def without_trained_questions(prepared: Prepared, split: str, sources: Mapping[s
         return prepared
     places = [place for place, name in enumerate(prepared.prompts["id"]) if name not in trained]
     first = ", ".join(sorted(trained)[:_MAX_NAMES]) + (", …" if len(trained) > _MAX_NAMES else "")
-    rank_zero_info(f"{split}: {len(trained):,} questions are in `data.train` too and are left out: {first}")
+    rank_zero_info(f"{split}: {len(trained):,} questions are also in `data.train` and are skipped: {first}")
     return replace(prepared, prompts=prepared.prompts.select(places))
 
 

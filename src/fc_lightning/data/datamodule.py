@@ -120,7 +120,7 @@ class FunctionCallingDataModule(ResumableDataModule):
         self.base = base
         self.held_out = float(validation) if isinstance(validation, int | float) else 0.0
         train_sources = train or []
-        own_sources = train_sources if self.held_out else []  # a share of them is held out
+        own_sources = train_sources if self.held_out else []  # a fraction of them is held out
         self.sources: dict[str, list[Source]] = {
             "train": train_sources,
             "validation": validation if isinstance(validation, list) else own_sources,
@@ -136,7 +136,7 @@ class FunctionCallingDataModule(ResumableDataModule):
         self.thoughts = thoughts
         self.thoughts_share = thoughts_share
         self._template: ChatTemplate | None = None
-        # Variation and weights
+        # Augmentation and weights
         self.augmentation = augmentation
         self.perturbations = tuple(perturbations or ())
         self.token_weights = token_weights
@@ -215,7 +215,7 @@ class FunctionCallingDataModule(ResumableDataModule):
         )
 
     def prepare_epoch(self, epoch: int) -> Path:
-        """Prepare the training documents as an epoch varies them; returns their folder. Every rank may call it."""
+        """Prepare the augmented training documents of an epoch; returns their folder. Every rank may call it."""
         settings = self._augmented(epoch)
         folder = self._folder("train", settings)
         prepare(self.sources["train"], self.template, settings, folder, self.preparation_processes)

@@ -48,7 +48,7 @@ class RowReport:
         return cls(**{**content, "notices": Counter(content["notices"])})
 
     def note(self, notices: Iterable[tuple[str, str]]) -> None:
-        """Count a row's notices; details that are a row's own are left out."""
+        """Count a row's notices; details that are specific to a row are omitted."""
         self.notices.update({f"{kind}: {detail}" if kind == "unread_key" else kind for kind, detail in notices})
 
     def check(self, name: str, max_unreadable: float) -> None:

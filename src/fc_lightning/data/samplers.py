@@ -79,7 +79,7 @@ class MicroBatchSampler(Sampler[MicroBatch]):
         """Adjust the number of packs: the trainer expects the same number in every epoch.
 
         The documents drawn in another epoch may need slightly more or fewer packs. Surplus documents, of any source,
-        are left out of this epoch; missing packs get a document of a full one.
+        are skipped in this epoch; missing packs get a document of a full one.
         """
         while len(rows) > count:
             documents = sorted(document for row in rows for document in row)

@@ -141,7 +141,7 @@ class Source:
         return sum(file.stat().st_size for file in self.local_files())
 
     def limit_note(self) -> str:
-        """A line that says how many rows ``limit`` leaves out; empty if it leaves out none."""
+        """A line that says how many rows ``limit`` excludes; empty if it excludes none."""
         if self.limit is None:
             return ""
         dataset = self._dataset()

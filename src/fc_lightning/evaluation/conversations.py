@@ -50,7 +50,7 @@ def rows_of(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def group_conversations(rows: Iterable[PromptRow]) -> list[list[PromptRow]]:
-    """The prompts of each conversation, in order; perturbed prompts and those after a missing turn are left out."""
+    """The prompts of each conversation, in order; perturbed prompts and those after a missing turn are skipped."""
     conversations: list[list[PromptRow]] = []
     for row in sorted((row for row in rows if not row["perturbation"]), key=lambda row: row["order"]):
         previous = conversations[-1][-1] if conversations else None

@@ -171,7 +171,7 @@ def measure(
     device: torch.device,
     samples: int = 1,
 ) -> dict[str, torch.Tensor]:
-    """The metrics over all ranks: each overall, and exact match for each group; those without a value are left out.
+    """The metrics over all ranks: each overall, and exact match for each group; those without a value are omitted.
 
     Perturbed turns count in the metrics of :func:`fc_lightning.evaluation.robustness.robustness` alone.
 

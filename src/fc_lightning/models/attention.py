@@ -24,7 +24,7 @@ from fc_lightning.models.transformers_internals import attention_implementation,
 
 BY_DOCUMENT = "by_document"
 
-# Queries whose scores are computed at a time. Keys after a block, or outside its window, are left out.
+# Queries whose scores are computed at a time. Keys after a block, or outside its window, are skipped.
 _BLOCK = 512
 
 Documents = list[tuple[int, int, int]]  # row, first position, one past the last position

@@ -46,7 +46,7 @@ def audit(
         model: Not used.
         datamodule: The data.
         output: The folder for audit.json and audit.html; by default one next to the runs.
-        examples: Number of conversations to show from each split, with the supervised tokens in colour.
+        examples: Number of conversations to show from each split, with the supervised tokens in color.
         strict: Whether to fail on findings above ``data.audit_limits``.
 
     Returns:

@@ -111,7 +111,7 @@ def _check_request(folder: Path, module: FunctionCallingModule, merge: bool, rep
 def _check_format(module: FunctionCallingModule, merge: bool, format: str, dtype: str) -> None:
     if format == "gguf":
         if not merge:
-            raise ExportError("`--format gguf` needs a merged model: leave out `--merge false`")
+            raise ExportError("`--format gguf` needs a merged model: remove `--merge false`")
         from fc_lightning.commands.export.gguf import check_convertible
 
         check_convertible(load_config(module.base, module.revision))

@@ -30,7 +30,7 @@ def write_gguf(folder: Path, file: Path, dtype: str, message_end: str | None = N
         folder: An export with weights in safetensors.
         file: The file to write.
         dtype: Type of the matrices, a key of ``_TYPES``. Vectors are in float32.
-        message_end: A token besides the turn's end with which the model hands over.
+        message_end: Another token, besides the turn's end, with which the model ends its turn.
 
     Raises:
         ExportError: If llama.cpp would compute something else than transformers.
