@@ -1,4 +1,4 @@
-"""The report: what it is of, every turn next to the expected calls, and curves of what was logged."""
+"""The report: its metadata, every turn next to the reference calls, and curves of logged values."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""A loss or a gradient that is not finite ends every rank before the optimizer step, or is left out of the training."""
+"""A loss or a gradient that is not finite ends every rank before the optimizer step, or the step is skipped."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Configurations of adapters, and what becomes of each: the table behind docs and tests."""
+"""Configurations of adapters, and the outcome of each: the table behind docs and tests."""
 
 from typing import Any
 
@@ -52,7 +52,7 @@ WORKING: dict[str, tuple[str, dict[str, Any]]] = {
     "VeRA": ("VeraConfig", {}),
     "WaveFT": ("WaveFTConfig", {"n_frequency": 50}),
 }
-# The same, and a part of the line that refuses it.
+# The same, and a part of the line that rejects it.
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "AdaLoRA": ("AdaLoraConfig", {"total_step": 10}, "changes its ranks during training"),
     "AdaMSS": ("AdamssConfig", {}, "scikit-learn is required"),

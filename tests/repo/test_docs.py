@@ -34,7 +34,7 @@ def test_generated_pages_are_up_to_date(name, page):
 
 
 def test_the_table_of_adapters_names_every_type():
-    """A type that PEFT adds appears, and what the table of tests refuses is refused in the docs too."""
+    """A type that PEFT adds appears, and what the table of tests rejects is not supported in the docs either."""
     rows = re.findall(r"^\| `(\w+Config)` \| (works|not supported) ", COMPATIBILITY.read_text(encoding="utf-8"), re.M)
     assert {name for name, _ in rows} == {config.__name__ for config in PEFT_TYPE_TO_CONFIG_MAPPING.values()}
     said = dict(rows)

@@ -1,4 +1,4 @@
-"""A checkpoint is refused by every other model, whatever differs."""
+"""A checkpoint is rejected by every other model, whatever differs."""
 
 import contextlib
 import json

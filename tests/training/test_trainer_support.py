@@ -1,4 +1,4 @@
-"""Settings and callbacks of Lightning: each does what it should, or is refused in one line before training."""
+"""Settings and callbacks of Lightning: each does what it should, or is rejected in one line before training."""
 
 import csv
 import json

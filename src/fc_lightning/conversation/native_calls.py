@@ -5,8 +5,8 @@ A call is one line without spaces. Keys are bare words, strings are between quot
     FunctionGemma  <start_function_call>call:weather{city:<escape>Oslo<escape>,days:2}<end_function_call>
     Gemma 4        <|tool_call>call:weather{city:<|"|>Oslo<|"|>,days:2}<tool_call|>
 
-The tags are tokens of the vocabulary already, so no new embeddings are trained. There is one reading, the strict one: a
-call counts exactly if the exported response template delivers it.
+The tags are tokens of the vocabulary already, so no new embeddings are trained. There is only the strict parsing
+mode: a call counts exactly if the exported response template delivers it.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ A model turn is::
     think = "<think>" text "</think>"
     calls = { "<tool_call>" object "</tool_call>" }
 
-There are two readings. The lenient one is for datasets: a call may be a Python literal, or have its arguments as a
+There are two parsing modes. The lenient one is for datasets: a call may be a Python literal, or have its arguments as a
 string. The strict one is for generated text: a call counts exactly if a server delivers it to a client.
 """
 

@@ -59,7 +59,7 @@ def resolve_base(base: str) -> str:
 
 
 def commit_of(base: str, revision: str | None = None) -> str | None:
-    """The commit hash of a hub model in the cache, for a branch, a tag or the default revision.
+    """The commit hash of a Hub model in the cache, for a branch, a tag or the default revision.
 
     Args:
         base: See :func:`resolve_base`.

@@ -98,7 +98,7 @@ def _measure(
 
 
 def _examples(data: FunctionCallingDataModule, splits: Sequence[str], number: int) -> dict[str, Dataset]:
-    """The first documents of each split, and the first training documents that the first epoch varies."""
+    """The first documents of each split, and the first training documents that the first epoch augments."""
     documents = {split: data.prepared[split].documents for split in splits}
     shown = {split: one.select(range(min(number, len(one)))) for split, one in documents.items()}
     if data.augmentation is not None and "train" in shown:

@@ -33,7 +33,7 @@ class Statistics:
     known_calls: float | None = None  # fraction of calls to tools that training offers too; None for training itself
 
     def compare(self, train: Statistics) -> None:
-        """Fill in the shares that refer to training."""
+        """Fill in the fractions that refer to training."""
         known = [name for name in self.offered if name in train.offered]
         self.known_tools = len(known) / max(len(self.offered), 1)
         calls = sum(count for name, count in self.tools.items() if name in train.offered)
