@@ -7,7 +7,7 @@ Trains the quickstart's model (several minutes on two cores), or uses an existin
     python examples/end_to_end.py --run runs/quickstart/version_0 --server llama.cpp
 
 The agent of `langgraph_agent.py` gets ten questions whose values never occur in training. A question is solved if the
-model makes exactly the expected calls and then answers. The exit code is 0 if at least nine questions are solved.
+model makes exactly the reference calls and then answers. The exit code is 0 if at least nine questions are solved.
 llama.cpp is `llama-server` on the path, or the package xllamacpp (``pip install xllamacpp``).
 """
 
@@ -42,7 +42,7 @@ threading.Event().wait()
 """
 Call = tuple[str, dict[str, Any]]
 
-# Question, offered tools, expected calls.
+# Question, offered tools, reference calls.
 QUESTIONS: list[tuple[str, list[str], list[Call]]] = [
     (
         "What is 417 times 36?",

@@ -1,4 +1,4 @@
-"""Runs random combinations of valid settings on the tiny model: each trains two steps, or is refused in one line.
+"""Runs random combinations of valid settings on the tiny model: each trains two steps, or is rejected in one line.
 
 python scripts/fuzz_configurations.py --count 300
 

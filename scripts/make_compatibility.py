@@ -1,6 +1,6 @@
-"""Writes docs/compatibility.md: which settings and callbacks of Lightning, and which adapters of PEFT, work here.
+"""Writes docs/compatibility.md: the settings and callbacks of Lightning, and the adapters of PEFT, that are supported.
 
-It is made from the lists that the code refuses by and the tests go through. Run it with ``make reference`` after
+It is generated from the lists that the code checks and the tests go through. Run it with ``make reference`` after
 changing one; a test compares.
 """
 
@@ -12,12 +12,12 @@ from pathlib import Path
 from peft import PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-from fc_lightning.models.adapter_support import REFUSED_FIELDS, trains_token_rows, unsupported_reason
+from fc_lightning.models.adapter_support import UNSUPPORTED_FIELDS, trains_token_rows, unsupported_reason
 from fc_lightning.training.trainer_support import (
     CALLBACKS,
-    REFUSED_CALLBACKS,
-    REFUSED_SETTINGS,
     SETTINGS,
+    UNSUPPORTED_CALLBACKS,
+    UNSUPPORTED_SETTINGS,
     Supported,
 )
 
@@ -26,14 +26,14 @@ HEAD = """# Lightning and PEFT
 
 <!-- Written by scripts/make_compatibility.py. Do not edit: change the lists that it names, then `make reference`. -->
 
-Settings, callbacks and adapters that do not work here are refused before training, with one line that says what to do
-instead. Each row of these tables has a test.
+Unsupported settings, callbacks and adapters are rejected before training starts, with a one-line error that gives the
+reason and, where there is one, the alternative. Each row of these tables has a test.
 """
 ADAPTERS = """## Adapters of PEFT
 
 `model.peft` takes any of these by `class_path: peft.NAME`. An adapter that works can be trained, resumed, merged and
 exported; the exported folder gives the same logits in plain transformers, and the adapter folder in plain PEFT. Some
-types also train the rows of new tokens (`model.special_tokens`); with the others, set `model.special_tokens: []`.
+types also train new-token embeddings (`model.special_tokens`); with the others, set `model.special_tokens: []`.
 """
 
 
@@ -43,10 +43,10 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return [*lines, *(f"| {' | '.join(row)} |" for row in rows), ""]
 
 
-def of_lightning(kind: str, supported: Sequence[Supported], refused: Mapping[str, str]) -> list[str]:
-    """What works, and then what is refused."""
+def of_lightning(kind: str, supported: Sequence[Supported], unsupported: Mapping[str, str]) -> list[str]:
+    """What is supported, and then what is not."""
     rows = [(f"`{one.name}`", "works", one.note) for one in supported]
-    rows += [(f"`{name}`", "refused", reason) for name, reason in refused.items()]
+    rows += [(f"`{name}`", "not supported", reason) for name, reason in unsupported.items()]
     return table((kind, "", "note"), rows)
 
 
@@ -57,7 +57,7 @@ def adapters() -> list[str]:
         config = PEFT_TYPE_TO_CONFIG_MAPPING[kind]
         reason = unsupported_reason(config, kind)
         tokens = "" if reason else "yes" if trains_token_rows(config) else "no"
-        rows.append((f"`{config.__name__}`", "refused" if reason else "works", tokens, reason))
+        rows.append((f"`{config.__name__}`", "not supported" if reason else "works", tokens, reason))
     return table(("adapter", "", "new tokens", "note"), sorted(rows, key=lambda row: row[0].lower()))
 
 
@@ -66,13 +66,13 @@ def page() -> str:
     parts = [
         HEAD,
         "## Settings of the Trainer\n",
-        *of_lightning("key under `trainer`", SETTINGS, REFUSED_SETTINGS),
+        *of_lightning("key under `trainer`", SETTINGS, UNSUPPORTED_SETTINGS),
         "## Callbacks of Lightning\n",
-        *of_lightning("callback", CALLBACKS, REFUSED_CALLBACKS),
+        *of_lightning("callback", CALLBACKS, UNSUPPORTED_CALLBACKS),
         ADAPTERS,
         *adapters(),
-        "Of the types that work, these settings are refused:\n",
-        *table(("setting", "note"), [(f"`{name}`", reason) for name, reason in REFUSED_FIELDS.items()]),
+        "These settings of types that work are not supported:\n",
+        *table(("setting", "note"), [(f"`{name}`", reason) for name, reason in UNSUPPORTED_FIELDS.items()]),
     ]
     return "\n".join(parts).rstrip() + "\n"
 

@@ -1,7 +1,7 @@
 """Draws the figures of the documentation as SVG files in docs/figures, by `make figures`.
 
-They are plain SVG: small, with text that can be read and searched, and with colours for light and dark screens, between
-which the reader's browser chooses. Tokens and packs are real ones, of the quickstart's data and model.
+They are plain SVG: small, with text that can be read and searched, and with colors for light and dark screens, between
+which the browser chooses. Tokens and packs are real ones, of the quickstart's data and model.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def way() -> None:
     room(640, 120, 112, "loss", "per token")
     parts.append(arrow(511, 66, 511, 120))
     parts.append(text(503, 98, "evaluation: a prompt for each model turn", "small end"))
-    room(436, 120, 150, "generated turns", "recorded history")
+    room(436, 120, 150, "generated turns", "reference history")
     parts += [arrow(511, 166, 511, 214), text(503, 194, "parse", "small end")]
     room(436, 214, 150, "exact match", "compared by value")
     parts += [arrow(696, 166, 696, 214), text(688, 194, "optimizer", "small end")]
@@ -133,7 +133,7 @@ def supervised(template: ChatTemplate, encoded: Encoded) -> None:
         x += width + 2
         if piece.endswith("\n"):
             x, y = 8.0, y + 25
-    save("supervised", f"The tokens of {CONVERSATION}; supervised tokens are coloured", y + 8, parts)
+    save("supervised", f"The tokens of {CONVERSATION}; supervised tokens are colored", y + 8, parts)
 
 
 def packed_row(rows: Sequence[tuple[str, Encoded]]) -> None:

@@ -1,9 +1,9 @@
-"""Make the small function-calling data set of the quickstart, in the row shape of Hermes.
+"""Makes the small function-calling dataset of the quickstart, as Hermes rows.
 
-Every value of a call stands in its question as it must be written, and no value of a validation call occurs
-in train: what is measured on validation is reading tools and copying values, not remembering them. Lists of
-values are split by hand in `quickstart_values.py`. Numbers, dates, times and ids are split by a rule: those
-divisible by three (of a date the day, of a time the hour, of an amount its hundredths) are of validation.
+Every value of a call is in its question exactly as it must be written, and no value of a validation call occurs
+in train: validation measures reading tools and copying values, not memorization. Lists of values are split by hand in
+`quickstart_values.py`. Numbers, dates, times and IDs are split by a rule: those divisible by three (of a date the day,
+of a time the hour, of an amount its hundredths) belong to validation.
 """
 
 import argparse

@@ -42,9 +42,9 @@ LIGHTNINGS = {
 TRAINER = """## trainer
 
 Everything under `trainer` is Lightning's own `Trainer`: `max_epochs`, `accumulate_grad_batches`, `precision`,
-`devices`, `strategy`, `logger`, `callbacks` and so on. Its defaults differ in a few places:
+`devices`, `strategy`, `logger`, `callbacks` and so on. These defaults differ from Lightning's:
 
-| key | here | why |
+| key | default | why |
 |---|---|---|
 | `num_sanity_val_steps` | 0 | -1 measures the base model on the complete validation split first |
 | `use_distributed_sampler` | false | the data module shards batches itself; Lightning's sampler repeats some |
@@ -53,14 +53,14 @@ Everything under `trainer` is Lightning's own `Trainer`: `max_epochs`, `accumula
 | `logger` | `CSVLogger` in `runs/NAME` | NAME is the name of the first configuration file |
 | `callbacks` | CALLBACKS | `callbacks` in a file replaces the list, `callbacks+` appends to it |
 
-`seed_everything` is 0 if not given. The first `ModelCheckpoint` keeps the best checkpoint by `val/exact_match` and
-`last.ckpt`, the second one the newest state, every 50 steps.
+`seed_everything` is 0 by default. `ModelCheckpoint` keeps the best checkpoint by `val/exact_match`; `LastCheckpoint`
+saves the newest state as `last.ckpt`, every 50 steps.
 """
 ENVIRONMENT = """## Environment
 
 | variable | meaning |
 |---|---|
-| `FC_LIGHTNING_CACHE` | folder of prepared data and converted models, `~/.cache/fc-lightning` if not set |
+| `FC_LIGHTNING_CACHE` | folder of prepared data and converted models, `~/.cache/fc-lightning` by default |
 | `FC_…` | any key of the configuration, see the top of this page |
 | `HF_HUB_OFFLINE` | 1 keeps transformers and datasets from contacting the Hub |
 """
@@ -87,13 +87,13 @@ def plain(text: str | None) -> str:
 
 
 def default(parameter: inspect.Parameter) -> str:
-    """The value of a key that is not given."""
+    """The default value of a key."""
     value = parameter.default
     if value is inspect.Parameter.empty:
         return "required"
     if value is None or isinstance(value, bool):
         value = {None: "null", True: "true", False: "false"}[value]
-    return f"`{value:g}` if not given" if isinstance(value, float) else f"`{value}` if not given"
+    return f"default `{value:g}`" if isinstance(value, float) else f"default `{value}`"
 
 
 def table(function: Callable[..., Any], docstring: str | None, hidden: Iterable[str] = ()) -> list[str]:
@@ -123,7 +123,7 @@ def subcommands() -> list[str]:
         method = vars(FunctionCallingTrainer).get(name)
         out += [f"### {name}", ""]
         if method is None:
-            out += [f"{LIGHTNINGS[name]} Lightning's own, with its options; `--ckpt_path` names a checkpoint.", ""]
+            out += [f"{LIGHTNINGS[name]} Takes Lightning's own options; `--ckpt_path` names a checkpoint.", ""]
             continue
         out += [first_sentences(method.__doc__), "", *table(method, method.__doc__, {"trainer", *hidden})]
     return out

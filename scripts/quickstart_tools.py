@@ -226,7 +226,7 @@ NO_TOOL_ANSWERS = (
     "I have no tool for this request.",
     "Sorry, the available tools cannot do this.",
 )
-# Questions that no tool answers, beside those of tools which are not offered.
+# Questions that no tool answers, in addition to those of tools which are not offered.
 NO_TOOL_QUESTIONS = (
     "Write a short poem about {topic}.",
     "Tell me a joke about {topic}.",

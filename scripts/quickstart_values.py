@@ -1,6 +1,6 @@
 """Values by kind that `make_quickstart_data.py` draws from: first those of train, then those of validation.
 
-No value stands on both sides, whatever its kind. A `>` separates the two units of a conversion.
+No value is on both sides, whatever its kind. A `>` separates the two units of a conversion.
 """
 
 _TEXT: dict[str, tuple[str, str]] = {

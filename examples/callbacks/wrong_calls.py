@@ -1,4 +1,4 @@
-"""Writes the wrong calls of each evaluation to a JSON file, for a dashboard, a bot or a test."""
+"""Writes the incorrect calls of each evaluation to a JSON file, for a dashboard, a bot or a test."""
 
 import json
 from pathlib import Path

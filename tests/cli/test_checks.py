@@ -61,7 +61,7 @@ def test_values_that_can_work():
 
 def test_beams_are_not_constrained():
     check_generation({"num_beams": 2}, False)
-    with pytest.raises(ConfigurationError, match="not possible with beams"):
+    with pytest.raises(ConfigurationError, match="does not support beam search"):
         check_generation({"num_beams": 2}, True)
 
 
@@ -245,4 +245,4 @@ def test_strategies_that_start_processes_from_memory_end_in_one_line(capsys):
     with pytest.raises(SystemExit):
         main(["fit", "--config", TINY, "--trainer.strategy=ddp_spawn"])
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("error: trainer.strategy: ddp_spawn, ddp_fork, ddp_notebook does not work")
+    assert last.startswith("error: trainer.strategy: ddp_spawn, ddp_fork, ddp_notebook is not supported")

@@ -31,7 +31,7 @@ CLEAN = [
     ("stock_price", {"symbol": "string"}, "Tell me what a share of ACME costs right now on the exchange.", {"symbol": "ACME"}),
     ("add_task", {"task": "string"}, "Put paint the fence on the list of things I have to do outside.", {"task": "paint the fence"}),
     ("lookup_word", {"word": "string"}, "I keep reading petrichor in novels, give me the meaning of it.", {"word": "petrichor"}),
-    ("bus_times", {"stop": "string"}, "When does the next bus leave from Market Square towards the hospital?", {"stop": "Market Square"}),
+    ("bus_times", {"stop": "string"}, "When does the next bus leave from Market Square toward the hospital?", {"stop": "Market Square"}),
     ("dim_lights", {"percent": "integer"}, "It is too bright in here, bring the lamps down to 40 percent.", {"percent": 40}),
     ("find_book", {"author": "string"}, "Does the library have anything by Ursula Le Guin on its shelves?", {"author": "Ursula Le Guin"}),
     ("run_query", {"table": "string"}, "Count how many lines there are in invoices before the nightly backup.", {"table": "invoices"}),
@@ -190,7 +190,7 @@ def test_strict_on_the_command_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as exit_:
         main([*arguments, "--strict=true"])
     assert exit_.value.code == 1
-    assert "error: the audit exceeded its limits" in capsys.readouterr().err
+    assert "error: the findings exceed `data.audit_limits`" in capsys.readouterr().err
 
 
 def test_schemas_that_lead_nowhere_and_types_that_sources_invent():

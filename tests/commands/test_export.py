@@ -197,7 +197,7 @@ def other_base(tmp_path: Path, width: int = 32) -> Path:
 
 def test_a_base_with_another_vocabulary(trained, tmp_path, capsys):
     error = refused(capsys, trained, tmp_path / "model", f"--model.base={other_base(tmp_path)}")
-    assert "another vocabulary" in error
+    assert "a different vocabulary" in error
     assert "model.base" in error
 
 
@@ -227,7 +227,7 @@ def test_a_full_disk(trained, tmp_path, capsys, limit):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert ": could not be written: " in error
-    assert error.endswith("bytes are free there; nothing was left there")
+    assert error.endswith("bytes are free there; no files were left behind")
 
 
 def test_an_interrupted_export_leaves_nothing_that_looks_whole(tmp_path):

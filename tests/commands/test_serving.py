@@ -213,7 +213,7 @@ turns = st.builds(
 @many
 @given(turns)
 def test_the_rules_of_vllm_find_the_same_calls(message):
-    """On what the model is trained to write, after detokenisation as vLLM does it by default."""
+    """On what the model is trained to write, after detokenization as vLLM does it by default."""
     text = render_turn(message)
     ids = TOKENIZER(f"{text}<end_of_turn>", add_special_tokens=False).input_ids
     seen = TOKENIZER.decode(ids, skip_special_tokens=True).removesuffix("<end_of_turn>")

@@ -103,7 +103,7 @@ def test_what_some_server_does_not_deliver_is_an_error(text):
 
 @pytest.mark.parametrize("chat_format", CHAT_FORMATS, ids=lambda chat_format: chat_format.name)
 def test_the_verdict_is_the_servers(chat_format):
-    """A turn is an exact match exactly if both servers hand a client the expected calls, in every chat format."""
+    """A turn is an exact match exactly if both servers deliver the reference calls, in every chat format."""
     template = response_template(chat_format, "<eos>")
     call = ToolCall("f", {"a": 1})
     bodies = ['{"name": "f", "arguments": {"a": 1}}', "{'name': 'f', 'arguments': {'a': 1}}",

@@ -32,7 +32,7 @@ def test_they_are_left_out_and_named(training, tmp_path, caplog):
     asked = set(data.prepared["test"].prompts["id"])
     assert {"live_simple_0", "parallel_1"}.isdisjoint(asked)
     assert {"live_simple_1", "parallel_0", "irrelevance_0"} <= asked
-    assert "test: 2 questions are in `data.train` too and are left out: live_simple_0, parallel_1" in caplog.text
+    assert "test: 2 questions are also in `data.train` and are skipped: live_simple_0, parallel_1" in caplog.text
 
 
 def test_a_held_out_share_keeps_its_questions(training, tmp_path):

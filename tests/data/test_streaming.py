@@ -175,7 +175,7 @@ def test_what_stops_a_stream(tmp_path):
     weighted = [Source(few.path, weight=1.0), Source(broken.path, weight=1.0)]
     with pytest.raises(DataError, match="every source needs more rows than"):
         next(iter(stream_of(data_of(*weighted, max_unreadable=1.0), rank=1, ranks=2)))
-    with pytest.raises(DataError, match="no share of a stream can be held out"):
+    with pytest.raises(DataError, match="nothing can be held out from a stream"):
         data_of(broken, validation=0.1).setup("fit")
     first, second = data_of(broken), data_of(broken, num_workers=2)
     first.train_dataloader()

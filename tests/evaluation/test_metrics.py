@@ -126,7 +126,7 @@ def test_metrics_are_ratios_however_the_turns_are_spread(some, cut):
         name: pytest.approx([ratio(one[name] for one, _ in truths)], nan_ok=True) for name in names
     }
 
-    # Two ranks, one of them with two batches; the states are reduced as a synchronisation would.
+    # Two ranks, one of them with two batches; the states are reduced as a synchronization would.
     first.update(evaluated[:cut])
     second.update([])
     second.update(evaluated[cut:])

@@ -1,4 +1,4 @@
-"""The report: what it is of, every turn next to the expected calls, and curves of what was logged."""
+"""The report: its metadata, every turn next to the reference calls, and curves of logged values."""
 
 import json
 
@@ -99,7 +99,7 @@ def test_metrics_are_explained_in_both_files(columns):
         "exact match",
         "0.333 ± 0.272",  # √(2/9 / 3)
         "0.333 ± 0.272",
-        "turns that end and make exactly the expected calls, in any order; higher is better",
+        "turns that terminate and make exactly the reference calls, in any order; higher is better",
     ]
     markdown = markdown_report(columns, "Evaluation")
     assert "  \n  before training: clock(city=" in markdown

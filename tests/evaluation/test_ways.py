@@ -1,4 +1,4 @@
-"""Ways to meet a request, judged by hand, and the table in the report."""
+"""Response types, judged by hand, and the table in the report."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Damaged checkpoints are recognised, and the intact one before is offered."""
+"""Damaged checkpoints are recognized, and the intact one before is offered."""
 
 import random
 
@@ -53,7 +53,7 @@ def test_truncated(checkpoint):
 
 
 def test_flipped_bits(checkpoint):
-    """No flipped bit changes what is loaded: it is recognised, or it is in a byte of the archive without a meaning."""
+    """No flipped bit changes what is loaded: it is recognized, or it is in a byte of the archive without a meaning."""
     data, content = checkpoint.read_bytes(), read_checkpoint(checkpoint)
     rng = random.Random(0)
     num_recognised = 0

@@ -31,7 +31,7 @@ def test_all_processes_end_and_the_first_error_is_shown(tmp_path, number, rank, 
         code, seconds = run.ended(60)
         assert code == (-signal.SIGKILL if rank == 0 else 1), run.output
         if rank == 1:
-            assert run.output.rstrip().endswith("error: rank 1 was ended by SIGKILL (out of memory?)")
+            assert run.output.rstrip().endswith("error: rank 1 was killed by SIGKILL (out of memory?)")
     else:
         run.wait_for(tmp_path / "raised")
         code, seconds = run.ended(60)

@@ -1,4 +1,4 @@
-"""A loss or a gradient that is not finite ends every rank before the optimizer step, or is left out of the training."""
+"""A loss or a gradient that is not finite ends every rank before the optimizer step, or the step is skipped."""
 
 import csv
 import json
@@ -35,7 +35,7 @@ def test_a_run_stops_before_the_step_and_names_the_rows(run, tmp_path, capsys, w
     assert len({line["weights"] for line in seen}) == 3  # they did change before, twice
     assert seen[-1]["weights"] == seen[-2]["weights"] == seen[-3]["weights"]
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith(f"error: optimizer step 3: the {what} is not finite, in the rows of rank 0: ")
+    assert error.startswith(f"error: optimizer step 3: the {what} is not finite; affected rows: rank 0: ")
     named = error.split("rank 0: ")[1].split(". ")[0].split(", ")
     (before,) = seen[4]["ids"][0]
     assert (before in named) == (what == "gradient")  # the batch before had a loss as it should be
@@ -66,7 +66,7 @@ def test_two_ranks_stop_at_the_same_step_with_the_same_weights(tmp_path):
     assert first[1]["weights"] == first[-1]["weights"] != first[0]["weights"]
     error = run.output.rstrip().splitlines()[-1]
     ((name,),) = second[2]["ids"]
-    assert error.startswith(f"error: optimizer step 2: the loss is not finite, in the rows of rank 1: {name}. ")
+    assert error.startswith(f"error: optimizer step 2: the loss is not finite; affected rows: rank 1: {name}. ")
 
 
 @pytest.mark.parametrize("more", [(), ("--trainer.callbacks=[fc_lightning.callbacks.SaveAdapter]",)])

@@ -1,4 +1,4 @@
-"""Files that would run code if they were unpickled: refused, and nothing is run."""
+"""Files that would run code if they were unpickled: rejected, and nothing is run."""
 
 import json
 import multiprocessing

@@ -177,7 +177,7 @@ def test_the_same_command_again_and_again_ends_with_the_same_adapter(tmp_path):
             "cannot be resumed: `data.train` was sha256 ",
         ),
         ("--trainer.accumulate_grad_batches=4", "set `--trainer.accumulate_grad_batches 2`"),
-        ("--model.base=BASE", "was trained on another base (tests/models/tiny_gemma2) than `model.base` "),
+        ("--model.base=BASE", "was trained on a different base (tests/models/tiny_gemma2) than `model.base` "),
     ],
 )
 def test_what_a_run_cannot_go_on_with(tmp_path, capsys, change, said):

@@ -190,7 +190,7 @@ def test_redaction(monkeypatch):
 
 
 def test_the_commit_of_a_base_is_recorded(tmp_path, run, monkeypatch):
-    """A base in the hub's cache, as another run has left it there: no network is needed, and the branch is resolved."""
+    """A base in the Hub's cache, as another run has left it there: no network is needed, and the branch is resolved."""
     commit = "0123456789abcdef0123456789abcdef01234567"
     repository = tmp_path / "hub" / "models--somebody--tiny"
     shutil.copytree("tests/models/tiny_gemma2", repository / "snapshots" / commit)

@@ -57,7 +57,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("ranks", "stop"), [(1, signal.SIGUSR1), (1, signal.SIGTERM), (2, signal.SIGUSR1)])
 def test_a_job_is_requeued_and_goes_on_as_if_it_had_not_been(tmp_path, ranks, stop):
-    """The same command again, without `--ckpt_path`: the same run, in its folder, bit by bit."""
+    """The same command again, without `--ckpt_path`: the same run, in its folder, bit-identical."""
     scontrol(tmp_path)
     first = begin(tmp_path, tmp_path, ranks=ranks)
     file = tmp_path / "moment" / str(ranks - 1)

@@ -1,4 +1,4 @@
-"""Configurations of adapters, and what becomes of each: the table behind docs and tests."""
+"""Configurations of adapters, and the outcome of each: the table behind docs and tests."""
 
 from typing import Any
 
@@ -52,12 +52,12 @@ WORKING: dict[str, tuple[str, dict[str, Any]]] = {
     "VeRA": ("VeraConfig", {}),
     "WaveFT": ("WaveFTConfig", {"n_frequency": 50}),
 }
-# The same, and a part of the line that refuses it.
+# The same, and a part of the line that rejects it.
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "AdaLoRA": ("AdaLoraConfig", {"total_step": 10}, "changes its ranks during training"),
     "AdaMSS": ("AdamssConfig", {}, "scikit-learn is required"),
-    "Cartridge": ("CartridgeConfig", {"num_virtual_tokens": 4}, "its own tokens"),
-    "Multitask prompt tuning": ("MultitaskPromptTuningConfig", {"num_virtual_tokens": 4}, "its own tokens"),
+    "Cartridge": ("CartridgeConfig", {"num_virtual_tokens": 4}, "virtual tokens"),
+    "Multitask prompt tuning": ("MultitaskPromptTuningConfig", {"num_virtual_tokens": 4}, "virtual tokens"),
     "Adaption prompt": (
         "AdaptionPromptConfig",
         {"adapter_len": 4, "adapter_layers": 1, "target_modules": "self_attn"},
@@ -66,14 +66,14 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "aLoRA": ("LoraConfig", {"r": 2, "alora_invocation_tokens": [5], "task_type": "CAUSAL_LM"}, "cannot be merged"),
     "Arrow": ("LoraConfig", {"arrow_config": {}}, "mixes adapters"),
     "BEFT": ("BeftConfig", {}, "trains biases"),
-    "CPT": ("CPTConfig", {"task_type": "CAUSAL_LM", "cpt_token_ids": [1]}, "its own tokens"),
+    "CPT": ("CPTConfig", {"task_type": "CAUSAL_LM", "cpt_token_ids": [1]}, "virtual tokens"),
     "Lily": ("LilyConfig", {}, "cannot be merged"),
     "OLoRA": ("LoraConfig", {"init_lora_weights": "olora"}, "changes the base's weights"),
     "PiSSA": ("LoraConfig", {"init_lora_weights": "pissa"}, "changes the base's weights"),
-    "Poly": ("PolyConfig", {}, "a task number"),
-    "Prefix tuning": ("PrefixTuningConfig", {"num_virtual_tokens": 4}, "its own tokens"),
-    "Prompt tuning": ("PromptTuningConfig", {"num_virtual_tokens": 4}, "its own tokens"),
-    "P-tuning": ("PromptEncoderConfig", {"num_virtual_tokens": 4}, "its own tokens"),
+    "Poly": ("PolyConfig", {}, "a task ID"),
+    "Prefix tuning": ("PrefixTuningConfig", {"num_virtual_tokens": 4}, "virtual tokens"),
+    "Prompt tuning": ("PromptTuningConfig", {"num_virtual_tokens": 4}, "virtual tokens"),
+    "P-tuning": ("PromptEncoderConfig", {"num_virtual_tokens": 4}, "virtual tokens"),
     "Shadow": ("ShadowConfig", {}, "cannot be merged"),
     "Trainable tokens": ("TrainableTokensConfig", {"token_indices": [5]}, "model.special_tokens"),
     "X-LoRA": ("XLoraConfig", {}, "mixes adapters"),
@@ -84,8 +84,8 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
 }
 # With new tokens.
 REFUSED_WITH_TAGS: dict[str, tuple[str, dict[str, Any], str]] = {
-    "LoHa": ("LoHaConfig", {}, "cannot train rows of new tokens"),
-    "LoRA on the embedding": ("LoraConfig", {"target_modules": ["embed_tokens"]}, "leaves no room for the rows"),
+    "LoHa": ("LoHaConfig", {}, "cannot train new-token embeddings"),
+    "LoRA on the embedding": ("LoraConfig", {"target_modules": ["embed_tokens"]}, "cannot be combined with"),
     "LoRA and the head": ("LoraConfig", {"modules_to_save": ["lm_head"]}, "name both in `modules_to_save`, or neither"),
     "DoRA on the head": ("LoraConfig", {"use_dora": True, "target_modules": ["lm_head"]}, "DoRA"),
 }

@@ -110,7 +110,7 @@ def state_of(checkpoint: Path) -> dict:
 
 
 def same(one, other) -> bool:
-    """Equal, bit by bit."""
+    """Bit-identical."""
     if isinstance(one, torch.Tensor):
         return torch.equal(one, other)
     if isinstance(one, dict):

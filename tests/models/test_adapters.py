@@ -1,4 +1,4 @@
-"""Every type of adapter in PEFT: trained, resumed, merged, exported and loaded without this package, or refused."""
+"""Every type of adapter in PEFT: trained, resumed, merged, exported and loaded without this package, or rejected."""
 
 import json
 from pathlib import Path

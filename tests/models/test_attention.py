@@ -51,7 +51,7 @@ def test_flash_kernels_get_the_ends_of_the_documents(base, packs):
     AttentionInterface.register("flash_by_hand", flash_by_hand)
     AttentionMaskInterface.register("flash_by_hand", flash_attention_mask)
     model = load_base(str(base), None, torch.float32, "eager")
-    model.config._attn_implementation = "flash_by_hand"  # loading it by this name would look for a kernel on the hub
+    model.config._attn_implementation = "flash_by_hand"  # loading it by this name would look for a kernel on the Hub
     plain = AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager")
     batch = PackingCollator(0)([[DOCUMENTS[index] for index in pack] for pack in packs])
     expected = sum(loss_alone(plain, DOCUMENTS[index]) for pack in packs for index in pack)

@@ -21,7 +21,7 @@ from fc_lightning.data.formats import read_row
 TINY = "configs/debug/tiny.yaml"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
-QUICK = {"--help", "--version", "init"}  # answered at once, without a run
+QUICK = {"--help", "--version", "init"}  # answered immediately, without a run
 
 # Commands of other programs, and why they are not run here. A new one must be put here, with a reason.
 ELSEWHERE = {

@@ -16,6 +16,7 @@ from tests.helpers.documentation import PAGES, ROOT, code_blocks
 
 import fc_lightning
 
+COMPATIBILITY = ROOT / "docs" / "compatibility.md"
 SNAPSHOTS = ROOT / "tests" / "cli" / "snapshots"  # error messages of the command line
 
 
@@ -33,13 +34,13 @@ def test_generated_pages_are_up_to_date(name, page):
 
 
 def test_the_table_of_adapters_names_every_type():
-    """A type that PEFT adds appears, and what the table of tests refuses is refused in the docs too."""
-    rows = re.findall(r"^\| `(\w+Config)` \| (works|refused) ", (ROOT / "docs" / "compatibility.md").read_text(), re.M)
+    """A type that PEFT adds appears, and what the table of tests rejects is not supported in the docs either."""
+    rows = re.findall(r"^\| `(\w+Config)` \| (works|not supported) ", COMPATIBILITY.read_text(encoding="utf-8"), re.M)
     assert {name for name, _ in rows} == {config.__name__ for config in PEFT_TYPE_TO_CONFIG_MAPPING.values()}
     said = dict(rows)
     whole_types = {kind for kind, _ in WORKING.values()}
     assert {said[kind] for kind in whole_types} == {"works"}
-    assert {said[kind] for kind, *_ in REFUSED.values() if kind not in whole_types} == {"refused"}
+    assert {said[kind] for kind, *_ in REFUSED.values() if kind not in whole_types} == {"not supported"}
 
 
 def messages_of_the_source() -> list[str]:

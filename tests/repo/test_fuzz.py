@@ -1,4 +1,4 @@
-"""Random configurations train or are refused in one line: twenty here, and any number by the command:
+"""Random configurations train or are rejected in one line: twenty here, and any number by the command:
 
 python scripts/fuzz_configurations.py --count 300
 """

@@ -1,4 +1,4 @@
-"""A checkpoint is refused by every other model, whatever differs."""
+"""A checkpoint is rejected by every other model, whatever differs."""
 
 import contextlib
 import json
@@ -65,9 +65,9 @@ def test_another_base_or_vocabulary():
     checkpoint = {"base": {"name": "a", "revision": "b", "weights": "1"}, "vocabulary": "2"}
     check_base(checkpoint, {"name": "a", "weights": "1"}, "2")
     check_base({}, {"name": "a", "weights": "1"}, "2")  # a checkpoint of Lightning says nothing
-    with pytest.raises(BaseModelError, match=r"trained on another base \(a, revision b\) than `model.base` c"):
+    with pytest.raises(BaseModelError, match=r"trained on a different base \(a, revision b\) than `model.base` c"):
         check_base(checkpoint, {"name": "c", "weights": "other"}, "2")
-    with pytest.raises(BaseModelError, match="its token ids belong to another vocabulary"):
+    with pytest.raises(BaseModelError, match="its token IDs belong to a different vocabulary"):
         check_base(checkpoint, {"name": "a", "weights": "1"}, "other")
 
 

@@ -146,7 +146,7 @@ def test_a_checkpoint_of_another_adapter_is_refused(run, capsys):
     other = ["--model.special_tokens=[]", f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}"]
     with pytest.raises(SystemExit):
         run("fit", "--data.validation=null", "--trainer.max_steps=2", *other)
-    assert "the checkpoint does not fit the configuration" in capsys.readouterr().err.splitlines()[-1]
+    assert "the checkpoint does not match the configuration" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_the_original_recipe_runs_as_it_is(run, tmp_path):

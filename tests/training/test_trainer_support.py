@@ -1,4 +1,4 @@
-"""Settings and callbacks of Lightning: each does what it should, or is refused in one line before training."""
+"""Settings and callbacks of Lightning: each does what it should, or is rejected in one line before training."""
 
 import csv
 import json
@@ -13,9 +13,9 @@ from tests.helpers.checkpoints import Killed
 from fc_lightning.training.optimization import SettingsError
 from fc_lightning.training.trainer_support import (
     CALLBACKS,
-    REFUSED_CALLBACKS,
-    REFUSED_SETTINGS,
     SETTINGS,
+    UNSUPPORTED_CALLBACKS,
+    UNSUPPORTED_SETTINGS,
     check_trainer,
 )
 
@@ -38,14 +38,14 @@ def callback(name: str, **arguments) -> str:
     return f"--trainer.callbacks+={json.dumps({'class_path': path, 'init_args': arguments})}"
 
 
-@pytest.mark.parametrize("name", REFUSED_CALLBACKS)
+@pytest.mark.parametrize("name", UNSUPPORTED_CALLBACKS)
 def test_refused_callbacks(name):
     trainer = Trainer(
         accelerator="cpu", callbacks=[getattr(lightning_callbacks, name)(**ARGUMENTS.get(name, {}))], logger=False
     )
     with pytest.raises(SettingsError) as caught:
         check_trainer(trainer)
-    assert str(caught.value) == f"trainer.callbacks: {name} does not work here: {REFUSED_CALLBACKS[name]}"
+    assert str(caught.value) == f"trainer.callbacks: {name} is not supported: {UNSUPPORTED_CALLBACKS[name]}"
 
 
 @pytest.mark.parametrize(
@@ -61,24 +61,24 @@ def test_refused_callbacks(name):
 )
 def test_refused_settings(settings):
     named = str(settings.get("strategy", "overfit_batches"))
-    ((name, reason),) = ((name, reason) for name, reason in REFUSED_SETTINGS.items() if named in name)
+    ((name, reason),) = ((name, reason) for name, reason in UNSUPPORTED_SETTINGS.items() if named in name)
     with pytest.raises(SettingsError) as caught:
         check_trainer(Trainer(accelerator="cpu", logger=False, **settings))
-    assert str(caught.value) == f"trainer.{name} does not work here: {reason}"
+    assert str(caught.value) == f"trainer.{name} is not supported: {reason}"
 
 
 def test_a_callback_derived_from_a_refused_one_is_refused():
     class Mine(lightning_callbacks.EMAWeightAveraging):
         pass
 
-    with pytest.raises(SettingsError, match="EMAWeightAveraging does not work here"):
+    with pytest.raises(SettingsError, match="EMAWeightAveraging is not supported"):
         check_trainer(Trainer(accelerator="cpu", logger=False, callbacks=[Mine()]))
 
 
 def test_what_is_refused_is_one_line_of_the_command_line(run, capsys):
     with pytest.raises(SystemExit):
         run("fit", *SMALL, callback("EMAWeightAveraging"))
-    assert capsys.readouterr().err.splitlines()[-1].startswith("error: trainer.callbacks: EMAWeightAveraging does not")
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: trainer.callbacks: EMAWeightAveraging is not")
     with pytest.raises(SystemExit):
         run("fit", *SMALL, "--trainer.val_check_interval=80")
     assert "`val_check_interval` (80) must be less than" in capsys.readouterr().err.splitlines()[-1]
@@ -263,4 +263,4 @@ def test_flex_attention_is_not_trained_on_a_cpu(run, capsys):
         run("fit", *SMALL, "--model.attn_implementation=flex_attention")
     assert exit_.value.code == 1
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error == "error: model.attn_implementation: flex_attention cannot be trained on a CPU; use `auto`"
+    assert error == "error: model.attn_implementation: flex_attention does not support training on a CPU; use `auto`"

@@ -1,4 +1,4 @@
-"""Callbacks, one file each. Those that want the evaluated calls define ``on_tool_calls_evaluated``."""
+"""Callbacks, one file each. Any callback that defines ``on_tool_calls_evaluated`` receives the evaluated turns."""
 
 from fc_lightning.callbacks.adapter import SaveAdapter
 from fc_lightning.callbacks.ema import EMA

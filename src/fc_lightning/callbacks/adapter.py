@@ -90,7 +90,7 @@ def save_adapter(trainer: Trainer, folder: Path, weights: dict[str, Any]) -> Non
     """Write an adapter folder, or replace it.
 
     Raises:
-        CheckpointError: If the folder holds something else, the weights are not finite, or it cannot be written.
+        CheckpointError: If the folder contains something else, the weights are not finite, or it cannot be written.
     """
     if folder.exists() and not (folder / ADAPTER_CONFIG).is_file():
         raise CheckpointError(f"{folder}: already exists and is not an adapter; choose another `folder` (SaveAdapter)")

@@ -1,4 +1,4 @@
-"""EMA: an exponential moving average of the trained weights, evaluated and saved instead of them."""
+"""EMA: an exponential moving average of the trained weights, evaluated and saved in their place."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class EMA(Callback):
     with. At the beginning the average follows more quickly: after *n* steps the decay is at most (1 + n) / (10 + n).
 
     Args:
-        decay: Share of the average that each optimizer step keeps.
+        decay: Fraction of the average that each optimizer step keeps.
     """
 
     def __init__(self, decay: float = 0.999):
@@ -31,10 +31,10 @@ class EMA(Callback):
         self._step = 0
         self._average: dict[str, Tensor] = {}
         self._resumed: dict[str, Tensor] = {}  # the average in the checkpoint that the run resumes from
-        self._is_swapped = False  # whether the model has the average, and `_average` the weights of training
+        self._is_swapped = False  # whether the model has the average, and `_average` the training weights
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Come before the callbacks that save."""
+        """Move this callback before those that save."""
         trainer.callbacks.remove(self)
         trainer.callbacks.insert(0, self)
 
@@ -74,7 +74,7 @@ class EMA(Callback):
         self._swap(pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Save the average as the model, and the weights of training beside it."""
+        """Save the average as the model, and the training weights next to it."""
         if not self._average:
             return
         model = {name: weight.detach() for name, weight in pl_module.trained_parameters().items()}
@@ -84,7 +84,7 @@ class EMA(Callback):
 
     @torch.no_grad()
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Resume with the weights of training, and with the average that the model has been loaded with."""
+        """Resume with the training weights, and with the average that the model has been loaded with."""
         if trainer.state.fn != "fit" or _KEY not in checkpoint:
             return
         self.num_updates = checkpoint[_KEY]["num_updates"]

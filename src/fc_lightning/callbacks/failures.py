@@ -1,4 +1,4 @@
-"""Failures: an error is recorded at once, and running out of memory names the batch."""
+"""Failures: records errors immediately, and names the batch that did not fit into memory."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Failures(Callback):
 
 
 def describe_batch(batch: Any, training: bool) -> str:
-    """What a batch of training or of prompts that did not fit into memory holds, and which settings to lower."""
+    """Describe a training or prompt batch that did not fit into memory, and the settings to lower."""
     if is_prompt_batch(batch):
         lengths = [len(ids) for ids in batch["input_ids"]]
         longest = max(lengths, default=0)

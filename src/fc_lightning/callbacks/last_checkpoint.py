@@ -1,4 +1,4 @@
-"""LastCheckpoint: the newest state of a run, every so many steps and at its end."""
+"""LastCheckpoint: saves the newest state of a run, at a fixed interval and at its end."""
 
 from __future__ import annotations
 

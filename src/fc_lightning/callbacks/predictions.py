@@ -13,7 +13,7 @@ from fc_lightning.evaluation.metrics import EvaluatedTurn
 from fc_lightning.training.run_folders import check_name
 from fc_lightning.utils.atomic_files import DiskError, write_text
 
-# Prompts without an expected answer have no verdict.
+# Prompts without a reference answer have no verdict.
 _UNLABELLED = dict.fromkeys(("expected", "exact_match", "name_match"))
 
 

@@ -26,8 +26,8 @@ class Preemption(Callback):
     All ranks learn of the signal at the end of the next optimizer step, through the tensor that they exchange anyway,
     or at the end of an evaluation batch. The evaluation is then cut short, and runs again from its start when the run
     is resumed. If SLURM sends its requeue signal (``SLURMEnvironment(auto_requeue=True)``), the job is requeued before
-    the ranks exit, and resumes when SLURM starts it again. A second SIGINT exits at once, without saving. The command
-    line always adds this callback.
+    the ranks exit, and resumes when SLURM starts it again. A second SIGINT exits immediately, without saving. The
+    command line always adds this callback.
     """
 
     def __init__(self) -> None:

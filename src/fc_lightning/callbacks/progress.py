@@ -1,4 +1,4 @@
-"""ProgressBar: a bar in a terminal, lines in a log file, with the numbers that were logged anyway."""
+"""ProgressBar: a bar in a terminal or lines in a log file, with values that are logged anyway."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _NARROW_BAR = 6
 class ProgressBar(RichProgressBar):
     """Shows the last logged loss, speed and exact match; ``prog_bar=True`` would synchronize the device every batch.
 
-    In a terminal it is Lightning's rich progress bar. If the output goes to a file, it prints a line now and then.
+    In a terminal it is Lightning's rich progress bar. If the output goes to a file, it prints a line at intervals.
     While the model generates, both show the number of turns and the exact match so far, on the first rank.
 
     Args:
@@ -210,6 +210,6 @@ def _is_wide() -> bool:
 
 
 def _exact_match(module: Any) -> str:
-    """Exact match of the turns that this rank has evaluated so far, where their answers are known."""
+    """Exact match of the turns that this rank has evaluated so far, if they have reference answers."""
     turns = [turn for _, turn in getattr(module, "evaluated_turns", ()) if turn.labelled]
     return f"exact match {sum(turn.exact_match for turn in turns) / len(turns):.2f}" if turns else ""

@@ -23,7 +23,7 @@ class EvaluationReport(Callback):
     """Writes ``report.html`` and ``report.md`` to the run's folder when it ends.
 
     They say what was evaluated, show the results by category and under perturbations, the evaluated turns next to the
-    expected calls, and training curves. If Lightning validates before training (``trainer.num_sanity_val_steps: -1``),
+    reference calls, and training curves. If Lightning validates before training (``trainer.num_sanity_val_steps: -1``),
     they compare it with the base model.
 
     Args:

@@ -50,14 +50,14 @@ _LOCK_TIMEOUT = 20.0  # seconds; the data workers of a killed process live on fo
 
 
 class Resumable(Callback):
-    """Makes every checkpoint describe the end of an optimizer step, and resumes from it bit by bit.
+    """Makes every checkpoint describe the end of an optimizer step, and resumes bit-exactly.
 
     A checkpoint that is written within a step (by a validation between two accumulated micro-batches, for example)
-    describes the end of the previous step, with the data position and the random numbers of that moment. A validation
-    that was due and had not completed runs when the run resumes. Validation does not change the random numbers of
-    training. On another number of ranks, accumulation changes so that the steps stay the same.
+    describes the end of the previous step, with the data position and RNG states at that point. A validation that was
+    due and had not completed runs when the run resumes. Validation does not affect the training RNG state. With a
+    different number of ranks, accumulation is adjusted so that the steps stay the same.
 
-    The command line adds it to every ``fit``.
+    The command line always adds this callback.
     """
 
     def __init__(self) -> None:
@@ -108,7 +108,7 @@ class Resumable(Callback):
         self.teardown(trainer, pl_module, "fit")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remove what a killed process would have removed next."""
+        """Remove leftovers of a killed process."""
         if self.resumes_in_place:
             remove_surplus(trainer, resumed_from=trainer.ckpt_path)
 
@@ -118,7 +118,7 @@ class Resumable(Callback):
             remove_surplus(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore the random numbers of the checkpoint, and log the row that was still pending."""
+        """Restore the RNG states of the checkpoint, and log the row that was still pending."""
         if self._resumed and trainer.strategy.restore_checkpoint_after_setup and trainer.datamodule is not None:
             restart_data_iterator(trainer)
         states = self._resumed.get("rng", [])
@@ -155,7 +155,7 @@ class Resumable(Callback):
         self._rng_before_validation = get_rng_states(pl_module.device)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore the random numbers of training, and record that the validation has completed."""
+        """Restore the training RNG states, and record that the validation has completed."""
         if self._rng_before_validation is not None:
             set_rng_states(self._rng_before_validation, pl_module.device)
         if not trainer.sanity_checking:
@@ -188,7 +188,7 @@ class Resumable(Callback):
         }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep the size of the optimizer steps on another number of ranks.
+        """Keep the size of the optimizer steps with a different number of ranks.
 
         Raises:
             CheckpointError: If no accumulation gives steps of the same size.
@@ -207,7 +207,9 @@ class Resumable(Callback):
             advice = f"use a number of ranks that divides {step_batches}"
             if step_batches % ranks == 0:
                 advice = f"set `--trainer.accumulate_grad_batches {accumulate}`"
-            raise CheckpointError(f"{done}, but resuming keeps the size of a step: {advice}")
+            raise CheckpointError(
+                f"{done}, but a resumed run must keep the same number of micro-batches per step: {advice}"
+            )
         if self.resumes_in_place and trainer.is_global_zero and isinstance(trainer.logger, CSVLogger):
             truncate_metrics(Path(trainer.logger.log_dir) / METRICS_FILE, self._resumed["rows"])
         if saved_ranks != ranks:

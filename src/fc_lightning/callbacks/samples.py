@@ -1,4 +1,4 @@
-"""SampleTable: a few correct and wrong calls, in the terminal and in the logger."""
+"""SampleTable: a few correct and incorrect calls, in the terminal and in the logger."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _HEADER = ("id", "turn", "what", "expected", "predicted")
 
 
 class SampleTable(Callback):
-    """Prints and logs a table of wrong and correct turns after each evaluation, with differences in red.
+    """Prints and logs a table of incorrect and correct turns after each evaluation, with differences in red.
 
     TensorBoard gets it as text, Weights & Biases and Trackio as a table, and MLflow as the artifact ``samples.json``
     with the rows of all evaluations. Other loggers get nothing.
 
     Args:
-        wrong: Number of turns that are not an exact match.
-        right: Number of turns that are.
+        wrong: Number of incorrect turns to show.
+        right: Number of correct turns to show.
     """
 
     def __init__(self, wrong: int = 4, right: int = 2):

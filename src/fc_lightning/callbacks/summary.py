@@ -90,7 +90,7 @@ class RunSummary(Callback):
             self._num_prompts += len(batch["order"])
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say how long an evaluation will take."""
+        """Print how long an evaluation will take."""
         if not trainer.is_global_zero or not self._num_prompts:
             return
         total = sum(map(len, trainer.val_dataloaders[1].sampler))  # on this rank, and about as many on the others
@@ -199,7 +199,7 @@ def trainable_line(trained: int, total: int) -> str:
 
 
 def exact_match(turns: Sequence[EvaluatedTurn]) -> float:
-    """Share of turns whose calls are an exact match."""
+    """Fraction of turns whose calls are an exact match."""
     return sum(turn.exact_match for turn in turns) / len(turns)
 
 
@@ -266,7 +266,7 @@ def _next_commands(trainer: Trainer, run: Path) -> list[str]:
 
 
 def _report(trainer: Trainer, run: Path) -> list[str]:
-    """Where the report is, which is written when the other callbacks have ended too."""
+    """The path of the report, which is written after the other callbacks have finished."""
     reports = [callback for callback in trainer.callbacks if isinstance(callback, EvaluationReport)]
     return [f"report:  {run / callback.filename}.html" for callback in reports[:1]]
 

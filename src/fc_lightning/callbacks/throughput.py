@@ -20,13 +20,13 @@ class Throughput(Callback):
     The device is synchronized only when Lightning logs its metrics anyway, never once per batch.
 
     Logged for all ranks together: ``train/tokens_per_second`` (without padding),
-    ``train/supervised_tokens_per_second``, and ``train/padding`` (the share of positions that are padding).
+    ``train/supervised_tokens_per_second``, and ``train/padding`` (the fraction of positions that are padding).
 
     Logged for the first rank: ``train/data_seconds`` and ``train/step_seconds`` (averages per optimizer step),
     ``val/seconds`` (per evaluation), and ``train/peak_memory_gb`` (of the GPU since the run began, or of the process).
 
     If the peak of the device is known, ``train/mfu`` is also logged: the FLOPs that training needs, see
-    :class:`fc_lightning.models.flops.TrainingCost`, divided by what the devices can do in bf16. It follows appendix B
+    :class:`fc_lightning.models.flops.TrainingCost`, divided by the devices' peak bf16 throughput. It follows appendix B
     of the PaLM paper, except that frozen weights need no gradients and unsupervised positions no logits.
 
     Args:

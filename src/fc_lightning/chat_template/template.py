@@ -78,7 +78,7 @@ class ChatTemplate:
     Args:
         tokenizer: A fast tokenizer. The tags of :class:`SpecialToken` are tokens if they have been registered. Changed
             in place: it removes breaks from now on.
-        render: ``canonical`` parses tools and calls and serialises them again as JSON; ``verbatim`` keeps the row's
+        render: ``canonical`` parses tools and calls and serializes them again as JSON; ``verbatim`` keeps the row's
             own text, as the original recipe does.
         file: A Jinja file to use instead of the template that fits the tokenizer.
         tool_format: The language of tool calls, see :func:`fc_lightning.chat_template.tool_formats.native_syntax`.
@@ -292,7 +292,7 @@ def _template_source(
     if "endgeneration" not in source:
         raise ChatTemplateError(
             f"{file or name}: the chat template does not mark the model's turns with {{% generation %}} … "
-            "{% endgeneration %}, so no token would be supervised; add the marks to a copy and set "
+            "{% endgeneration %}, so no token would be supervised; add the markers to a copy and set "
             "`data.chat_template` to it"
         )
     return source

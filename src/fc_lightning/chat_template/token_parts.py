@@ -1,4 +1,4 @@
-"""Token parts: the kind of each supervised token, from the template's marks and the parser, and weights by kind."""
+"""Token parts: the kind of each supervised token, from the template's markers and the parser, and weights by kind."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def supervised_parts(
     A token with characters of several parts counts as the first one that is not a tag: ``"get`` is a function name.
 
     Args:
-        rendered: A conversation as text, with the template's marks around the model's turns.
+        rendered: A conversation as text, with the template's markers around the model's turns.
         encoded: The conversation as tokens.
         turn_ends: The tokens that may end a turn.
         syntax: The native tool language, if there is one.

@@ -38,7 +38,7 @@ def load_tokenizer(
     Args:
         base: See :func:`resolve_base`.
         revision: Revision on the Hugging Face Hub.
-        special_tokens: Texts that become one token each. The Hermes tags are left out if calls are written natively.
+        special_tokens: Texts that become one token each. The Hermes tags are omitted if calls are written natively.
         tool_format: See :func:`native_syntax`.
 
     Returns:
@@ -77,7 +77,7 @@ def register_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[str]) -
     Returns:
         For each new token id, the ids of the tokens that it replaces.
     """
-    # A tag that is in the vocabulary, but not an added token, is not recognised after a space: it is added too.
+    # A tag that is in the vocabulary, but not an added token, is not recognized after a space: it is added too.
     new = [str(token) for token in tokens if str(token) not in tokenizer.get_added_vocab()]
     replaced = [tokenizer(token, add_special_tokens=False).input_ids for token in new]
     tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in new])

@@ -1,8 +1,8 @@
-"""Chat formats: how each family of models marks the turns of a conversation, and the language of its tool calls.
+"""Chat formats (``CHAT_FORMATS``): how each model family marks the turns of a conversation, and its tool-call format.
 
 The text inside a turn follows the Hermes grammar, see :mod:`fc_lightning.conversation.parsing`, or the native language
 of FunctionGemma or Gemma 4, see :mod:`fc_lightning.conversation.native_calls`. A model's family and language are
-recognised by the tokens in its tokenizer's vocabulary.
+recognized by the tokens in its tokenizer's vocabulary.
 """
 
 from __future__ import annotations

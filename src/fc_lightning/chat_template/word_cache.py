@@ -1,8 +1,8 @@
 """The word cache: Gemma's tokenizer encodes each different word once.
 
-Gemma's tokenizer takes a text as one word, because its normalizer turns spaces into ``▁`` before anything is split, so
-its own cache never hits. But a token is made by merging neighbours: where no token of the vocabulary has a certain pair
-of characters inside, the ids on both sides of that pair do not depend on each other.
+Gemma's tokenizer treats a whole text as a single word, because its normalizer turns spaces into ``▁`` before anything
+is split, so its built-in cache never hits. But a token is made by merging neighbors: where no token of the vocabulary
+has a certain pair of characters inside, the ids on both sides of that pair do not depend on each other.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def word_pattern(backend: Tokenizer, vocabulary: Iterable[str]) -> re.Pattern[st
         or _state(backend.normalizer) != _NORMALIZER
         or not all(split in (_SPLIT, _REMOVE_BREAKS) for split in splits)
         or any(one.single_word or one.lstrip or one.rstrip for one in backend.get_added_tokens_decoder().values())
-        # A space that is not a token would be bytes, or unknown together with its neighbours.
+        # A space that is not a token would be bytes, or unknown together with its neighbors.
         or not {_SPACE, "\n"} <= set(vocabulary)
     ):
         return None

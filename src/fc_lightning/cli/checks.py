@@ -1,4 +1,4 @@
-"""Checks of values whose type is right: out of range, unknown to transformers, or impossible together."""
+"""Checks values of the correct type: out of range, unknown to transformers, or invalid in combination."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 
 
 def check_config_file(file: Path) -> None:
-    """Check that a configuration file is a mapping of mappings, which names no key twice: YAML would take the last.
+    """Check that a configuration file is a mapping of mappings without duplicate keys, of which YAML keeps the last.
 
     A missing file and invalid YAML are left to the parser, which reports them.
 
@@ -105,7 +105,7 @@ def check_values(config: Any) -> None:
         config: Has values by dotted key, as a ``jsonargparse.Namespace`` has.
 
     Raises:
-        ConfigurationError: At the first value that cannot work.
+        ConfigurationError: At the first invalid value.
     """
     for key, (smallest, largest) in _RANGES.items():
         value = config.get(key)
@@ -147,7 +147,8 @@ def check_generation(given: Mapping[str, Any], constrained: bool) -> None:
         constrained: ``model.constrained``.
 
     Raises:
-        ConfigurationError: If transformers does not know a key or rejects a value, or constraints meet beams.
+        ConfigurationError: If transformers does not know a key or rejects a value, or constrained decoding is combined
+            with beam search.
     """
     _check_names("model.generation", given, [name for name in vars(GenerationConfig()) if not name.startswith("_")])
     for name in ("max_new_tokens", "num_beams", "num_return_sequences"):
@@ -161,7 +162,9 @@ def check_generation(given: Mapping[str, Any], constrained: bool) -> None:
     if given.get("do_sample") and given.get("temperature", 1.0) <= 0:
         raise ConfigurationError("model.generation: temperature must be greater than 0; `do_sample: false` is greedy")
     if constrained and (given.get("num_beams") or 1) > 1:
-        raise ConfigurationError("model.constrained: not possible with beams; set `num_beams: 1` in `model.generation`")
+        raise ConfigurationError(
+            "model.constrained: does not support beam search; set `num_beams: 1` in `model.generation`"
+        )
     try:
         GenerationConfig(**{"do_sample": False, **given}).validate()
     except (ValueError, TypeError) as error:
@@ -188,7 +191,7 @@ def check_environment(known: Iterable[str], subcommands: Sequence[str]) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Check that a folder can be written, or made where it does not exist yet.
+    """Check that a folder can be written, or created if it does not exist.
 
     Raises:
         DiskError: If it cannot.

@@ -1,8 +1,8 @@
-"""The part of a configuration that every recipe shares: its logger, its callbacks and its checkpoints.
+"""Defaults that every recipe shares: logger, callbacks and checkpoints.
 
-They are defaults of the command line: ``trainer.callbacks`` in a file replaces the list, ``callbacks+`` appends to it,
-and ``callbacks: []`` leaves the run without them. ``--print_config`` shows them. Callbacks that no run goes without
-(``Failures``, ``Preemption``, ``Resumable``, ``SaveConfig``) are added by `cli/lightning_cli.py`.
+``trainer.callbacks`` in a file replaces the list, ``callbacks+`` appends to it, and ``callbacks: []`` removes all of
+them. ``--print_config`` shows them. Callbacks that every run has (``Failures``, ``Preemption``, ``Resumable``,
+``SaveConfig``) are added by `cli/lightning_cli.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 RUNS = "runs"
-_UNNAMED = "default"  # the recipe of a command line without a configuration file
+_UNNAMED = "default"  # name of runs that are started without a configuration file
 
 CALLBACKS: list[dict[str, Any]] = [
     {

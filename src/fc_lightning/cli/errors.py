@@ -1,6 +1,7 @@
-"""Errors in a configuration as one line: what is wrong, in which file and line, and what was probably meant.
+"""Rewords configuration errors as one line: what is wrong, in which file and line, and what was probably meant.
 
-jsonargparse lists every type that it tried. This module extracts the one thing that the user can fix.
+jsonargparse lists every type that it tried. This module extracts the one thing that the user can fix. Any exception,
+these included, becomes a one-line error or a traceback in `exit_on_error` (`training/distributed.py`).
 """
 
 from __future__ import annotations
@@ -142,7 +143,7 @@ def _short_name(key: str, name: str) -> str:
     modules = [sys.modules[one] for one in _CLASSES if one in sys.modules]
     paths = {one: f"{module.__name__}.{one}" for module in modules for one in dir(module) if one[0].isupper()}
     meant = nearest(name, list(paths))
-    return f"{key}: unknown class {name}; " + (f"did you mean {paths[meant]}?" if meant else "give its module too")
+    return f"{key}: unknown class {name}; " + (f"did you mean {paths[meant]}?" if meant else "include its module")
 
 
 def _choice(key: str, choices: str, value: str) -> str:

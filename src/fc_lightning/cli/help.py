@@ -1,6 +1,6 @@
 """The short help: keys and docstrings are parsed from the source files, without importing them.
 
-Importing torch, Lightning, transformers and PEFT takes several seconds; help is printed at once.
+Importing torch, Lightning, transformers and PEFT takes several seconds; help is printed immediately.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ SUBCOMMANDS = {
         "predict --config configs/quickstart.yaml --question 'Weather in Oslo?' --tools tools.json",
     ),
     "chat": (
-        "Chat with a model in the terminal; you type the results of its tools.",
+        "Chat with a model in the terminal; you type the responses of its tools.",
         "chat --config configs/quickstart.yaml --tools tools.json --ckpt_path best",
     ),
     "export": (

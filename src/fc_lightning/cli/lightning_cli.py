@@ -276,7 +276,7 @@ def make_parser(subcommand: str | None = None, arguments: Sequence[str] = ()) ->
 
     Args:
         subcommand: The name of the subcommand.
-        arguments: Arguments that may name classes of the user's own.
+        arguments: Arguments that may name user-defined classes.
     """
     try:
         _ParserOnly(list(arguments))
@@ -286,7 +286,7 @@ def make_parser(subcommand: str | None = None, arguments: Sequence[str] = ()) ->
 
 
 def main(args: Any = None) -> None:
-    """Run the command line; an error that the user can fix ends it with one line and exit code 1.
+    """Run the command line; an error that the user can fix is printed in one line, with exit code 1.
 
     Args:
         args: Arguments instead of those of the process.

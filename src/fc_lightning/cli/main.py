@@ -1,4 +1,7 @@
-"""Entry point: answers what needs no heavy import, and passes everything else to the full command line."""
+"""Entry point: answers what needs no heavy import, and passes everything else to `cli/lightning_cli.py`.
+
+There, `exit_on_error` (`training/distributed.py`) turns exceptions into one-line errors.
+"""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def chat(
     tools: str | None = None,
     ckpt_path: str | None = None,
 ) -> None:
-    """Try a model in the terminal, and type the results of the tools that it calls; an empty line ends the chat.
+    """Try a model in the terminal, and type the responses of the tools that it calls; an empty line ends the chat.
 
     Args:
         trainer: The trainer, which has the folder of the runs.

@@ -1,7 +1,7 @@
-"""``think``: a teacher model writes the reasoning for each known call, over any OpenAI-compatible endpoint.
+"""``think``: a teacher model writes the missing reasoning for each reference call, over any OpenAI-compatible endpoint.
 
-The teacher gets the correct call and is asked for the reason; its answer is checked before it is used. Answers are
-written to disk as they arrive, so a run that was killed resumes without asking again.
+The teacher is given the reference call and asked for the reason; its answer is checked before it is used. Answers are
+written to disk as they arrive, so a run that was killed resumes without repeating requests.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def think(
     api_key_env: str = "OPENAI_API_KEY",
     max_tokens: int = 200,
 ) -> Counter[str]:
-    """Have a teacher model write missing reasoning for each known call, into a data file to train on.
+    """Have a teacher model write the missing reasoning for each reference call to a data file for training.
 
     Args:
         trainer: Not used.
@@ -136,7 +136,7 @@ def think(
     api_key = os.environ.get(api_key_env)
     last_error = asyncio.run(_ask(open_questions, answers, base_url, teacher, concurrency, api_key, max_tokens))
     if last_error and not any(question.key in answers.known for question in open_questions):
-        raise TeacherError(f"{base_url}: no request succeeded, the last error: {last_error}")
+        raise TeacherError(f"{base_url}: no request succeeded; last error: {last_error}")
     completed = add_reasoning(conversations, questions, answers, counts)
     write_text(file, "".join(f"{dump_json(to_row(conversation))}\n" for conversation in completed))
     outcomes = ", ".join(f"{count:,} {outcome}" for outcome, count in counts.items())
@@ -186,13 +186,13 @@ def judge(answer: dict[str, Any] | None, conversation: Conversation, turn: int) 
     if _TAGS.search(text):
         return "rejected: quotes tags", ""
     if any(call not in known for call in _calls_in(text)):
-        return "rejected: another call", ""
+        return "rejected: different call", ""
     named = {
         tool.name for tool in conversation.tools if re.search(rf"(?<![\w.]){re.escape(tool.name)}(?!\w|\.\w)", text)
     }
     called = {call.name for call in known}
     if known and named and not named & called:
-        return "rejected: another call", ""
+        return "rejected: different call", ""
     return "accepted", text
 
 

@@ -1,4 +1,4 @@
-"""``init``: copies the recipes and the quickstart's data into a folder. It imports nothing heavy."""
+"""``init``: copies the recipes and the quickstart's data to a folder. It imports nothing heavy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``mine``: samples the model's turns for its training prompts, and writes its own mistakes as preference pairs."""
+"""``mine``: samples model turns for the training prompts, and writes the model's mistakes as preference pairs."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def mine(
     temperature: float = 0.8,
     ckpt_path: str | None = None,
 ) -> Counter[str]:
-    """Sample turns for the training prompts, and write ``pairs.jsonl`` into the run folder.
+    """Sample turns for the training prompts, and write ``pairs.jsonl`` to the run folder.
 
-    The most frequent mistake of each prompt is the rejected turn of a pair, and the known turn is the chosen one. Train
-    on the pairs with ``model.preference``.
+    For each prompt with mistakes, the most frequent wrong turn becomes ``rejected`` and the reference turn becomes
+    ``chosen``. Train on the pairs with ``model.preference``.
 
     Args:
         trainer: Generates.

@@ -18,7 +18,9 @@ def report(
     runs: list[str],
     output: str = "report",
 ) -> None:
-    """Compare runs side by side, and say which differences are larger than chance: ``OUTPUT.html`` and ``OUTPUT.md``.
+    """Compare runs side by side, and say which differences are statistically significant.
+
+    Writes ``OUTPUT.html`` and ``OUTPUT.md``.
 
     Args:
         trainer: Not used.

@@ -1,12 +1,12 @@
-"""Tool calls in the languages that newer Gemmas are pretrained on, instead of JSON between tags.
+"""Tool calls in the native formats of newer Gemma models, instead of JSON between tags.
 
 A call is one line without spaces. Keys are bare words, strings are between quote tokens::
 
     FunctionGemma  <start_function_call>call:weather{city:<escape>Oslo<escape>,days:2}<end_function_call>
     Gemma 4        <|tool_call>call:weather{city:<|"|>Oslo<|"|>,days:2}<tool_call|>
 
-The tags are tokens of the vocabulary already, so no new embeddings are trained. There is one reading, the strict one: a
-call counts exactly if the exported response template delivers it.
+The tags are tokens of the vocabulary already, so no new embeddings are trained. There is only the strict parsing
+mode: a call counts exactly if the exported response template delivers it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class NativeSyntax:
         name: Its name, a value of ``model.tool_format``.
         tool_tags: Opening and closing tag of a tool's declaration.
         call_tags: Opening and closing tag of a call.
-        response_tags: Opening and closing tag of a tool's response. The model writes the opening one to hand over.
+        response_tags: Opening and closing tag of a tool's response. The model writes the opening one to end its turn.
         quote: Token at both ends of a string.
         think_tags: Text before and after reasoning.
         system_role: Role of the turn with system text and tools.

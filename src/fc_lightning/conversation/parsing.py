@@ -6,7 +6,7 @@ A model turn is::
     think = "<think>" text "</think>"
     calls = { "<tool_call>" object "</tool_call>" }
 
-There are two readings. The lenient one is for datasets: a call may be a Python literal, or have its arguments as a
+There are two parsing modes. The lenient one is for datasets: a call may be a Python literal, or have its arguments as a
 string. The strict one is for generated text: a call counts exactly if a server delivers it to a client.
 """
 
@@ -189,11 +189,11 @@ def dump_json(value: Any) -> str:
 
 
 def parse_literal(text: str, strict: bool = False) -> Any:
-    """Read a JSON value that is written as JSON or as a Python literal. Nothing is evaluated.
+    """Read a JSON value that is written as JSON or as a Python literal. No code is executed.
 
     Args:
         text: The value.
-        strict: Whether an object may have a key twice: for servers, the last one counts. In data it is ambiguous.
+        strict: Whether an object may have duplicate keys: for servers, the last one counts. In data it is ambiguous.
 
     Raises:
         CallSyntaxError: If it is neither, too long, nested too deep, or contains what JSON cannot: sets, NaN, ….

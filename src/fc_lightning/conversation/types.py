@@ -90,7 +90,7 @@ class Conversation:
         raw_turns: ``(role, text)`` of each turn as it is in the row, for verbatim rendering; empty without text.
         context_turns: Indices of the raw turns of the model that are not training targets.
         defects: One sentence per problem of the row. In canonical rendering a conversation with defects is not trained
-            on, because what cannot be parsed cannot be serialised again.
+            on, because what cannot be parsed cannot be serialized again.
         gold: Accepted calls of the first turn that calls, in BFCL's form: ``{name: {argument: [accepted, …]}}`` each.
         response_schema: JSON schema that the answer must follow, if any.
         notices: Kind and detail of what is unusual in the row but does not keep it from being used, such as keys that

@@ -1,4 +1,4 @@
-"""Augmentation: training rows varied again in each epoch, so that descriptions are read and nothing is memorized.
+"""Augmentation: rows are augmented differently in every epoch, so that the model reads descriptions.
 
 Every function takes a valid conversation and returns a valid one; where it does not apply, it returns the same one.
 """
@@ -35,15 +35,15 @@ _REFUSALS = (
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How training rows are varied in each epoch. A share is the probability, from 0 to 1, that a row is.
+    """Augmentations of training rows, redrawn in every epoch. A fraction is the probability that a row is augmented.
 
     Attributes:
-        shuffle_tools: Share of rows whose tools and parameters come in random order; the arguments of calls follow.
-        distractors: Share of rows that also offer tools of other rows, the most similar ones first.
+        shuffle_tools: Fraction of rows whose tools and parameters are shuffled; call arguments are reordered to match.
+        distractors: Fraction of rows that also offer tools of other rows, the most similar ones first.
         distractor_tokens: Maximum number of tokens of a row's distractors.
-        drop_tool: Share of rows without the tool that is called; the turn then answers that no tool fits.
-        mask_names: Share of rows whose functions and parameters are renamed to meaningless words in schemas, calls and
-            tool responses, so that only descriptions say what they do (Lin et al., arXiv:2410.04587).
+        drop_tool: Fraction of rows without the tool that is called; the turn then answers that no tool fits.
+        mask_names: Fraction of rows whose functions and parameters are renamed to meaningless words in schemas, calls
+            and tool responses, so that only descriptions say what they do (Lin et al., arXiv:2410.04587).
     """
 
     shuffle_tools: float = 0.0
@@ -55,7 +55,7 @@ class Augmentation:
     def __post_init__(self) -> None:
         for name in PERTURBATION_LABELS:
             if not 0 <= getattr(self, name) <= 1:
-                raise DataError(f"`data.augmentation.{name}`: a share must be from 0 to 1, not {getattr(self, name)}")
+                raise DataError(f"`data.augmentation.{name}`: must be from 0 to 1, not {getattr(self, name)}")
         if self.distractor_tokens < 0:
             raise DataError("`data.augmentation.distractor_tokens` must not be negative")
 
@@ -63,7 +63,7 @@ class Augmentation:
 def augment(
     conversation: Conversation, settings: Augmentation, pool: ToolPool, seed: int | None, epoch: int
 ) -> Conversation:
-    """The conversation as it is trained on in an epoch; the same for the same seed, row id and epoch.
+    """The conversation as it is trained on in an epoch; the same for the same seed, row ID and epoch.
 
     Each augmentation has its own random generator, so that enabling one does not change the others.
     """
@@ -102,7 +102,7 @@ def perturb(conversation: Conversation, name: Perturbation, pool: ToolPool, seed
 
 
 def shuffle_tools(conversation: Conversation, rng: random.Random) -> Conversation:
-    """Put the tools, and the parameters in their schemas, in random order; the arguments of calls follow the schemas.
+    """Shuffle the tools, and the parameters in their schemas; call arguments are reordered to match.
 
     The order of calls is unchanged, because tool responses follow it.
     """

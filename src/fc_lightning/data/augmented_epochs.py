@@ -26,7 +26,7 @@ class AugmentedSampler(MicroBatchSampler):
     """Plans each epoch with the lengths of its documents; a micro-batch comes with the folder of the epoch.
 
     Every epoch has the same number of packs: one percent more than the first needs, to leave room for longer documents.
-    If an epoch needs more, the documents that do not fit are left out of it, with a warning that counts them.
+    If an epoch needs more, the documents that do not fit are skipped, with a warning that counts them.
 
     Args:
         prepare_epoch: Prepares the documents of an epoch unless they are cached; returns their folder.

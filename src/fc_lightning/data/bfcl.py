@@ -1,7 +1,7 @@
 """The Berkeley Function Calling Leaderboard as a source: ``bfcl:CATEGORY``, from the data of the package bfcl-eval.
 
 Only single-turn categories whose calls are judged by Python's rules, and those in which no function fits. The package
-is not imported, because it requires old versions of others.
+is not imported, because it requires old versions of other packages.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ _MAX_NAMES = 20  # of conversations that the message lists
 
 
 def without_trained_questions(prepared: Prepared, split: str, sources: Mapping[str, Sequence[Source]]) -> Prepared:
-    """Leave out the prompts of a benchmark whose questions are in the training data, and say which.
+    """Skip the prompts of a benchmark whose questions are in the training data, and report which.
 
     Case, punctuation and whitespace are ignored. Only sources ``bfcl:…`` are a benchmark; in a held-out set of one's
     own, `audit` reports what is in training.
@@ -28,7 +28,7 @@ def without_trained_questions(prepared: Prepared, split: str, sources: Mapping[s
         sources: The sources of each split.
     """
     benchmark = [source for source in sources[split] if source.path.startswith(PREFIX)]
-    if not benchmark or sources[split] is sources["train"]:  # or a held-out share of it
+    if not benchmark or sources[split] is sources["train"]:  # or a held-out fraction of it
         return prepared
     known = {text for _, text in _questions(sources["train"])}
     trained = {name for name, text in _questions(benchmark) if text in known}
@@ -36,7 +36,7 @@ def without_trained_questions(prepared: Prepared, split: str, sources: Mapping[s
         return prepared
     places = [place for place, name in enumerate(prepared.prompts["id"]) if name not in trained]
     first = ", ".join(sorted(trained)[:_MAX_NAMES]) + (", …" if len(trained) > _MAX_NAMES else "")
-    rank_zero_info(f"{split}: {len(trained):,} questions are in `data.train` too and are left out: {first}")
+    rank_zero_info(f"{split}: {len(trained):,} questions are also in `data.train` and are skipped: {first}")
     return replace(prepared, prompts=prepared.prompts.select(places))
 
 

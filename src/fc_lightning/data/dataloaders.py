@@ -27,7 +27,7 @@ class PromptBatch(TypedDict):
     tools: list[str]  # the JSON of the available tools, in OpenAI's shape
     gold: list[str]  # the JSON of `Conversation.gold`, on the first turn with a call; otherwise empty
     response_schema: list[str]  # the JSON schema of the answer, or empty
-    answer: list[str]  # the text of the expected turn, without its calls
+    answer: list[str]  # the text of the reference turn, without its calls
     perturbation: list[str]  # how the prompt was perturbed, or empty
     limits: tuple[int, int]  # largest number of tokens and of prompts that are generated at once
 
@@ -80,7 +80,7 @@ def join_for_refill(batches: list[list[int]], trainer: Any) -> list[list[int]]:
 
 
 def without_perturbations(prompts: Dataset) -> Dataset:
-    """The prompts as the data has them."""
+    """The prompts that are not perturbed."""
     return prompts.select([number for number, name in enumerate(prompts["perturbation"]) if not name])
 
 

@@ -33,9 +33,9 @@ class FunctionCallingDataModule(ResumableDataModule):
     """Function-calling conversations: reads, prepares, packs and batches any number of sources.
 
     Args:
-        base: The model whose tokenizer is used: a hub id, a folder or a GGUF file. Follows ``model.base``.
+        base: The model whose tokenizer is used: a Hub ID, a folder or a GGUF file. Follows ``model.base``.
         train: Sources to train on.
-        validation: Sources to validate on, or the share of ``train`` to hold out for validation.
+        validation: Sources to validate on, or the fraction of ``train`` to hold out.
         test: Sources to test on and to predict; defaults to those of ``validation``.
         revision: Hub revision of the base. Follows ``model.revision``.
         tool_format: How tools and calls are written. Follows ``model.tool_format``.
@@ -45,7 +45,7 @@ class FunctionCallingDataModule(ResumableDataModule):
         chat_template: A Jinja file that replaces the template selected by the tokenizer.
         thoughts: How to handle reasoning: ``keep`` leaves rows unchanged, ``none`` removes it, ``template`` writes a
             short rationale for each model turn that has none.
-        thoughts_share: Share of the conversations, selected by id, that have reasoning; the others have none.
+        thoughts_share: Fraction of conversations, selected by ID, that have reasoning; the others have none.
         max_length: Length of a pack in tokens; ``too_long`` says what happens to a longer conversation.
         too_long: How to handle a conversation that is too long: ``drop`` it, or ``cut`` it after the last model turn
             that fits.
@@ -62,14 +62,14 @@ class FunctionCallingDataModule(ResumableDataModule):
         shuffle_buffer: Rows that are shuffled and packed together when streaming.
         preparation_processes: Processes that prepare data; by default one per core if there is enough data (Linux
             only). The result does not depend on it.
-        augmentation: Random variations of training rows, drawn again in each epoch. Canonical rendering only.
+        augmentation: Augmentations of training rows, redrawn in every epoch. Canonical rendering only.
         perturbations: Perturbations under which ``validate`` and ``test`` evaluate each held-out turn as well.
             Canonical rendering only.
         token_weights: Weights of supervised tokens in the training loss. Follows ``model.token_weights``.
         pairs: Whether rejected turns are trained on too. Follows ``model.preference``.
-        max_unreadable: Largest share of unreadable rows per split; a run with more does not start.
+        max_unreadable: Largest fraction of unreadable rows per split; a run with more does not start.
         audit_limits: Findings that a strict audit accepts: for a kind of finding (``duplicate``,
-            ``ungrounded_value``, …) the share of a split's rows that may have it; 0 by default.
+            ``ungrounded_value``, …) the fraction of a split's rows that may have it; 0 by default.
         cache_dir: Folder of prepared data; by default ``$FC_LIGHTNING_CACHE`` or ``~/.cache/fc-lightning``.
     """
 
@@ -120,7 +120,7 @@ class FunctionCallingDataModule(ResumableDataModule):
         self.base = base
         self.held_out = float(validation) if isinstance(validation, int | float) else 0.0
         train_sources = train or []
-        own_sources = train_sources if self.held_out else []  # a share of them is held out
+        own_sources = train_sources if self.held_out else []  # a fraction of them is held out
         self.sources: dict[str, list[Source]] = {
             "train": train_sources,
             "validation": validation if isinstance(validation, list) else own_sources,
@@ -136,7 +136,7 @@ class FunctionCallingDataModule(ResumableDataModule):
         self.thoughts = thoughts
         self.thoughts_share = thoughts_share
         self._template: ChatTemplate | None = None
-        # Variation and weights
+        # Augmentation and weights
         self.augmentation = augmentation
         self.perturbations = tuple(perturbations or ())
         self.token_weights = token_weights
@@ -184,7 +184,7 @@ class FunctionCallingDataModule(ResumableDataModule):
         if stage == "fit" and endless and self.trainer.max_steps == -1:
             raise DataError("`data.streaming` is endless: set `trainer.max_steps`")
         if self.streaming and self.seed is None:
-            raise DataError("`data.streaming` shuffles: set `data.seed` to a number")
+            raise DataError("`data.streaming` always shuffles: `data.seed` must be an integer")
         for split in self._splits(stage):
             if split not in self.prepared:
                 self._prepare(split)
@@ -215,7 +215,7 @@ class FunctionCallingDataModule(ResumableDataModule):
         )
 
     def prepare_epoch(self, epoch: int) -> Path:
-        """Prepare the training documents as an epoch varies them; returns their folder. Every rank may call it."""
+        """Prepare the augmented training documents of an epoch; returns their folder. Every rank may call it."""
         settings = self._augmented(epoch)
         folder = self._folder("train", settings)
         prepare(self.sources["train"], self.template, settings, folder, self.preparation_processes)
@@ -323,7 +323,7 @@ class FunctionCallingDataModule(ResumableDataModule):
         if stage is not None and not self.sources[wanted[0]]:
             raise DataError(f"nothing to read: set `data.{wanted[0]}` to a list of sources, such as `- path: FILE`")
         if self.streaming and self.held_out:
-            raise DataError("`data.streaming`: no share of a stream can be held out; set `data.validation` to sources")
+            raise DataError("`data.streaming`: nothing can be held out from a stream; set `data.validation` to sources")
         streamed = "train" if self.streaming and stage is not None else None
         return [split for split in wanted if self.sources[split] and split != streamed]
 

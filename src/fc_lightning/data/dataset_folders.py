@@ -145,7 +145,7 @@ def _described_files(folder: Path, info: dict[str, Any], name: str | None) -> Fo
     if "file_name" not in entry:
         hub = entry.get("hf_hub_url") or entry.get("ms_hub_url") or entry.get("script_url")
         raise DataError(
-            f"{folder / _INFO}: this dataset is not in the folder; set `path: {hub}` to load it from the hub"
+            f"{folder / _INFO}: this dataset is not in the folder; set `path: {hub}` to load it from the Hub"
         )
     path = folder / str(entry["file_name"])
     files = list(_data_files(path)) if path.is_dir() else [path] * path.is_file()

@@ -31,16 +31,16 @@ class EncodingSettings:
     # `keep` reasoning as it is, remove it (`none`), or add a rationale where it is missing (`template`). Canonical
     # rendering only
     thoughts: Thoughts = "keep"
-    thoughts_share: float = 1.0  # share of the conversations that have reasoning; the others have none
+    thoughts_share: float = 1.0  # fraction of conversations that have reasoning; the others have none
     max_length: int = 2048
     # `drop` a longer conversation, or `cut` it after the last model turn that fits
     too_long: Literal["drop", "cut"] = "drop"
-    held_out: float = 0.0  # share of the conversations that are held out for validation; near-duplicates stay together
+    held_out: float = 0.0  # fraction of conversations that are held out for validation; near-duplicates stay together
     subset: Literal["kept", "held_out"] = "kept"  # which part to encode, `kept` or `held_out`
     prompts: bool = False  # whether to encode a prompt for each model turn as well
-    augmentation: Augmentation | None = None  # how training rows are varied; None leaves them as they are
+    augmentation: Augmentation | None = None  # augmentation of training rows; None leaves them unchanged
     seed: int | None = None
-    epoch: int = 0  # the epoch that rows are varied for
+    epoch: int = 0  # the epoch that rows are augmented for
     # Names of perturbations; each perturbed conversation is encoded as prompts too
     perturbations: tuple[Perturbation, ...] = ()
     token_parts: bool = False  # whether documents say what each of their supervised tokens is
@@ -49,7 +49,7 @@ class EncodingSettings:
     def __post_init__(self) -> None:
         for name, share in (("thoughts_share", self.thoughts_share), ("validation", self.held_out)):
             if not 0 <= share <= 1:
-                raise DataError(f"`data.{name}`: a share is between 0 and 1, not {share}")
+                raise DataError(f"`data.{name}`: must be between 0 and 1, not {share}")
 
 
 def encode_documents(
@@ -103,9 +103,9 @@ def augment_documents(
     template: ChatTemplate,
     settings: EncodingSettings,
 ) -> list[dict[str, Any]]:
-    """The documents of a block of rows, with augmented ones in the place of those that the epoch varies.
+    """The documents of a block of rows, with the augmented documents of the epoch in place of the plain ones.
 
-    A row whose augmented document is too long keeps its own: augmentation drops no row.
+    A row whose augmented document is too long keeps its plain one: augmentation drops no row.
     """
     if settings.augmentation is None:
         return list(documents)
@@ -143,7 +143,7 @@ def _add_rejected(
     other = add_reasoning(other, settings.thoughts, settings.thoughts_share)
     encoded = template.encode([template.render(template.messages(other), other)], settings.supervise)[0]
     if (length := len(row["input_ids"]) + len(encoded.input_ids)) > settings.max_length:
-        return f"{length:,} tokens with its rejected turn, which is left out"
+        return f"{length:,} tokens with its rejected turn, which is skipped"
     row["rejected_ids"], row["rejected_supervised"] = encoded.input_ids, [*encoded.supervised_spans[-1]]
     return ""
 

@@ -24,7 +24,7 @@ _JSON_LINES = (".jsonl", ".ndjson")
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 SUFFIXES = (".json", *_JSON_LINES, ".parquet", *_DELIMITERS)
 _COMPRESSION = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2"}
-# Files beside the rows of a dataset.
+# Files of a dataset that do not contain rows.
 _DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "package.json")
 # Keys under which an object has the rows of a file.
 _ROW_KEYS = ("data", "rows", "examples", "instances", "records", "samples")
@@ -183,7 +183,7 @@ def _read_parquet(file: Path) -> Iterator[tuple[str, Callable[[], Row]]]:
 
 
 class _Ambiguous(dict[str, Any]):
-    """An object with a key twice."""
+    """An object with a duplicate key."""
 
     def __init__(self, pairs: list[tuple[str, Any]]):
         super().__init__(pairs)
@@ -192,7 +192,7 @@ class _Ambiguous(dict[str, Any]):
 
 
 def _keep_ambiguous(found: list[_Ambiguous], pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make an object of a JSON file, whose rows are parsed together; those with a key twice are collected."""
+    """Make an object of a JSON file, whose rows are parsed together; those with duplicate keys are collected."""
     value = dict(pairs)
     if len(value) < len(pairs):
         found.append(value := _Ambiguous(pairs))
@@ -200,7 +200,7 @@ def _keep_ambiguous(found: list[_Ambiguous], pairs: list[tuple[str, Any]]) -> di
 
 
 def _unambiguous(row: Any) -> Row:
-    """A row of a JSON file, or the error that one of its objects has a key twice."""
+    """A row of a JSON file, or the error that one of its objects has a duplicate key."""
     inner = [row]
     while inner:
         value = inner.pop()

@@ -1,7 +1,7 @@
 """Packing: complete conversations side by side in rows of one length.
 
 Conversations are never split and never see each other: position ids restart at 0 in each, which is how the attention of
-transformers recognises documents, and no label crosses a document boundary.
+transformers recognizes documents, and no label crosses a document boundary.
 """
 
 from __future__ import annotations

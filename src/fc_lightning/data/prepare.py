@@ -282,5 +282,5 @@ def _held_out(
 
 
 def _batch(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> bytes:
-    """Serialise rows as an Arrow record batch; empty if there are none."""
+    """Serialize rows as an Arrow record batch; empty if there are none."""
     return pa.RecordBatch.from_pylist(rows, schema=schema).serialize().to_pybytes() if rows else b""

@@ -74,7 +74,7 @@ def add_reasoning(conversation: Conversation, thoughts: Thoughts, share: float =
         conversation: Any conversation.
         thoughts: ``keep`` leaves the conversation unchanged, ``none`` removes reasoning, ``template`` adds a rationale
             to each model turn that has none.
-        share: Share of the conversations, selected by id, that have reasoning; it is removed from the others.
+        share: Fraction of conversations, selected by ID, that have reasoning; it is removed from the others.
     """
     if thoughts == "none" or _draw(conversation.id, "share") >= share:
         return replace(conversation, messages=tuple(replace(one, reasoning=None) for one in conversation.messages))

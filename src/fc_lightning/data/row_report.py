@@ -48,14 +48,14 @@ class RowReport:
         return cls(**{**content, "notices": Counter(content["notices"])})
 
     def note(self, notices: Iterable[tuple[str, str]]) -> None:
-        """Count a row's notices; details that are a row's own are left out."""
+        """Count a row's notices; details that are specific to a row are omitted."""
         self.notices.update({f"{kind}: {detail}" if kind == "unread_key" else kind for kind, detail in notices})
 
     def check(self, name: str, max_unreadable: float) -> None:
         """Raise if too many rows are unreadable.
 
         Raises:
-            DataError: If a larger share than ``max_unreadable`` of the rows was skipped.
+            DataError: If a larger fraction of rows than ``max_unreadable`` was skipped.
         """
         if len(self.skipped) > max_unreadable * self.rows:
             cases = "".join(f"\n  {_line(case)}" for case in self.skipped[:5])

@@ -79,7 +79,7 @@ class MicroBatchSampler(Sampler[MicroBatch]):
         """Adjust the number of packs: the trainer expects the same number in every epoch.
 
         The documents drawn in another epoch may need slightly more or fewer packs. Surplus documents, of any source,
-        are left out of this epoch; missing packs get a document of a full one.
+        are skipped in this epoch; missing packs get a document of a full one.
         """
         while len(rows) > count:
             documents = sorted(document for row in rows for document in row)
@@ -138,7 +138,7 @@ def plan_generation(prompts: Sequence[Sequence[int]], max_tokens: int, max_promp
 
 
 def draw_by_weight(sources: Sequence[int], weights: Sequence[float], seed: int | None, epoch: int) -> list[int]:
-    """Draw as many documents as there are, with each source's share given by its weight.
+    """Draw as many documents as there are, with each source's fraction given by its weight.
 
     A source is traversed across epochs and reshuffled for each pass: no document is drawn again before all other
     documents of its source.

@@ -40,19 +40,20 @@ _MAX_TURNS = 1000
 
 @dataclass(frozen=True)
 class Source:
-    """A dataset, given as file, folder or hub id.
+    """A dataset, given as a file, a folder or a Hub ID.
 
     Attributes:
-        path: A file of rows (JSON, JSON Lines, CSV, Parquet; ``.gz`` and ``.zst`` too), a folder of such files as
-            downloaded from the hub or as LLaMA-Factory describes it, a folder written by ``Dataset.save_to_disk``, or
-            the id of a hub dataset. ``bfcl:CATEGORY`` or ``bfcl:all`` are questions of the Berkeley leaderboard.
-        name: Configuration of a hub dataset, or of a folder's README or ``dataset_info.json``.
+        path: A file of rows (JSON, JSON Lines, CSV, Parquet; ``.gz`` and ``.zst`` too), a folder of such files (a
+            downloaded Hub dataset, or one with LLaMA-Factory's ``dataset_info.json``), a folder written by
+            ``Dataset.save_to_disk``, or the ID of a Hub dataset. ``bfcl:CATEGORY`` or ``bfcl:all`` are questions of the
+            Berkeley leaderboard.
+        name: Configuration of a Hub dataset, or of a folder's README or ``dataset_info.json``.
         split: Split to read.
-        revision: Commit, tag or branch of a hub dataset.
+        revision: Commit, tag or branch of a Hub dataset.
         format: Name of the row format, or ``module:function`` of your own reader; detected by default.
         limit: Number of rows to use, from the first; all by default.
-        weight: Share of this source among the rows of an epoch, relative to the other weights. Either every source has
-            a weight or none; without weights every row is used once per epoch.
+        weight: Sampling weight of this source in an epoch, relative to the others. Either every source has a weight or
+            none; without weights every row is used once per epoch.
     """
 
     path: str
@@ -75,7 +76,7 @@ class Source:
         Args:
             start: The first row, counted from 0.
             step: Distance between rows.
-            stream: Whether to stream a hub dataset instead of downloading it first.
+            stream: Whether to stream a Hub dataset instead of downloading it first.
             block: Number of rows that ``start`` and ``step`` count as one.
 
         Raises:
@@ -140,7 +141,7 @@ class Source:
         return sum(file.stat().st_size for file in self.local_files())
 
     def limit_note(self) -> str:
-        """A line that says how many rows ``limit`` leaves out; empty if it leaves out none."""
+        """A line that says how many rows ``limit`` excludes; empty if it excludes none."""
         if self.limit is None:
             return ""
         dataset = self._dataset()
@@ -166,7 +167,7 @@ class Source:
         return FolderFiles([path])
 
     def local_files(self) -> list[Path]:
-        """The files that the rows come from; none for a hub dataset."""
+        """The files that the rows come from; none for a Hub dataset."""
         if self.is_saved():
             return sorted(file for file in Path(self.path).rglob("*") if file.suffix in (".arrow", ".json"))
         return [] if self._is_on_hub() else self._files().files
@@ -180,7 +181,7 @@ class Source:
         return any((Path(self.path) / name).exists() for name in ("state.json", "dataset_dict.json"))
 
     def _dataset(self, stream: bool = False) -> Any:
-        """The split of a saved dataset, or of one on the hub; None for local files."""
+        """The split of a saved dataset, or of one on the Hub; None for local files."""
         if not self.is_saved():
             return _from_hub(self, stream) if self._is_on_hub() else None
         dataset = datasets.load_from_disk(self.path)
@@ -232,7 +233,7 @@ def _from_hub(source: Source, stream: bool) -> Any:
         )
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{source.path}: not a local file or folder, and the hub dataset of that name cannot be loaded: {error}"
+            f"{source.path}: not a local file or folder, and the Hub dataset of that name cannot be loaded: {error}"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Train/validation split: holds out a share of conversations and keeps near-duplicates in the same split."""
+"""Train/validation split: holds out a fraction of conversations and keeps near-duplicates in the same split."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def hold_out(questions: Sequence[str], share: float) -> tuple[list[bool], str]:
         )
     if len(set(groups)) == 1:
         raise DataError(
-            f"`data.validation`: all {len(questions):,} questions are the same, so no share can be held out; set "
+            f"`data.validation`: all {len(questions):,} questions are the same, so none can be held out; set "
             "`data.validation` to separate sources"
         )
     digests = [hashlib.sha256(normalized_words(question).encode()).digest()[:8] for question in questions]

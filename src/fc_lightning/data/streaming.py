@@ -27,7 +27,7 @@ from fc_lightning.data.prepare import filter_rows
 from fc_lightning.data.row_report import RowReport
 from fc_lightning.data.sources import DataError, Row, Source
 
-_MIN_ROWS = 200  # after which the share of unreadable rows is checked
+_MIN_ROWS = 200  # after which the fraction of unreadable rows is checked
 _MAX_EXAMPLES = 5
 
 Entry = tuple[int, str, Row]  # source index, place, row

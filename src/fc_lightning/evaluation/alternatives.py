@@ -1,14 +1,14 @@
-"""Calls against alternatives: for each call the accepted values of each argument, as the Berkeley leaderboard has it.
+"""Compares calls with accepted alternatives: lists of accepted values per argument, as on the Berkeley leaderboard.
 
 The rules are those of the Berkeley Function Calling Leaderboard (BFCL) for Python, reimplemented. A call must name the
 tool, have its required arguments and no unknown ones, and give each argument one of the accepted values; ``""`` among
-them says that the argument may be left out. Strings are compared without case, spaces and ``,./-_*^``. A value must
-have the type that the tool declares (an integer may replace a float, but not inside a list), or the type of the
+them says that the argument may be omitted. String comparison ignores case, spaces and ``,./-_*^``. A value must have
+the type that the tool declares (an integer may replace a float, but not inside a list), or the type of the
 accepted values. Parallel calls may come in any order.
 
-Two rules differ: calls and alternatives are matched as well as possible, where BFCL takes the first call that fits; and
-a tool that is not offered, or declares no type, puts no condition on types. Java and JavaScript have no rules of their
-own.
+Two rules differ: calls and alternatives are matched by the best assignment, where BFCL takes the first call that fits;
+and a tool that is not offered, or declares no type, does not restrict types. Java and JavaScript have no separate
+rules.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def matches_alternatives(
 
     Args:
         calls: Predicted calls, in any order.
-        gold: For each expected call ``{name: {argument: [accepted value, …]}}``.
+        gold: For each reference call ``{name: {argument: [accepted value, …]}}``.
         tools: Offered tools.
 
     Example:

@@ -1,7 +1,8 @@
 """Constrained decoding: a model turn follows the grammar, and its calls go to the offered tools.
 
 xgrammar keeps track of the tokens that may come next. This module gives each prompt its grammar and each row its state.
-A grammar alone allows a list or a number without end, so a turn that has used most of its tokens is closed.
+A grammar alone allows lists and numbers of unbounded length, so a turn that has used most of its token budget is forced
+to close.
 """
 
 from __future__ import annotations
@@ -83,7 +84,8 @@ class CallGrammars:
             ignored = IGNORED | UNENFORCED if self.syntax else IGNORED
             unenforced = unenforced_keywords(schema, ignored) - self._reported
         except (RuntimeError, TypeError, AttributeError, ValueError) as error:  # foreign schemas fail in many ways
-            warnings.warn(f"the arguments of {tool.name} are not constrained, its schema cannot be used: {error}")
+            message = f"the arguments of {tool.name} are not constrained because its schema cannot be used: {error}"
+            warnings.warn(message)
             return {"type": "object"}
         if unenforced:
             self._reported |= unenforced

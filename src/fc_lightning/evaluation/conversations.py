@@ -1,13 +1,13 @@
-"""Free running: the model plays its own turns of a conversation, where teacher forcing gives it the recorded history.
+"""Free-running evaluation: each prompt contains the model's own earlier turns, not the reference as in teacher forcing.
 
-As long as the model's calls equal the recorded ones, the recorded responses and the user's next messages are valid
-answers to them, so that the conversation continues::
+As long as the model's calls equal the reference calls, the reference responses and the user's next messages are valid
+answers to them, so the conversation continues::
 
-    teacher-forced prompt of turn 2   [system, user]  recorded turn 1  <end> [response]
+    teacher-forced prompt of turn 2   [system, user]  reference turn 1 <end> [response]
     free-running prompt of turn 2     [system, user]  the model's turn <end> [response]
 
-It stops at the first turn that is not an exact match. Where the model has said word for word what is recorded, both
-prompts are the same, and so is the turn: it is not generated again.
+It stops at the first turn that is not an exact match. Where the model's turn equals the reference verbatim, both
+prompts are identical, so the next turn is not generated again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class PlayedConversation:
         order: Index of its first prompt in the data.
         id: Its id.
         num_turns: Number of model turns.
-        first_mistake: Number of the first turn that is not an exact match, from 1; None if all turns are.
+        first_mistake: Index of the first turn that is not an exact match, counted from 1; None if all turns are.
     """
 
     order: int
@@ -50,7 +50,7 @@ def rows_of(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def group_conversations(rows: Iterable[PromptRow]) -> list[list[PromptRow]]:
-    """The prompts of each conversation, in order; perturbed prompts and those after a missing turn are left out."""
+    """The prompts of each conversation, in order; perturbed prompts and those after a missing turn are skipped."""
     conversations: list[list[PromptRow]] = []
     for row in sorted((row for row in rows if not row["perturbation"]), key=lambda row: row["order"]):
         previous = conversations[-1][-1] if conversations else None
@@ -69,12 +69,12 @@ def play_conversations(
     limits: tuple[int, int],
     synced_gpus: bool = False,
 ) -> list[PlayedConversation]:
-    """Let the model play conversations to the end or to its first mistake, all of them at once, turn by turn.
+    """Roll out conversations from the model's own turns, to the end or to the first mistake, all at once, turn by turn.
 
     Args:
         generator: Generates and evaluates turns.
         model: A causal language model.
-        conversations: For each conversation the prompts of its turns, with the recorded history.
+        conversations: For each conversation the prompts of its turns, with the reference history.
         teacher_forced: The evaluated turn of each of these prompts, by its order.
         limits: Largest number of tokens and of prompts that are generated at once.
         synced_gpus: Whether all ranks play the same conversations with a sharded model.
@@ -87,7 +87,7 @@ def play_conversations(
         active = [n for n, rows in enumerate(conversations) if mistakes[n] is None and turn < len(rows)]
         for n in active:
             prompts[n] = _next_prompt(generator, prompts[n], played[n].text, conversations[n][turn - 1 : turn + 1])
-        # 2) Generate where the prompt is not the recorded one.
+        # 2) Generate where the prompt differs from the reference prompt.
         rows = {n: {**conversations[n][turn], "input_ids": prompts[n]} for n in active}
         changed = [n for n in active if prompts[n] != list(conversations[n][turn]["input_ids"])]
         generated = {}
@@ -107,7 +107,7 @@ def play_conversations(
 
 
 def conversation_metrics(conversations: Sequence[PlayedConversation]) -> dict[str, float]:
-    """The share of conversations that are right to the end, and the mean number of the first wrong turn."""
+    """The fraction of conversations without a mistake, and the mean index of the first incorrect turn."""
     if not conversations:
         return {}
     mistakes = [played.first_mistake for played in conversations if played.first_mistake is not None]
@@ -147,10 +147,10 @@ def measure_conversations(
     return conversation_metrics(list(everything.values()))
 
 
-def _next_prompt(generator: TurnGenerator, prompt: list[int], text: str, recorded: Sequence[PromptRow]) -> list[int]:
-    """The prompt so far, the model's turn, and what follows the recorded turn from its end on."""
-    before, after = (list(row["input_ids"]) for row in recorded)
-    recorded_turn = after[len(before) :]
-    end = next(place for place, token in enumerate(recorded_turn) if token in generator.end_ids)
+def _next_prompt(generator: TurnGenerator, prompt: list[int], text: str, reference: Sequence[PromptRow]) -> list[int]:
+    """The prompt so far, the model's turn, and what follows the reference turn."""
+    before, after = (list(row["input_ids"]) for row in reference)
+    reference_turn = after[len(before) :]
+    end = next(place for place, token in enumerate(reference_turn) if token in generator.end_ids)
     said = generator.tokenizer.encode(text, add_special_tokens=False)
-    return [*prompt, *said, *recorded_turn[end:]]
+    return [*prompt, *said, *reference_turn[end:]]

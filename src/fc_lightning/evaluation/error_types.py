@@ -53,7 +53,7 @@ def compare_calls(calls: Sequence[ToolCall], others: Sequence[ToolCall]) -> list
 
 
 def _argument_error(turn: EvaluatedTurn) -> str:
-    """How the arguments are wrong in a turn that calls the expected tools."""
+    """How the arguments are wrong in a turn that calls the reference tools."""
     expected = Counter((call.name, name) for call in turn.expected for name in call.arguments)
     predicted = Counter((call.name, name) for call in turn.predicted for name in call.arguments)
     if expected - predicted:

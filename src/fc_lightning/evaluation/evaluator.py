@@ -41,7 +41,7 @@ class TurnGenerator:
         on_step: See :func:`fc_lightning.evaluation.generation.generate`.
 
     Raises:
-        BaseModelError: If decoding is constrained in a native language.
+        BaseModelError: If the vocabulary does not have the tokens of ``tool_format``.
     """
 
     def __init__(
@@ -173,7 +173,7 @@ def measure(
     device: torch.device,
     samples: int = 1,
 ) -> dict[str, torch.Tensor]:
-    """The metrics over all ranks: each overall, and exact match for each group; those without a value are left out.
+    """The metrics over all ranks: each overall, and exact match for each group; those without a value are omitted.
 
     Perturbed turns count in the metrics of :func:`fc_lightning.evaluation.robustness.robustness` alone.
 

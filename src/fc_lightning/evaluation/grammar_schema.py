@@ -21,7 +21,7 @@ def arguments_schema(parameters: dict[str, Any]) -> dict[str, Any]:
     """The schema of a tool's arguments: always an object, whatever type the tool declares, as calls are parsed.
 
     Properties that are required and not declared are declared, as nothing else would be allowed for them, and values of
-    an ``enum`` that the rest of its schema rejects are left out.
+    an ``enum`` that the rest of its schema rejects are omitted.
 
     Args:
         parameters: The tool's own schema.

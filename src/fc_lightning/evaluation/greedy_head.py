@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-# Rounding to bf16 changes a number by less than this share of it.
+# Rounding to bf16 changes a number by less than this fraction of it.
 _ROUNDING = 2.0**-8
 _BLOCK = 64  # tokens whose highest score is looked at first, so that few scores are compared one by one
 _MAX_CANDIDATES = 256  # of a row; with more, all scores are computed again

@@ -1,4 +1,4 @@
-"""Key-value caches for generation: one that reads prompts, and one in which a batch of rows decodes.
+"""Key-value caches for generation: one for prefilling prompts, one for batched decoding.
 
 The keys, and likewise the values, of a layer are in a buffer ``(rows, heads, capacity, width)``, so that a step copies
 the new positions only. In a batch, rows end at the same position::

@@ -13,7 +13,7 @@ from fc_lightning.evaluation.turns import EvaluatedTurn
 def leaderboard(turns: Sequence[EvaluatedTurn]) -> dict[str, tuple[int, float]]:
     """Number of questions and accuracy of each category, and of ``non-live`` and ``live`` if all of theirs are there.
 
-    Calls are right if they are among the accepted alternatives; where no function fits, a turn is right if it ends
+    Calls are correct if they are among the accepted alternatives; where no function fits, a turn is correct if it ends
     without a call. As on the leaderboard, ``non-live`` is the mean over categories, and ``live`` over questions. Its
     non-live simple category has questions for Java and JavaScript too, which are not measured here.
     """

@@ -1,6 +1,7 @@
-"""Metrics over generated model turns: ratios of two sums, exact however turns are spread over batches and ranks.
+"""Metrics over generated model turns: ratios of two sums, exact for any split of the turns over batches and ranks.
 
-:data:`RULES` names every metric and says how a turn counts in it; :class:`TurnRatio` sums that up.
+:data:`RULES` names every metric and says how a turn counts in it; :class:`TurnRatio` sums that up. The verdict on each
+turn, such as ``exact_match``, comes from `evaluation/turns.py`.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class CountingRule:
 def share_of_turns(
     description: str, holds: Callable[[EvaluatedTurn], bool | None], higher_is_better: bool = True
 ) -> CountingRule:
-    """The rule of a share of turns: those for which ``holds`` is true, among those for which it is not None."""
+    """The rule of a fraction of turns: those for which ``holds`` is true, among those for which it is not None."""
 
     def count(turn: EvaluatedTurn) -> tuple[int, int]:
         verdict = holds(turn)
@@ -84,12 +85,12 @@ def _argument_f1(turn: EvaluatedTurn) -> tuple[int, int]:
 
 RULES: dict[str, CountingRule] = {
     "exact_match": share_of_turns(
-        "turns that end and make exactly the expected calls, in any order", lambda turn: turn.exact_match
+        "turns that terminate and make exactly the reference calls, in any order", lambda turn: turn.exact_match
     ),
     "alternatives_match": share_of_turns(
         "turns whose calls are among the row's accepted alternatives", lambda turn: turn.alternatives_match
     ),
-    "name_match": share_of_turns("turns that call the expected tools", lambda turn: turn.name_match),
+    "name_match": share_of_turns("turns that call the reference tools", lambda turn: turn.name_match),
     "parse_rate": share_of_turns("turns in which every call can be parsed", lambda turn: turn.parsed),
     "grammar": share_of_turns(
         "turns that follow the output grammar: reasoning that is closed, if any, then calls or an answer, then the end",
@@ -105,9 +106,9 @@ RULES: dict[str, CountingRule] = {
         lambda turn: (turn.valid, turn.checked),
     ),
     "argument_precision": CountingRule(
-        "predicted (tool, argument, value) triples that are expected", _argument_precision
+        "predicted (tool, argument, value) triples that are in the reference", _argument_precision
     ),
-    "argument_recall": CountingRule("expected (tool, argument, value) triples that are predicted", _argument_recall),
+    "argument_recall": CountingRule("reference (tool, argument, value) triples that are predicted", _argument_recall),
     "argument_f1": CountingRule("harmonic mean of argument precision and recall", _argument_f1),
     "overcall": share_of_turns(
         "turns with a call, among those that should have none",
@@ -120,17 +121,17 @@ RULES: dict[str, CountingRule] = {
         higher_is_better=False,
     ),
     "abstention": share_of_turns(
-        "turns that end without a call, among those that should have none",
+        "turns that terminate without a call, among those that should have none",
         lambda turn: None if turn.expected else turn.exact_match,
     ),
     "way_match": share_of_turns(
-        "turns that answer, call, ask back or refuse as the row is labelled (its category)", meets_request
+        "turns that answer, call, ask a follow-up question or refuse, as the row's category says", meets_request
     ),
     "json_valid": share_of_turns("JSON mode: answers that are valid JSON", lambda turn: turn.json_valid),
     "json_schema_valid": share_of_turns(
         "JSON mode: answers that are valid under the row's schema", lambda turn: turn.json_schema_valid
     ),
-    "json_equal": share_of_turns("JSON mode: answers equal to the held-out one", lambda turn: turn.json_equal),
+    "json_equal": share_of_turns("JSON mode: answers equal to the reference", lambda turn: turn.json_equal),
 }
 
 

@@ -86,7 +86,7 @@ class _Rules:
         first = later = '""'  # what may follow if no member was written yet, or if one was
         for key, schema in sorted(properties.items(), key=lambda member: member[0].lower(), reverse=True):
             if not re.fullmatch(r"\w+", key):
-                raise ValueError(f"{key!r} is not a word")
+                raise ValueError(f"the argument name {key!r} may only contain letters, digits and `_`")
             member = f"{dump_json(key + ':')} {self.expression(schema)} {later}"
             is_required = key in required
             first = self.add(member if is_required else f"{member} | {first}")

@@ -32,9 +32,9 @@ _PLOTS = (
         {r"train/loss": "training", r"val/loss": "validation"},
     ),
     (
-        "Exact match: share of validation turns with exactly the expected calls",
-        "share",
-        {r"val/exact_match": "exact match", r"val/name_match": "name match (the expected tools)"},
+        "Exact match: fraction of validation turns with exactly the reference calls",
+        "fraction",
+        {r"val/exact_match": "exact match", r"val/name_match": "name match (the reference tools)"},
     ),
     ("Learning rate", "learning rate", {r"lr.*": "learning rate"}),
     (

@@ -1,4 +1,4 @@
-"""What a report is of: the command, the date, the machine and the versions of a run."""
+"""Metadata shown in a report: command, date, machine and package versions of a run."""
 
 from __future__ import annotations
 

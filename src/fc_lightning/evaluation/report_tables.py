@@ -22,24 +22,24 @@ _LEADERBOARD = (
     "alternatives."
 )
 _WAYS = (
-    "How turns meet the request, against the label of their row: answer (direct), call, ask back, or refuse. A rule on "
-    "the words of the turn tells them apart."
+    "Response type of each turn against the label of its row: answer (direct), call, follow-up question, or refusal. A "
+    "heuristic on the words of the turn tells them apart."
 )
 _GROUPS = (
-    "Turns by their expected calls (none, one, parallel: one tool several times, several: different tools), by their "
-    "number in the conversation, and by the category of the row. Exact match: exactly the expected calls. Name match: "
-    "the expected tools, whatever their arguments. Argument F1: harmonic mean of the precision and recall of arguments."
+    "Turns by their reference calls (none, one, parallel: one tool several times, several: different tools), by their "
+    "position in the conversation, and by the row's category. Exact match: exactly the reference calls. Name match: "
+    "the reference tools, with any arguments. Argument F1: harmonic mean of the precision and recall of arguments."
 )
 _ROBUSTNESS = (
     "The same turns with perturbed prompts: tools reordered, tools of other rows added, functions and parameters "
-    "renamed, or the expected tool removed. A verdict has changed if only one of the two turns is correct."
+    "renamed, or the called tool removed. A verdict has changed if only one of the two turns is correct."
 )
 _DIFFERENCES = (
-    "Paired by turn. p is that of McNemar's exact test on the turns that only one of the two gets right, adjusted for "
-    f"the number of pairs with Holm's method; below {LEVEL}, the difference is larger than chance. ± is the standard "
-    "error."
+    "Paired by turn. p-values are from McNemar's exact test on the turns that only one of the two runs gets right, "
+    f"adjusted for the number of pairs with Holm's method; below {LEVEL}, the difference is statistically significant. "
+    "± is the standard error."
 )
-_ERRORS = "The first error type that applies to each turn, as defined by how the calls differ from the expected ones."
+_ERRORS = "The first error type that applies to each turn, defined by how its calls differ from the reference calls."
 
 
 @dataclass
@@ -86,7 +86,7 @@ def report_sections(columns: Sequence[EvaluatedRun]) -> list[Section]:
 
 
 def share(turns: Sequence[EvaluatedTurn], name: str) -> str:
-    """The share of turns for which an attribute is true."""
+    """The fraction of turns for which an attribute is true."""
     return f"{sum(getattr(turn, name) for turn in turns) / len(turns):.3f}" if turns else "–"
 
 
@@ -189,8 +189,8 @@ def _difference_table(columns: Sequence[EvaluatedRun]) -> tuple[list[str], list[
         ]
         for (name, comparison), p_value in zip(pairs, p_values, strict=True)
     ]
-    header = ["exact match", "turns", "difference", "only the first is right", "only the second is right", "p"]
-    return [*header, "larger than chance"], rows
+    header = ["exact match", "turns", "difference", "only the first is correct", "only the second is correct", "p"]
+    return [*header, "significant"], rows
 
 
 def _error_table(columns: Sequence[EvaluatedRun]) -> tuple[list[str], list[list[Any]]]:

@@ -1,4 +1,4 @@
-"""Turns of the report: each with the expected calls and what every evaluation has generated, side by side."""
+"""Turns of the report: the reference calls next to what each evaluation has generated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Robustness: what becomes of the verdicts when held-out prompts are perturbed (``data.perturbations``)."""
+"""Robustness: how results change when held-out prompts are perturbed (``data.perturbations``)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fc_lightning.evaluation.turns import EvaluatedTurn
 
 
 def plain_turns(turns: Sequence[EvaluatedTurn]) -> list[EvaluatedTurn]:
-    """The turns whose prompts are as the data has them."""
+    """The turns whose prompts are not perturbed."""
     return [turn for turn in turns if not turn.perturbation]
 
 
@@ -17,7 +17,7 @@ def robustness(turns: Sequence[EvaluatedTurn]) -> dict[str, float]:
     """The metrics of perturbed turns, by the names they are logged under.
 
     ``exact_match/shuffled``, ``…/distracted`` and ``…/masked`` are shares of the perturbed turns, and
-    ``verdict_changed/…`` the share of them that are judged differently than the same turn unperturbed. Where the called
+    ``verdict_changed/…`` the fraction of them that are judged differently than the unperturbed turn. Where the called
     tool was dropped there is nothing left to call: ``abstention/dropped``.
 
     Args:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fc_lightning.evaluation.metrics import RULES
 from fc_lightning.evaluation.turns import EvaluatedTurn
 
-# A difference is called larger than chance below this p-value.
+# A difference is called significant below this p-value.
 LEVEL = 0.05
 
 

@@ -75,7 +75,7 @@ class EvaluatedTurn:
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """Groups that the turn is counted in besides all turns: by its expected calls, its number and its category."""
+        """Groups that the turn is counted in: by its reference calls, its position and its category."""
         number = str(self.turn + 1) if self.turn + 1 < _LAST_TURN else f"{_LAST_TURN}+"
         groups = [f"calls/{call_pattern(self.expected)}", f"turn/{number}"]
         return (*groups, f"category/{self.category}") if self.category else tuple(groups)
@@ -100,7 +100,7 @@ def evaluate_turn(
     answer: str = "",
     **about: Any,
 ) -> EvaluatedTurn:
-    """Parse a generated turn and compare it with the expected calls; an empty list expects a turn without calls.
+    """Parse a generated turn and compare it with the reference calls; an empty list means a turn without calls.
 
     Args:
         text: Generated text.

@@ -1,7 +1,8 @@
-"""Four ways to meet a request, as When2Call (arXiv:2504.18851) names them: answer, call, ask back, or refuse.
+"""Response types, as in When2Call (arXiv:2504.18851): answer, call, ask a follow-up question, or refuse.
 
-Rows are labelled by their category. When2Call lets a model choose among four answers; here the generated turn is
-judged by a fixed rule, which sees words and not their sense, so that the numbers are not those of its table.
+Rows are labeled by their category. When2Call lets a model choose among four answers; here the generated turn is
+classified by a fixed heuristic that matches words rather than meaning, so the numbers are not comparable with the
+paper's.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ _REQUEST = re.compile(r"\?|\bplease (provide|tell|specify|share|give|clarify|con
 
 
 def way_of(turn: EvaluatedTurn) -> str:
-    """How a generated turn meets the request.
+    """The response type of a generated turn.
 
     1. A turn that begins a call, readable or not, is a ``tool_call``.
-    2. One that ran into the limit of new tokens is ``unfinished``.
+    2. One that reached the limit of new tokens is ``unfinished``.
     3. One that asks, by a question mark or words such as "please provide", is a ``request_for_info``, unless a refusal
        comes before it: "I cannot do that. Anything else?"
-    4. One with words such as "cannot" or "unable" is ``cannot_answer``, any other ``direct``. Reasoning is not read.
+    4. One with words such as "cannot" or "unable" is ``cannot_answer``, any other ``direct``. Reasoning is ignored.
     """
     if turn.predicted or not turn.parsed:
         return "tool_call"
@@ -44,11 +45,11 @@ def way_of(turn: EvaluatedTurn) -> str:
 
 
 def meets_request(turn: EvaluatedTurn) -> bool | None:
-    """Whether a turn meets the request in the labelled way; None without a label."""
+    """Whether a turn has the labeled response type; None without a label."""
     return way_of(turn) == turn.category if turn.category in WAYS else None
 
 
 def confusion(turns: Sequence[EvaluatedTurn]) -> dict[str, Counter[str]]:
-    """For each label that turns have, how often they met the request in each way."""
+    """For each label that turns have, how often each response type occurred."""
     counts = {way: Counter(way_of(turn) for turn in turns if turn.category == way) for way in WAYS}
     return {label: ways for label, ways in counts.items() if ways}

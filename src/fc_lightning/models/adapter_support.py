@@ -1,4 +1,4 @@
-"""Which PEFT configurations can be trained: what does not work is refused here, before training, in one line."""
+"""Checks whether a PEFT configuration is supported, and rejects it with a one-line error before training if not."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from fc_lightning.utils.pretrained import BaseModelError
 
-_OWN_TOKENS = "it puts its own tokens before each row, so packed conversations cannot be kept apart"
+_VIRTUAL_TOKENS = "it prepends virtual tokens to each row, which packed conversations would share"
 # Types that cannot be trained, resumed and exported as a merged model, with the reason.
 _UNSUPPORTED = {
     PeftType.ADALORA: "it changes its ranks during training, and PEFT does not save that state",
@@ -19,29 +19,29 @@ _UNSUPPORTED = {
     PeftType.ADAPTION_PROMPT: "it cannot be merged into the base",
     PeftType.BEFT: "it trains biases, and cannot be merged into layers that have none",
     PeftType.LILY: "it cannot be merged into the base",
-    PeftType.POLY: "it needs a task number with each row",
+    PeftType.POLY: "it requires a task ID per row",
     PeftType.SHADOW: "it cannot be merged into the base",
-    PeftType.TRAINABLE_TOKENS: "set `model.special_tokens` instead, whose rows are trained with any LoRA",
+    PeftType.TRAINABLE_TOKENS: "use `model.special_tokens` instead: those embeddings are trained along with any LoRA",
     PeftType.XLORA: "it mixes adapters that are already trained",
 }
-# Settings of other types that are refused, with the reason.
-REFUSED_FIELDS = {
-    "arrow_config": "mixes adapters that are already trained; leave it out",
+# Settings of other types that are not supported, with the reason.
+UNSUPPORTED_FIELDS = {
+    "arrow_config": "mixes adapters that are already trained; remove it",
     "alora_invocation_tokens": "cannot be merged into the base; remove them",
-    "layer_replication": "changes the base; leave it out",
+    "layer_replication": "changes the base; remove it",
     "lora_bias": "cannot be merged into layers without bias",
 }
-# Initialisations of LoRA that need data or change the base's weights, which a checkpoint does not hold.
-_PLAIN_INITIALISATIONS = (True, False, "gaussian", "orthogonal", "mica")
+# Initializations of LoRA that neither need data nor change the base's weights, which checkpoints do not contain.
+_PLAIN_INITIALIZATIONS = (True, False, "gaussian", "orthogonal", "mica")
 
 
 def unsupported_reason(config_class: type[PeftConfig], kind: PeftType) -> str:
-    """Why a type of adapter is refused; empty if it is not."""
-    return _OWN_TOKENS if issubclass(config_class, PromptLearningConfig) else _UNSUPPORTED.get(kind, "")
+    """Why a type of adapter is not supported; empty if it is."""
+    return _VIRTUAL_TOKENS if issubclass(config_class, PromptLearningConfig) else _UNSUPPORTED.get(kind, "")
 
 
 def trains_token_rows(config_class: type[PeftConfig]) -> bool:
-    """Whether a type of adapter can also train the rows of new tokens."""
+    """Whether a type of adapter can also train new-token embeddings."""
     return "trainable_token_indices" in config_class.__dataclass_fields__
 
 
@@ -60,18 +60,18 @@ def trains_whole_module(peft: PeftConfig, name: str) -> bool:
 
 
 def check_supported(peft: PeftConfig, model: Any) -> None:
-    """Refuse what cannot be trained on a base, saved, resumed, merged and loaded again."""
+    """Reject a configuration that cannot be trained on a base, saved, resumed, merged and loaded again."""
     kind = type(peft).__name__
     if reason := unsupported_reason(type(peft), PeftType(peft.peft_type)):
         raise BaseModelError(f"`model.peft`: {kind} is not supported: {reason}")
-    for field, reason in REFUSED_FIELDS.items():
+    for field, reason in UNSUPPORTED_FIELDS.items():
         if getattr(peft, field, None):
             raise BaseModelError(f"`model.peft`: {kind} with `{field}` {reason}")
     start = getattr(peft, "init_lora_weights", True)
-    if start not in _PLAIN_INITIALISATIONS:
+    if start not in _PLAIN_INITIALIZATIONS:
         raise BaseModelError(
             f"`model.peft`: `init_lora_weights: {start}` needs data or changes the base's weights, which a checkpoint "
-            "does not hold; leave it out"
+            "does not contain; remove it"
         )
     for field in ("target_modules", "modules_to_save"):
         names = getattr(peft, field, None)
@@ -80,7 +80,7 @@ def check_supported(peft: PeftConfig, model: Any) -> None:
         _check_names(model, field, [names] if isinstance(names, str) else names or [], isinstance(names, str))
     if getattr(peft, "use_dora", False) and _adapts_zero_row(peft, model):
         raise BaseModelError(
-            "`model.peft`: DoRA divides by the norm of each row, and lm_head has rows of zeros; leave lm_head out of "
+            "`model.peft`: DoRA divides by the norm of each row, and lm_head has rows of zeros; remove lm_head from "
             "`target_modules`"
         )
 
@@ -92,7 +92,7 @@ def _adapts_zero_row(peft: PeftConfig, model: Any) -> bool:
 
 
 def _check_names(model: nn.Module, field: str, names: Sequence[str], regular: bool) -> None:
-    """Refuse a name that matches no module of the model; PEFT overlooks it if another name matches one."""
+    """Reject a name that matches no module of the model; PEFT ignores it if another name matches one."""
     modules = [name for name, _ in model.named_modules()]
     for name in names:
         if name != "all-linear" and not any(_matches(name if regular else [name], module) for module in modules):
@@ -102,7 +102,7 @@ def _check_names(model: nn.Module, field: str, names: Sequence[str], regular: bo
                 if isinstance(layer, nn.Linear | nn.Embedding)
             ]
             raise BaseModelError(
-                f"`model.peft`: `{field}` names {name}, and the model has no such module; it has "
+                f"`model.peft`: `{field}` names {name}, but the model has no such module; it has "
                 f"{', '.join(dict.fromkeys(suffixes))}"
             )
 

@@ -24,7 +24,7 @@ from fc_lightning.models.transformers_internals import attention_implementation,
 
 BY_DOCUMENT = "by_document"
 
-# Queries whose scores are computed at a time. Keys after a block, or outside its window, are left out.
+# Queries whose scores are computed at a time. Keys after a block, or outside its window, are skipped.
 _BLOCK = 512
 
 Documents = list[tuple[int, int, int]]  # row, first position, one past the last position
@@ -81,8 +81,8 @@ def attention_by_document(
 def _attend_masked(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float | None, cap: float | None
 ) -> Tensor:
-    """Attention where the mask is true; on a CPU, with the keys alone that a block of queries reaches."""
-    if query.shape[2] > 1 and query.device.type == "cpu":  # a GPU would have to be waited for
+    """Attention where the mask is true. On a CPU, only the keys that a block of queries reaches are computed."""
+    if query.shape[2] > 1 and query.device.type == "cpu":  # on a GPU this would need a sync
         reached = mask.any(dim=(0, 1, 2)).nonzero()  # empty if all queries are padding
         first, end = (int(reached[0]), int(reached[-1]) + 1) if len(reached) else (0, 1)
         key, value, mask = key[:, :, first:end], value[:, :, first:end], mask[..., first:end]
@@ -138,10 +138,10 @@ def choose_attention(device: torch.device, mixed: bool, setting: str = "auto") -
 
 
 def compile_layers(model: Any, device: torch.device) -> None:
-    """Compile the layers; on a GPU for each length that rows have, with and without gradients.
+    """Compile the layers; on a GPU, once for each row length, with and without gradients.
 
-    There rows are padded to few lengths, and a graph for all lengths would have no kernel for flex attention. Dynamo's
-    limit of eight graphs is too low for the powers of two that rows are padded to without packing.
+    On a GPU, rows are padded to a few lengths, and a graph with dynamic length would have no kernel for flex attention.
+    Dynamo's limit of eight graphs is too low for the powers of two that unpacked rows are padded to.
     """
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     for layer in model.get_decoder().layers:
@@ -152,8 +152,8 @@ def compile_layers(model: Any, device: torch.device) -> None:
 def generation_mode(model: nn.Module) -> Iterator[None]:
     """Generate without disturbing compiled training.
 
-    Each length that generation reaches would count as a recompilation, of which Dynamo allows eight before it gives up
-    on a function for good, flex attention included. So nothing is compiled here, and flex attention is replaced.
+    Each length that generation reaches would count as a recompilation. After eight of them, Dynamo never compiles the
+    function again, flex attention included. So generation runs without compilation and without flex attention.
     """
     config = unwrap_peft(model).config
     attention = attention_implementation(config)

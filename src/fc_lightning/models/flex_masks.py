@@ -1,7 +1,8 @@
-"""Block masks of packed rows for flex attention, made on the CPU from the documents' borders.
+"""Block masks of packed rows for flex attention, built on the CPU from document boundaries.
 
-Left to itself, transformers searches positions for borders in every forward pass, which makes the CPU wait for the
-device, and evaluates the mask for each pair of positions. Here each pair of blocks is decided by a few comparisons.
+They are used wherever `choose_attention` in `models/attention.py` returns ``flex_attention``. By default, transformers
+searches the position ids for document boundaries in every forward pass, which makes the CPU wait for the device, and
+evaluates the mask for each pair of positions. Here a few comparisons classify each pair of blocks.
 """
 
 from __future__ import annotations

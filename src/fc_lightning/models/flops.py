@@ -64,7 +64,7 @@ def _num_weights(weight: nn.Parameter) -> int:
 
 
 def _document_lengths(batch: Batch) -> list[int]:
-    """Lengths of the documents of a batch. Padding, which is the document after the last one of a row, is left out."""
+    """Lengths of the documents of a batch. Padding, which is the document after the last one of a row, is skipped."""
     lengths: list[int] = []
     for row, ids in enumerate(batch["ids"]):
         in_row = [end - start for document_row, start, end in batch["documents"] if document_row == row]

@@ -31,7 +31,7 @@ def shard(model: nn.Module, mesh: Any) -> None:
     if isinstance(model, PeftModel) and saved_with_adapter(model):
         raise BaseModelError(
             "`model.peft`: with a LoRA on lm_head and new tokens the whole head is saved, which sharded weights do not "
-            "allow; leave lm_head out of `target_modules`, or set `model.special_tokens: []`"
+            "allow; remove lm_head from `target_modules`, or set `model.special_tokens: []`"
         )
     for layer in causal.get_decoder().layers:
         fully_shard(layer, mesh=mesh)

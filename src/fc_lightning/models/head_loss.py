@@ -1,7 +1,8 @@
 """Cross-entropy of a frozen head, whose gradient is computed in the forward pass.
 
-The gradient of the hidden state needs the logits, and these are there in the forward pass: two matrix products per
-chunk replace the three of recomputation, and neither logits nor their softmax are kept for the backward pass.
+The gradient with respect to the hidden states needs the logits, which the forward pass has already computed. This takes
+two matrix products per chunk instead of the three that recomputation needs, and neither the logits nor their softmax
+are kept for the backward pass.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _CACHED_ROWS = 2  # rows of logits in fp32 that fit into a processor's cache: a 
 
 
 class FrozenHead(NamedTuple):
-    """The weights of a head that is not trained, except for the rows of new tokens.
+    """The weights of a head that is frozen except for its new-token rows.
 
     Attributes:
         weight: ``(vocabulary, width)``.

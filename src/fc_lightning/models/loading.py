@@ -1,4 +1,4 @@
-"""Loading a base model, its configuration, and the fingerprint by which checkpoints recognise it."""
+"""Loads a base model and its configuration, and computes the fingerprint by which checkpoints recognize it."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def load_base(
         raise BaseModelError('`model.quantization` needs bitsandbytes: pip install "fc-lightning[qlora]"') from error
     except Exception as error:  # a damaged file raises anything
         raise BaseModelError(f"{base}: the model could not be loaded (`model.base`): {first_line(error)}") from error
-    if missing := sorted(loaded["missing_keys"]):  # transformers fills them with random numbers
+    if missing := sorted(loaded["missing_keys"]):  # transformers initializes them randomly
         raise BaseModelError(f"{base}: {len(missing)} weights are missing, e.g. {missing[0]} (`model.base`)")
     if not hasattr(model.get_decoder(), "layers"):
         raise BaseModelError(f"{base}: a {type(model).__name__} has no decoder layers (`model.base`)")
@@ -112,7 +112,7 @@ def _sample_digest(weight: Any) -> str:
 
 
 def _weight_files(folder: str, revision: str | None) -> list[Path]:
-    """The files with a base's weights; those of a base on the hub are in the cache, because it has been loaded."""
+    """The files with a base's weights; those of a base on the Hub are in the cache, because it has been loaded."""
     config = try_to_load_from_cache(folder, CONFIG_NAME, revision=revision) if not Path(folder).is_dir() else None
     snapshot = Path(config).parent if isinstance(config, str) else Path(folder)
     index = snapshot / SAFE_WEIGHTS_INDEX_NAME

@@ -1,4 +1,4 @@
-"""Adapters: new-token rows, an untied head, and the PeftModel around a base."""
+"""Adapters: wraps a base in a PeftModel, trains new-token embeddings, and unties the head for merging."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ def unwrap_peft(model: nn.Module) -> Any:
 
 @torch.no_grad()
 def add_token_rows(model: PreTrainedModel, pieces: Mapping[int, Sequence[int]]) -> None:
-    """Initialise the rows of new tokens, in the embedding and in the head, to the mean of their pieces' rows.
+    """Initialize new-token rows, in the embedding and in the head, to the mean of the rows of their sub-tokens.
 
-    Pieces are the ids that the text of a new token was tokenized into before. Matrices grow if new ids do not fit.
+    The sub-tokens (``pieces``) are the ids that the text of a new token was tokenized into before. Matrices grow if new
+    ids do not fit.
     """
     if not pieces:
         return
@@ -47,7 +48,7 @@ def add_token_rows(model: PreTrainedModel, pieces: Mapping[int, Sequence[int]]) 
 
 
 def untie_head(model: PreTrainedModel) -> None:
-    """Give the head a matrix of its own."""
+    """Give a tied head its own weight matrix."""
     head = _linear_of(model.get_output_embeddings())
     head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)
     model.config.tie_word_embeddings = False
@@ -60,7 +61,7 @@ def add_adapter(model: PreTrainedModel, peft: PeftConfig, new_tokens: Sequence[i
     Everything that is trained is part of PEFT's configuration, so that PEFT alone restores the same model.
 
     Raises:
-        BaseModelError: If this configuration cannot train what is asked for.
+        BaseModelError: If the configuration is not supported, or cannot train new-token embeddings.
     """
     check_supported(peft, model)
     if new_tokens:
@@ -97,18 +98,18 @@ def _convert_between_dtypes(wrapper: ModulesToSaveWrapper) -> None:
 
 
 def _train_token_rows(model: PreTrainedModel, peft: PeftConfig, new_tokens: Sequence[int]) -> None:
-    """Have PEFT train the rows of new tokens, in the embedding and, if the head has a matrix of its own, there too."""
+    """Have PEFT train new-token embeddings, and the new rows of the head if it is not tied."""
     kind = type(peft).__name__
     embedding, head = _name_of(model, model.get_input_embeddings()), _name_of(model, model.get_output_embeddings())
     tied = model.config.tie_word_embeddings
     if tied and trains_whole_module(peft, embedding) != trains_whole_module(peft, head):
         raise BaseModelError(
-            f"`model.peft`: {embedding} and {head} share the rows of new tokens: name both in `modules_to_save`, or "
+            f"`model.peft`: {embedding} and {head} share the new-token embeddings: name both in `modules_to_save`, or "
             "neither"
         )
     if tied and targets_module(peft, head) and getattr(peft, "use_dora", False):
         raise BaseModelError(
-            f"`model.peft`: DoRA on {head} leaves no room for the rows of new tokens; leave it out of "
+            f"`model.peft`: DoRA on {head} cannot be combined with trained new-token embeddings; remove {head} from "
             "`target_modules`, or set `model.special_tokens: []`"
         )
     matrices = [embedding] if tied else [embedding, head]
@@ -116,21 +117,21 @@ def _train_token_rows(model: PreTrainedModel, peft: PeftConfig, new_tokens: Sequ
     if not matrices:
         return
     if not trains_token_rows(type(peft)):
-        raise BaseModelError(f"`model.peft`: {kind} cannot train rows of new tokens; set `model.special_tokens: []`")
+        raise BaseModelError(f"`model.peft`: {kind} cannot train new-token embeddings; set `model.special_tokens: []`")
     if targets_module(peft, embedding):
         raise BaseModelError(
-            f"`model.peft`: {kind} on {embedding} leaves no room for the rows of new tokens; leave it out of "
-            "`target_modules`, or set `model.special_tokens: []`"
+            f"`model.peft`: {kind} on {embedding} cannot be combined with trained new-token embeddings; remove "
+            f"{embedding} from `target_modules`, or set `model.special_tokens: []`"
         )
-    # PEFT cannot train rows of a head that has a LoRA and a matrix of its own: the LoRA adapts them.
+    # PEFT cannot train rows of an untied head that has a LoRA: the LoRA adapts them.
     peft.trainable_token_indices = {name: list(new_tokens) for name in matrices if not targets_module(peft, name)}
 
 
 def saved_with_adapter(model: PeftModel) -> dict[str, Tensor]:
     """Weights beyond the adapter's own without which PEFT cannot restore the model, by the name in its file.
 
-    PEFT resizes the base for new tokens and fills their rows at random. It cannot put trained rows into a head that has
-    a LoRA and a matrix of its own, so the whole head has to be saved.
+    PEFT resizes the base for new tokens and initializes their rows randomly. It cannot put trained rows into an untied
+    head that has a LoRA, so the complete head has to be saved.
     """
     causal = unwrap_peft(model)
     head = causal.get_output_embeddings()

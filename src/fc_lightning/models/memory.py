@@ -1,4 +1,4 @@
-"""The memory that training needs on a device, estimated before it begins.
+"""Estimates the memory that training needs on a device before it begins.
 
 The estimate counts what autograd keeps for the backward pass of the decoder layers that the Gemma, Llama and Qwen
 families share, with the sizes of the loaded model.

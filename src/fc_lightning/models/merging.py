@@ -1,4 +1,4 @@
-"""Merging an adapter into its base: for good in an export, and for the time of an evaluation."""
+"""Merges an adapter into its base: permanently for an export, temporarily for an evaluation."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def merge_adapter(model: PeftModel) -> PreTrainedModel:
 def merged_for_inference(model: nn.Module) -> Iterator[Any]:
     """The causal language model with its LoRA layers merged, for as long as the context lasts.
 
-    What is evaluated is then what :func:`merge_adapter` makes for an export in the same precision: base and adapter are
-    added in fp32 and rounded once. In half precision autocast is off, as it is for a server. Afterwards the weights are
-    the same to the bit.
+    The evaluated model equals the one that :func:`merge_adapter` makes for an export in the same precision: base and
+    adapter are added in fp32 and rounded once. In half precision autocast is off, as it is on a server. Afterwards the
+    weights are restored bit-exactly.
 
-    Left as they are: layers that are not plain LoRA on a linear layer, such as quantized ones and DoRA; sharded ones;
-    rows of new tokens, which cost nothing; and every layer if memory is short of a second copy.
+    Not merged: layers that are not plain LoRA on a linear layer, such as quantized ones and DoRA; sharded layers;
+    new-token rows, which cost nothing; and every layer if memory does not suffice for a second copy.
     """
     causal = unwrap_peft(model)
     layers = [module for module in causal.modules() if _is_mergeable(module)] if isinstance(model, PeftModel) else []

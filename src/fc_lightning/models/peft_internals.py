@@ -1,4 +1,4 @@
-"""Faster forward passes for PEFT's layers, and with them every internal name of PEFT that this package uses.
+"""Faster forward passes for PEFT's layers. Every use of a private PEFT name is in this file.
 
 PEFT has no public way to replace a layer's forward pass. Parameters and results stay the same; PEFT still creates,
 saves and merges the layers.

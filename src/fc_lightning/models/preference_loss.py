@@ -31,7 +31,7 @@ def simpo_losses(log_probs: Tensor, counts: Tensor, beta: float, margin: float) 
     """The loss of each pair without a reference model, ``(pairs,)`` (Meng et al., "SimPO", arXiv:2405.14734).
 
     ``-log sigmoid(beta * (mean log-probability of chosen - of rejected) - margin)``. The mean is over a turn's tokens,
-    so that longer turns are neither favoured nor punished. ``(2 * pairs,)`` log-probabilities and counts of supervised
+    so that longer turns are neither favored nor penalized. ``(2 * pairs,)`` log-probabilities and counts of supervised
     tokens are alternately of a chosen and of a rejected turn.
     """
     chosen, rejected = (log_probs / counts.clamp(min=1)).view(-1, 2).unbind(1)  # (pairs,) each

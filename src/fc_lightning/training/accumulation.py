@@ -1,4 +1,4 @@
-"""The micro-batches of an optimizer step, and what ranks exchange about them."""
+"""Loss totals of the micro-batches in an optimizer step, reduced over ranks."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def sum_over_ranks(
     world_size: int,
     device: torch.device,
 ) -> StepTotals:
-    """Add up what ranks know about a step: one all-reduce and one device synchronization."""
+    """Reduce the totals of a step over ranks: one all-reduce and one device synchronization."""
     loss = sum((micro.loss for micro in window), torch.zeros((), device=device))
     num_tokens = sum(micro.num_tokens for micro in window)
     weight = sum(micro.weight for micro in window)
@@ -94,4 +94,4 @@ def describe_non_finite(window: Sequence[MicroBatchLoss], what: str, step: int) 
         for rank, batches in enumerate(gather_objects(suspects))
         if batches
     )
-    return f"optimizer step {step}: the {what} is not finite, in the rows of {rows}"
+    return f"optimizer step {step}: the {what} is not finite; affected rows: {rows}"

@@ -1,4 +1,4 @@
-"""Atomic checkpoints: each is written to a temporary file, synced, verified and then renamed, and never executed.
+"""Atomic checkpoints: each is written to a temporary file, synced, verified and renamed. Loading one executes no code.
 
 A checkpoint is an ordinary file of ``torch.save``. Its archive has a CRC of each record, which is verified before a
 checkpoint is used.
@@ -32,7 +32,7 @@ class CheckpointError(UserError):
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoint I/O, but a kill or a full disk never costs the previous checkpoint."""
+    """Lightning's checkpoint I/O, but a killed process or a full disk never destroys the previous checkpoint."""
 
     def __init__(self) -> None:
         self._known_folders: set[Path] = set()

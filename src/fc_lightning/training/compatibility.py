@@ -1,4 +1,4 @@
-"""Whether a checkpoint belongs to the model that it is loaded into; if not, it is a BaseModelError."""
+"""Checks that a checkpoint belongs to the model that it is loaded into, and raises BaseModelError if it does not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fc_lightning.utils.pretrained import BaseModelError
 
 # Where the base is, and how the adapter is used.
 _NOT_SAVED = {"base_model_name_or_path", "revision", "inference_mode", "task_type", "peft_version", "auto_mapping"}
-# Which modules are adapted can be said in several ways; the names of the weights show it.
+# The adapted modules can be given in several ways; the names of the weights show which they are.
 _NOT_COMPARED = {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"}
 
 
@@ -23,13 +23,13 @@ def check_weights(saved: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -
     missing, unknown = sorted(expected.keys() - saved.keys()), sorted(saved.keys() - expected.keys())
     if missing or unknown:
         raise BaseModelError(
-            "the checkpoint does not fit the configuration (`model.peft`, `model.special_tokens`, `model.base`): "
+            "the checkpoint does not match the configuration (`model.peft`, `model.special_tokens`, `model.base`): "
             f"{len(missing)} weights are missing from it, {len(unknown)} are unknown, e.g. {(missing + unknown)[0]}"
         )
     for name, weight in expected.items():
         if saved[name].shape != weight.shape:
             raise BaseModelError(
-                f"the checkpoint does not fit the configuration (`model.peft`, `model.base`): the shape of {name} is "
+                f"the checkpoint does not match the configuration (`model.peft`, `model.base`): the shape of {name} is "
                 f"{tuple(saved[name].shape)} in the checkpoint and {tuple(weight.shape)} in the model"
             )
     check_finite(saved, "the checkpoint")
@@ -40,25 +40,25 @@ def check_base(checkpoint: Mapping[str, Any], record: Mapping[str, Any], vocabul
     base = record["name"]
     if checkpoint.get("vocabulary", vocabulary) != vocabulary:
         raise BaseModelError(
-            f"the checkpoint does not fit `model.base` {base}: its token ids belong to another vocabulary"
+            f"the checkpoint does not match `model.base` {base}: its token IDs belong to a different vocabulary"
         )
     saved = checkpoint.get("base", {})
     name = f"{saved.get('name')}, revision {saved['revision']}" if saved.get("revision") else saved.get("name")
     if saved.get("weights", record["weights"]) != record["weights"]:
         raise BaseModelError(
-            f"the checkpoint was trained on another base ({name}) than `model.base` {base}: their weights differ"
+            f"the checkpoint was trained on a different base ({name}) than `model.base` {base}: the weights differ"
         )
     config, now = saved.get("config", {}), record.get("config", {})
     for key in sorted(config.keys() & now.keys()):  # another version of transformers has other fields
         if config[key] != now[key]:
             raise BaseModelError(
-                f"the checkpoint was trained on another base ({name}) than `model.base` {base}: `{key}` was "
+                f"the checkpoint was trained on a different base ({name}) than `model.base` {base}: `{key}` was "
                 f"{config[key]}, and is {now[key]} now"
             )
 
 
 def adapter_settings(model: Any) -> dict[str, Any]:
-    """Everything that the configuration of an adapter says about its weights, in JSON's types; empty without one."""
+    """The settings of an adapter that affect its weights, in JSON types; empty without an adapter."""
     if not isinstance(model, PeftModel):
         return {}
     settings = model.peft_config[model.active_adapter].to_dict()
@@ -75,5 +75,5 @@ def check_adapter(checkpoint: Mapping[str, Any], settings: Mapping[str, Any]) ->
     for name in sorted((saved.keys() & settings.keys()) - _NOT_COMPARED):  # another version of PEFT has other fields
         if saved[name] != settings[name]:
             raise BaseModelError(
-                f"the checkpoint does not fit `model.peft`: `{name}` was {saved[name]}, and is {settings[name]} now"
+                f"the checkpoint does not match `model.peft`: `{name}` was {saved[name]}, and is {settings[name]} now"
             )

@@ -1,4 +1,7 @@
-"""The processes of a run on one machine: all of them end together, and the first error is the one that is shown.
+"""The processes of a run on one machine: all of them end together, and only the first error is shown.
+
+Exceptions become one-line errors here, in `exit_on_error` and `format_error`, because that takes all ranks. Collectives
+are in `accumulation.py` (loss totals) and in `evaluation/evaluator.py` (turns).
 
 Lightning's launcher starts one process for each rank but the first. When a rank fails, the others fail too because they
 wait for it: their errors say "connection closed", and one of them may be all that the user sees. So each rank writes
@@ -95,7 +98,7 @@ class Ranks:
         for rank, code in codes.items():
             if code and rank not in errors:  # it died without an error: nothing that others report was earlier
                 cause = _describe_exit(code)
-                errors[rank] = {"time": 0.0, "summary": cause, "text": f"error: rank {rank} was {cause}"}
+                errors[rank] = {"time": 0.0, "summary": cause, "text": f"error: rank {rank} {cause}"}
         first, *others = sorted(errors, key=lambda rank: errors[rank]["time"])
         lines = [f"rank {rank} failed as a result: {errors[rank]['summary']}" for rank in sorted(others)]
         print(redact("\n".join(["", *lines, f"rank {first} failed first:", errors[first]["text"]])), file=sys.stderr)
@@ -206,7 +209,7 @@ def format_error(error: BaseException) -> str:
 
 
 def is_raised_by_lightning(error: BaseException) -> bool:
-    """Whether Lightning's own code has refused a setting: it has one-line messages that say what to do."""
+    """Whether Lightning's own code has rejected a setting: its messages are one line and say what to do."""
     frames = traceback.extract_tb(error.__traceback__)
     kinds = (ValueError, RuntimeError, MisconfigurationException)
     return type(error) in kinds and bool(frames) and "/lightning/pytorch/" in frames[-1].filename
@@ -235,8 +238,8 @@ def _join_parent() -> None:
 def _describe_exit(code: int) -> str:
     """How a process ended that has recorded no error."""
     if code == -signal.SIGKILL:
-        return "ended by SIGKILL (out of memory?)"
-    return f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        return "was killed by SIGKILL (out of memory?)"
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
 
 
 def _exit_after(seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints that a killed process has left behind: written before those that they replace were removed."""
+"""Removes obsolete checkpoints that a process was killed before it could delete."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def metrics_to_log(trainer: Trainer) -> dict[str, float] | None:
 
 
 def update_bar_metrics(bar: RichProgressBar, trainer: Trainer, module: LightningModule) -> None:
-    """Show new metrics at once: Lightning would wait for the next batch."""
+    """Show new metrics immediately: Lightning would wait for the next batch."""
     bar._update_metrics(trainer, module)
 
 
@@ -125,7 +125,7 @@ def is_validation_due(trainer: Trainer) -> bool:
 
 
 def finish_restarted_epoch(trainer: Trainer) -> bool:
-    """Make an epoch end at once if the run resumes after its last batch and no validation is due there.
+    """End an epoch immediately if the run resumes after its last batch and no validation is due there.
 
     Lightning would train on another batch first. Returns whether :func:`end_restart` must follow when the epoch ends.
     """

@@ -1,4 +1,4 @@
-"""Loggers: write errors that do not end the run, Hugging Face's trackio, and MLflow."""
+"""Loggers: makes write errors non-fatal, and adds Trackio and MLflow."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class AtomicMetricsWriter(ExperimentWriter):
 
 
 class MLflow(MLFlowLogger):
-    """Lightning's MLflow logger with a default that works: MLflow 3 refuses the plain folders of Lightning's.
+    """Lightning's MLflow logger with a default that works: MLflow 3 rejects the plain folders of Lightning's.
 
     Args:
         experiment_name: Groups runs.
@@ -118,7 +118,7 @@ class Trackio(Logger):
     Args:
         project: Groups runs.
         run: Name of this run; trackio makes one up by default.
-        space_id: A Space on the hub to log to, USER/NAME; this machine by default.
+        space_id: A Space on the Hub to log to, USER/NAME; this machine by default.
     """
 
     def __init__(self, project: str = "fc-lightning", run: str | None = None, space_id: str | None = None):

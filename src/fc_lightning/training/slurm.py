@@ -1,7 +1,7 @@
 """SLURM: a requeued job resumes its own run automatically.
 
-Lightning writes a file `hpc_ckpt_N.ckpt` to the working directory. The next job that starts there takes it and begins a
-new run with it. Here the same command of the same job finds the run that it started.
+Lightning writes a file `hpc_ckpt_N.ckpt` to the working directory. The next job that starts there picks it up and
+begins a new run from it. Here a requeued job finds its own run by job ID and command.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Which settings and callbacks of Lightning work here, and why the others are refused before training.
+"""Lightning settings and callbacks that are supported, and the reasons why others are rejected before training.
 
-The tests go through both lists, and the table in the documentation is made from them.
+The tests go through both lists, and the tables in the documentation are generated from them.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _MANY_RANKS = 8  # that any machine may have
 
 
 class Supported(NamedTuple):
-    """Something of Lightning that works.
+    """A supported setting or callback.
 
     Attributes:
-        name: Of a key under ``trainer``, or of a callback.
-        note: What to know about it.
+        name: Name of a key under ``trainer``, or of a callback.
+        note: Limitations or hints.
     """
 
     name: str
@@ -34,56 +34,59 @@ class Supported(NamedTuple):
 
 SETTINGS = [
     Supported("fast_dev_run", "writes no files"),
-    Supported("limit_train_batches, limit_val_batches", "counts and shares; likewise for test and predict"),
-    Supported("val_check_interval", "counts and shares; longer than an epoch with `check_val_every_n_epoch: null`"),
-    Supported("max_time", "the run ends like one that has reached `max_steps`, and can be resumed"),
+    Supported("limit_train_batches, limit_val_batches", "integers and fractions; the same for test and predict"),
+    Supported(
+        "val_check_interval", "integers and fractions; longer than an epoch with `check_val_every_n_epoch: null`"
+    ),
+    Supported("max_time", "training stops as if `max_steps` were reached, and can be resumed"),
     Supported("profiler"),
     Supported("barebones", "without the default logger and the default callbacks that it excludes"),
     Supported("detect_anomaly"),
     Supported("deterministic"),
     Supported("enable_checkpointing: false", "removes the default checkpoint callbacks"),
     Supported("logger: false", "checkpoints go to `default_root_dir/checkpoints`"),
-    Supported("sync_batchnorm", "without effect: these models have no batch norm"),
+    Supported("sync_batchnorm", "has no effect: these models have no batch norm"),
     Supported("reload_dataloaders_every_n_epochs"),
     Supported("plugins", "your own `CheckpointIO` replaces the atomic one"),
-    Supported("num_nodes", "with one start per node, as torchrun and SLURM do"),
+    Supported("num_nodes", "launch the command once per node, as torchrun and SLURM do"),
     Supported("strategy: ddp", "and FSDP2, see [Scaling](scaling.md)"),
 ]
-REFUSED_SETTINGS = {
-    "overfit_batches": "each epoch has its own plan; give the source in `data.train` a `limit`, and raise "
+UNSUPPORTED_SETTINGS = {
+    "overfit_batches": "every epoch is packed differently; set `limit` on the source in `data.train` and raise "
     "`trainer.max_epochs`",
     "strategy: ddp_spawn, ddp_fork, ddp_notebook": "processes are started by running the command again; use `ddp`",
 }
 CALLBACKS = [
-    Supported("EarlyStopping", "a metric that is not logged ends the run with one line"),
-    Supported("ModelCheckpoint", "on every logged metric, several of them"),
+    Supported("EarlyStopping", "monitoring a metric that is not logged stops the run with a one-line error"),
+    Supported("ModelCheckpoint", "can monitor any logged metric; several can be used at once"),
     Supported("Timer", "with `interval: step` or `epoch` in YAML"),
     Supported("RichProgressBar", "instead of `ProgressBar`"),
     Supported("RichModelSummary"),
     Supported("DeviceStatsMonitor"),
-    Supported("OnExceptionCheckpoint", "the next `fit` resumes from its file of its own accord"),
+    Supported("OnExceptionCheckpoint", "the next `fit` resumes from its file automatically"),
     Supported("LearningRateMonitor"),
 ]
 _AVERAGE = "it averages a copy of the whole model; use `fc_lightning.callbacks.EMA`, which averages the trained weights"
-REFUSED_CALLBACKS: dict[str, str] = {
+UNSUPPORTED_CALLBACKS: dict[str, str] = {
     "StochasticWeightAveraging": _AVERAGE,
     "EMAWeightAveraging": _AVERAGE,  # before the class that it is derived from
     "WeightAveraging": _AVERAGE,
-    "LearningRateFinder": "it expects the mean loss of a batch, and here it is the sum; set `model.learning_rate`",
+    "LearningRateFinder": "it expects the mean loss of a batch, but `training_step` returns the sum; set "
+    "`model.learning_rate`",
     "BatchSizeFinder": "batches are planned by tokens; set `data.max_length` and `data.batch_size`",
     "GradientAccumulationScheduler": "the learning rate needs the number of steps in advance; set "
     "`trainer.accumulate_grad_batches`",
-    "ModelPruning": "it renames the weights, so that no checkpoint or export fits the model",
-    "BackboneFinetuning": "an adapter freezes the base for good; `model.peft: null` trains every weight",
+    "ModelPruning": "it renames the weights, so checkpoints and exports would not match the model",
+    "BackboneFinetuning": "the base stays frozen under an adapter; `model.peft: null` trains every weight",
 }
 
 
 def check_trainer(trainer: Trainer) -> None:
-    """Refuse what cannot work with this package, before anything is loaded, and keep the data module's samplers."""
+    """Reject unsupported settings and callbacks before anything is loaded, and keep the data module's samplers."""
     for callback in trainer.callbacks:
-        for name, reason in REFUSED_CALLBACKS.items():
+        for name, reason in UNSUPPORTED_CALLBACKS.items():
             if isinstance(callback, getattr(lightning_callbacks, name)):
-                raise SettingsError(f"trainer.callbacks: {name} does not work here: {reason}")
+                raise SettingsError(f"trainer.callbacks: {name} is not supported: {reason}")
     if isinstance(trainer.datamodule, FunctionCallingDataModule):
         keep_samplers(trainer)
     _check_processes(trainer)
@@ -91,9 +94,9 @@ def check_trainer(trainer: Trainer) -> None:
         "overfit_batches": bool(trainer.overfit_batches),
         "strategy: ddp_spawn, ddp_fork, ddp_notebook": starts_processes_from_memory(trainer),
     }
-    for name, reason in REFUSED_SETTINGS.items():
+    for name, reason in UNSUPPORTED_SETTINGS.items():
         if found[name]:
-            raise SettingsError(f"trainer.{name} does not work here: {reason}")
+            raise SettingsError(f"trainer.{name} is not supported: {reason}")
 
 
 def tokens_per_micro_batch(trainer: Trainer | None) -> int:
@@ -106,7 +109,7 @@ def tokens_per_micro_batch(trainer: Trainer | None) -> int:
 
 
 def _check_processes(trainer: Trainer) -> None:
-    """Refuse what would wait for processes that cannot come, or cannot be trained by them."""
+    """Reject runs that would wait for processes that never start, and flex attention on a CPU."""
     cores, on_cpu = os.cpu_count() or 1, isinstance(trainer.accelerator, CPUAccelerator)
     if on_cpu and trainer.num_devices > max(cores, _MANY_RANKS):
         raise SettingsError(
@@ -116,9 +119,9 @@ def _check_processes(trainer: Trainer) -> None:
     is_alone = isinstance(environment, LightningEnvironment) and "MASTER_ADDR" not in os.environ
     if trainer.num_nodes > 1 and is_alone:
         raise SettingsError(
-            "trainer.num_nodes: nothing says where the other machines are; start the run with torchrun or srun, or set "
+            "trainer.num_nodes: the address of the main node is not set; start the run with torchrun or srun, or set "
             "MASTER_ADDR, MASTER_PORT and NODE_RANK"
         )
     attention = getattr(trainer.lightning_module, "attn_implementation", None)
     if on_cpu and attention == "flex_attention" and trainer.state.fn == "fit":
-        raise SettingsError("model.attn_implementation: flex_attention cannot be trained on a CPU; use `auto`")
+        raise SettingsError("model.attn_implementation: flex_attention does not support training on a CPU; use `auto`")

@@ -15,7 +15,7 @@ _ENTITIES = {ord(char): f"&#{ord(char)};" for char in "<>&|~"}
 
 
 def printable_text(text: str, one_line: bool = False) -> str:
-    r"""A text without characters that a terminal would obey; they are written as escapes such as ``\x1b``.
+    r"""A text without characters that control a terminal; they are written as escapes such as ``\x1b``.
 
     Args:
         text: Any text.

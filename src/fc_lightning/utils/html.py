@@ -97,7 +97,7 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], title: str, x_lab
 
 
 def turns(compared: Sequence[Any]) -> Markup:
-    """Generated turns next to the expected ones, with filters and a search field.
+    """Generated turns next to the reference turns, with filters and a search field.
 
     Args:
         compared: Objects with the attributes of :class:`fc_lightning.evaluation.report_turns.ComparedTurn`.

@@ -11,7 +11,7 @@ _TIMEOUT = 5.0  # seconds
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name is the id of a model or dataset on the Hub, and not a path or ``pypi:NAME``."""
+    """Whether a name is the ID of a model or dataset on the Hub, and not a path or ``pypi:NAME``."""
     looks_local = name.startswith((".", "/", "~")) or ":" in name or name.count("/") != 1
     return not (looks_local or Path(name).exists() or Path(name).suffix in (".json", ".jsonl", ".parquet", ".gguf"))
 

@@ -24,7 +24,7 @@ def keep_freed_memory() -> None:
 
 
 def release_freed_memory() -> None:
-    """Return freed memory to the system. For use after a large operation, when later blocks have other sizes."""
+    """Return freed memory to the system. For use after a large operation, when later blocks have different sizes."""
     libc = _glibc()
     if libc is not None:
         libc.malloc_trim(0)

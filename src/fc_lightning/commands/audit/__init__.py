@@ -46,14 +46,14 @@ def audit(
         model: Not used.
         datamodule: The data.
         output: The folder for audit.json and audit.html; by default one next to the runs.
-        examples: Number of conversations to show from each split, with the supervised tokens in colour.
+        examples: Number of conversations to show from each split, with the supervised tokens in color.
         strict: Whether to fail on findings above ``data.audit_limits``.
 
     Returns:
         The findings in all splits.
 
     Raises:
-        AuditError: If ``strict``, and the share of rows with a kind of finding exceeds its limit in a split.
+        AuditError: If ``strict``, and the fraction of rows with a kind of finding exceeds its limit in a split.
     """
     data, folder = datamodule, Path(output) if output else _default_folder(trainer)
     unreadable = _leave_out_unreadable(data)
@@ -79,7 +79,7 @@ def audit(
     print_audit(summaries, statistics, findings, shown, data.template.tokenizer)
     print(f"{folder / 'audit.html'}\n{folder / 'audit.json'}")
     if strict and too_many:
-        raise AuditError("the audit exceeded its limits (`data.audit_limits`): " + "; ".join(too_many))
+        raise AuditError("the findings exceed `data.audit_limits`: " + "; ".join(too_many))
     return findings
 
 
@@ -98,7 +98,7 @@ def _measure(
 
 
 def _examples(data: FunctionCallingDataModule, splits: Sequence[str], number: int) -> dict[str, Dataset]:
-    """The first documents of each split, and the first training documents that the first epoch varies."""
+    """The first documents of each split, and the first training documents that the first epoch augments."""
     documents = {split: data.prepared[split].documents for split in splits}
     shown = {split: one.select(range(min(number, len(one)))) for split, one in documents.items()}
     if data.augmentation is not None and "train" in shown:
@@ -138,7 +138,7 @@ def _read(data: FunctionCallingDataModule, split: str) -> tuple[list[tuple[str, 
         conversations.append((place, conversation))
     for summary, report in zip(summaries, reports, strict=True):
         summary.rows, summary.skipped = report.rows, len(report.skipped)
-    # A held-out share may have no row of a source.
+    # A held-out fraction may have no row of a source.
     return conversations, [summary for summary in summaries if summary.rows or split == "train"]
 
 
@@ -151,7 +151,7 @@ def _count_findings(summaries: Sequence[SourceSummary], findings: Sequence[Findi
 
 
 def exceeded(findings: list[Finding], statistics: dict[str, Statistics], limits: dict[str, float] | None) -> list[str]:
-    """Exceeded limits, one line each. A limit is a share of the split's rows, 0 by default."""
+    """Exceeded limits, one line each. A limit is a fraction of the split's rows, 0 by default."""
     rows: dict[tuple[str, str], set[str]] = {}
     for finding in findings:
         rows.setdefault((finding.split, finding.kind), set()).add(finding.place)

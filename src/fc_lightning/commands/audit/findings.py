@@ -35,12 +35,12 @@ KINDS = {
     "ungrounded_value": "values with no word in the text before the call or in the tool's schema",
     "duplicate": "rows with the same content as an earlier one",
     "near_duplicate": "rows with almost the same question as an earlier one, and the same calls",
-    "overlap": "evaluation rows that are also, or almost, in the training data",
+    "overlap": "evaluation rows that also appear, exactly or nearly, in the training data",
     "turn_weight": "turns with a weight between 0 and 1, or above 1",
     "unread_key": "keys of rows or turns that are not read",
     "reordered_results": "tool results that were reordered to match their calls",
     "chosen_side": "preference pairs whose rejected side is not used",
-    "no_answer": "rows without an answer, which get a sentence without a call",
+    "no_answer": "rows without an answer; a generated sentence without a call is used instead",
 }
 # Kinds that a strict audit accepts unless `data.audit_limits` has a limit for them.
 INFORMATIVE = frozenset(("turn_weight", "unread_key", "reordered_results", "chosen_side", "no_answer"))
@@ -109,7 +109,8 @@ def _wrong_calls(conversation: Conversation) -> Iterator[tuple[str, str]]:
         text = SearchableText(said) if message.tool_calls else None
         for call in message.tool_calls:
             if call.name not in schemas:
-                yield "unknown_tool", f"{call.name} is not one of {', '.join(schemas) or 'no tools'}"
+                available = f"the available tools are {', '.join(schemas)}" if schemas else "no tools are available"
+                yield "unknown_tool", f"{call.name} is called, but {available}"
                 continue
             yield from _schema_errors(call, schemas[call.name])
             if text is not None:

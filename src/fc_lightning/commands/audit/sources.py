@@ -1,4 +1,4 @@
-"""Sources in an audit: the format of each, how sure that is, and what was read from it."""
+"""Source summaries for an audit: detected format, confidence, and row counts."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class SourceSummary:
 
     @property
     def format(self) -> str:
-        """The format, or the formats with their shares."""
+        """The format, or the formats with their fractions."""
         total = sum(self.formats.values())
         if self.named or len(self.formats) < 2:
             return self.named or next(iter(self.formats), "none")
@@ -46,7 +46,7 @@ class SourceSummary:
 
     @property
     def confidence(self) -> str:
-        """How sure it is that the rows are read as they are meant."""
+        """How certain it is that the rows are read as intended."""
         if not self.formats:
             return "none of its rows can be used" if self.rows else "no rows in this split"
         if not (self.calls or self.tools):

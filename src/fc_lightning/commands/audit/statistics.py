@@ -24,16 +24,16 @@ class Statistics:
     supervised: int
     lengths: list[int]
     packs: int  # number of packs; without packing, the number of documents
-    packing: float  # share of the packs' tokens that are not padding
+    packing: float  # fraction of the packs' tokens that are not padding
     calls: dict[str, int]  # turns without a call, with one, and with several
     tools: dict[str, int]  # calls of each tool, the most frequent first
     offered: dict[str, int] = field(default_factory=dict)  # number of conversations that offer each tool
-    spelled_out: float = 0.0  # share of the turns with calls whose question contains the name of a called tool
-    known_tools: float | None = None  # share of the offered tools that training offers too; None for training itself
-    known_calls: float | None = None  # share of the calls to tools that training offers too; None for training itself
+    spelled_out: float = 0.0  # fraction of turns with calls whose question contains the name of a called tool
+    known_tools: float | None = None  # fraction of offered tools that training offers too; None for training itself
+    known_calls: float | None = None  # fraction of calls to tools that training offers too; None for training itself
 
     def compare(self, train: Statistics) -> None:
-        """Fill in the shares that refer to training."""
+        """Fill in the fractions that refer to training."""
         known = [name for name in self.offered if name in train.offered]
         self.known_tools = len(known) / max(len(self.offered), 1)
         calls = sum(count for name, count in self.tools.items() if name in train.offered)

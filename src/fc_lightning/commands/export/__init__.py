@@ -1,4 +1,4 @@
-"""``export``: writes the model of a checkpoint for other programs."""
+"""``export``: exports a checkpoint's model for use in other programs."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def export(
     weight_dtype = base_dtype if dtype == "auto" else dtype
     print(f"writing {folder}", flush=True)
     with (
-        wrap_os_errors(folder, error_type=ExportError, details="; nothing was left there"),
+        wrap_os_errors(folder, error_type=ExportError, details="; no files were left behind"),
         atomic_folder(folder) as partial,
     ):
         if format == "gguf":
@@ -111,7 +111,7 @@ def _check_request(folder: Path, module: FunctionCallingModule, merge: bool, rep
 def _check_format(module: FunctionCallingModule, merge: bool, format: str, dtype: str) -> None:
     if format == "gguf":
         if not merge:
-            raise ExportError("`--format gguf` needs a merged model: leave out `--merge false`")
+            raise ExportError("`--format gguf` needs a merged model: remove `--merge false`")
         from fc_lightning.commands.export.gguf import check_convertible
 
         check_convertible(load_config(module.base, module.revision))

@@ -30,7 +30,7 @@ def write_gguf(folder: Path, file: Path, dtype: str, message_end: str | None = N
         folder: An export with weights in safetensors.
         file: The file to write.
         dtype: Type of the matrices, a key of ``_TYPES``. Vectors are in float32.
-        message_end: A token besides the turn's end with which the model hands over.
+        message_end: Another token, besides the turn's end, with which the model ends its turn.
 
     Raises:
         ExportError: If llama.cpp would compute something else than transformers.
@@ -94,7 +94,7 @@ def check_convertible(config: Any, has_own_head: bool = False) -> None:
         "a LoRA on the head": has_own_head and config.model_type == "gemma2",
     }
     if found := [what for what, is_wrong in problems.items() if is_wrong]:
-        raise ExportError(f"`--format gguf`: llama.cpp does not support {found[0]} of this model")
+        raise ExportError(f"`--format gguf`: llama.cpp does not support this model: {found[0]}")
 
 
 def modelfile(template: ChatTemplate) -> str | None:
@@ -179,7 +179,7 @@ def _tokens(tokenizer: dict[str, Any], config: Any) -> Iterator[tuple[str, float
 
     model = tokenizer["model"]
     if model["type"] != "BPE" or not model["byte_fallback"]:
-        raise ExportError("`--format gguf` writes Gemma's kind of tokenizer only: BPE with byte fallback")
+        raise ExportError("`--format gguf` supports only Gemma-style tokenizers (BPE with byte fallback)")
     texts = {token: text for text, token in model["vocab"].items()}
     ranks: dict[str, int] = {}
     for rank, pair in enumerate(model["merges"]):

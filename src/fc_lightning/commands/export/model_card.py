@@ -1,4 +1,4 @@
-"""The model card of an export: what the model was made of, how well it did, and how to serve it."""
+"""The model card of an export: how the model was trained, how it performs, and how to serve it."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ model = AutoPeftModelForCausalLM.from_pretrained("DIR")
 
 
 def base_license(base: str, model_type: str) -> str | None:
-    """The licence of a base from its model card or its family; ``None`` if unknown.
+    """The license of a base from its model card or its family; ``None`` if unknown.
 
     Args:
         base: See :func:`fc_lightning.utils.pretrained.resolve_base`.
@@ -92,7 +92,7 @@ def write_card(
     kind: str,
     dtype: str,
 ) -> None:
-    """Write ``README.md``, and the notice that the licence of the base requires.
+    """Write ``README.md``, and the notice that the license of the base requires.
 
     Args:
         folder: An export.
@@ -118,7 +118,7 @@ def write_card(
         f"---\n{_metadata(module, data, license_id, kind, metrics)}\n---\n",
         f"# {Path(module.base).name.removeprefix('pypi:')} fine-tuned to call functions\n",
         f"Fine-tuned with fc-lightning (transformers {version('transformers')}, PEFT {version('peft')}) from "
-        f"`{module.base}`{revision}. Licence of the base: {terms}.\n",
+        f"`{module.base}`{revision}. License of the base: {terms}.\n",
         f"The model reasons in `{think}`, calls tools in `{call}`, and answers in plain text.\n",
         "## Data\n",
         markdown_table(("split", "source", "name", "revision", "rows"), _sources(data)) + "\n",

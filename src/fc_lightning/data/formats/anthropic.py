@@ -1,4 +1,4 @@
-"""Anthropic's messages: blocks of ``text``, ``thinking``, ``tool_use`` and ``tool_result``, ``system`` beside them."""
+"""Anthropic's messages: blocks of ``text``, ``thinking``, ``tool_use`` and ``tool_result``, and a ``system`` key."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def read_blocks(row: Row, to_anthropic: Callable[[dict[str, Any]], dict[str, Any
 def _messages(
     turn: dict[str, Any], to_anthropic: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
-    """A turn as OpenAI's messages: results are messages of their own, before the text beside them."""
+    """A turn as OpenAI's messages: results are separate messages, before the text of the turn."""
     if not isinstance(turn.get("content"), list):
         yield turn
         return

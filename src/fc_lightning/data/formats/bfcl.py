@@ -28,7 +28,7 @@ def _read(row: Row) -> Conversation:
 
 
 def _call(alternatives: Any) -> Any:
-    """The call with the first accepted value of each argument; an argument that may be left out is."""
+    """The call with the first accepted value of each argument; optional arguments are omitted."""
     if not isinstance(alternatives, dict) or len(alternatives) != 1:
         return alternatives
     name, accepted = next(iter(alternatives.items()))

@@ -50,7 +50,7 @@ class ConversationBuilder:
     response_schema: dict[str, Any] | None = None  # the JSON schema of the answer, in JSON mode
 
     def add(self, number: int, role: Role, text: str) -> None:
-        """Add a system, user or tool message; an empty system text is left out."""
+        """Add a system, user or tool message; an empty system text is skipped."""
         if role != "system" or text.strip():
             self.turns.append(BuiltTurn(number, Message(role, text.strip())))
 
@@ -215,7 +215,7 @@ class ConversationBuilder:
 def turn_defects(turns: Sequence[tuple[int, Message]], known: Sequence[str] = ()) -> list[str]:
     """What keeps numbered messages from being a conversation that can be written and read back.
 
-    Turns with a known defect are left out: one sentence per turn is enough.
+    Turns with a known defect are skipped: one sentence per turn is enough.
     """
     defects: list[str] = []
     role_before = ""

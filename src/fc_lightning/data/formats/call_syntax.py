@@ -1,6 +1,6 @@
 """Syntaxes of calls in text: finds and reads the calls of a model turn, whatever model it was written for.
 
-Nothing is evaluated: values are JSON or Python literals, and a Python call is parsed, not run.
+No code is executed: values are JSON or Python literals, and a Python call is parsed, not run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""What a row format consists of. Each module of this package that reads one defines it as ``FORMAT``."""
+"""What a row format consists of.
+
+Each module of this package that reads one defines it as ``FORMAT``, and is listed in ``_MODULES`` of `__init__.py`:
+formats are detected in that order. Users add theirs with ``register_format``.
+"""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def _parts(turn: dict[str, Any], name: str) -> list[dict[str, Any]]:
 
 
 def _messages(turn: dict[str, Any], number: int) -> Iterator[dict[str, Any]]:
-    """A turn as OpenAI's messages: results are messages of their own, before the text beside them."""
+    """A turn as OpenAI's messages: results are separate messages, before the text of the turn."""
     texts, thoughts, calls = [], [], []
     for part in _parts(turn, f"turn {number}"):
         call = part.get("functionCall") or part.get("function_call")

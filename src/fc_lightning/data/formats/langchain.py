@@ -24,7 +24,7 @@ def _detect(row: Row) -> bool:
 
 
 def _flat(turn: dict[str, Any]) -> dict[str, Any]:
-    """A message without the wrapping of LangChain's serialisers."""
+    """A message without the wrapping of LangChain's serializers."""
     if isinstance(turn.get("data"), dict):
         return {"type": turn.get("type"), **turn["data"]}
     if turn.get("type") == "constructor" and isinstance(turn.get("kwargs"), dict):

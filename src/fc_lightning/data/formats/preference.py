@@ -1,4 +1,4 @@
-"""Preference pairs: the chosen side is a conversation, the last turn of the rejected side is kept beside it."""
+"""Preference pairs: the chosen side is a conversation, the last turn of the rejected side is kept next to it."""
 
 from __future__ import annotations
 
