@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import datasets
 import pyarrow as pa
@@ -281,12 +282,13 @@ def test_batches_of_prompts_are_joined_where_the_trainer_does_not_count_them(tmp
     data = FunctionCallingDataModule(BASE, validation=[source], cache_dir=str(tmp_path), generation_batch_size=1)
     data.setup("validate")
     count = len(data.prepared["validation"].prompts)
-    assert count > 8
+    assert count > 3
     joined = list(data.val_dataloader()[1])
-    assert [len(batch["order"]) for batch in joined] == [8, count - 8]
-    assert [batch["limits"] for batch in joined] == [(32768, 1)] * 2
-    for limits in ({"limit_val_batches": 1}, {"limit_val_batches": 0.5}, {"limit_predict_batches": 3}):
-        data.trainer = SimpleNamespace(world_size=1, global_rank=0, state=SimpleNamespace(fn="validate"), **limits)
+    assert [len(batch["order"]) for batch in joined] == [2] * (count // 2) + [1] * (count % 2)
+    assert all(batch["limits"] == (32768, 1) for batch in joined)
+    for name, limit in {"limit_val_batches": 1, "limit_test_batches": 0.5, "num_sanity_val_steps": 2}.items():
+        settings: dict[str, Any] = {"world_size": 1, "global_rank": 0, name: limit}
+        data.trainer = SimpleNamespace(state=SimpleNamespace(fn="validate"), **settings)
         data.trainer.strategy = SimpleNamespace(root_device=torch.device("cpu"))
         counted = list(data.val_dataloader()[1])
         assert [batch["order"] for batch in counted] == [[number] for batch in joined for number in batch["order"]]

@@ -40,6 +40,14 @@ def test_trained_norms_stay_those_of_transformers():
     assert "forward" not in norm.__dict__
 
 
+def test_a_norm_that_is_unfrozen_later_is_trained():
+    norm = Gemma3RMSNorm(8).requires_grad_(False)
+    use_fast_norms(norm)
+    norm.requires_grad_()
+    norm(torch.randn(2, 8)).sum().backward()
+    assert norm.weight.grad.abs().min() > 0
+
+
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("first", [False, True], ids=["", "first_layer"])
 def test_a_lora_layer_equals_that_of_peft(monkeypatch, autocast, first):

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from fc_lightning.data.samplers import MicroBatch
 
-_NUM_JOINED = 8  # batches of prompts; the progress bar shows the exact match so far after each
+_NUM_JOINED = 2  # batches of prompts; signals are heeded after each, and the progress bar shows the exact match so far
 
 
 class PromptBatch(TypedDict):
@@ -73,7 +73,8 @@ def join_for_refill(batches: list[list[int]], trainer: Any) -> list[list[int]]:
     Batches stay as they are where a limit of the trainer counts them.
     """
     limits = [getattr(trainer, f"limit_{stage}_batches", 1.0) for stage in ("val", "test", "predict")]
-    if any(isinstance(limit, int) or limit != 1.0 for limit in limits):
+    counts_batches = 0 < getattr(trainer, "num_sanity_val_steps", 0) < float("inf")
+    if counts_batches or any(isinstance(limit, int) or limit != 1.0 for limit in limits):
         return batches
     starts = range(0, len(batches), _NUM_JOINED)
     return [[number for batch in batches[start : start + _NUM_JOINED] for number in batch] for start in starts]

@@ -141,7 +141,7 @@ class BufferedCache(Cache):
 
         Args:
             windows: For each layer the size of its sliding window, or None.
-            length: The position where rows end, at least the number of tokens of the longest row.
+            length: The position where rows end, at least the number of tokens that the longest row stores.
             on_cpu: Whether the model runs on a CPU.
         """
         layers = []

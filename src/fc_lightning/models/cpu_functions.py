@@ -25,7 +25,7 @@ def use_fast_norms(model: nn.Module) -> None:
 
 
 def _norm_forward(self: Any, x: Tensor) -> Tensor:
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
+    if x.device.type != "cpu" or self.weight.requires_grad or torch.compiler.is_compiling():
         return type(self).forward(self, x)
     return _RMSNorm.apply(x, self.weight, self.eps)
 
