@@ -10,7 +10,7 @@ STEPS = 2000 if FULL else 400
 SETTLED = 200  # optimizer steps, after which caches and pools have what they need
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_memory_threads_and_files_stay_as_they_are(tmp_path):
     usage = tmp_path / "usage.jsonl"
     run = start(
