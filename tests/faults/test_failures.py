@@ -72,9 +72,10 @@ def test_a_batch_is_described_without_its_padding():
     assert "2 rows × 7 tokens" in text
     assert "[[3, 4], [2]] tokens: [['a', 'b'], ['c']]" in text
     assert "gradient_checkpointing" not in text
-    prompts = {"order": [0, 1], "id": ["p", "q"], "input_ids": [[1, 2, 3], [4]]}
+    prompts = {"order": [0, 1], "id": ["p", "q"], "input_ids": [[1, 2, 3], [4]], "limits": (1000, 64)}
     text = describe_batch(prompts, training=False)
     assert "2 prompts × 3 tokens (of [3, 1] tokens: ['p', 'q'])" in text
+    assert "up to 1 prompts × 3 tokens" in describe_batch({**prompts, "limits": (1000, 1)}, training=False)
     assert "data.generation_batch_tokens" in text
 
 

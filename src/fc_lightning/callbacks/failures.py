@@ -48,8 +48,8 @@ def describe_batch(batch: Any, training: bool) -> str:
     """Describe a training or prompt batch that did not fit into memory, and the settings to lower."""
     if is_prompt_batch(batch):
         lengths = [len(ids) for ids in batch["input_ids"]]
-        longest = max(lengths, default=0)
-        what = f"generating from {len(lengths)} prompts × {longest:,} tokens (of {lengths} tokens: {batch['id']})"
+        num_prompts, longest = min(len(lengths), batch["limits"][1]), max(lengths, default=0)
+        what = f"generating from up to {num_prompts} prompts × {longest:,} tokens (of {lengths} tokens: {batch['id']})"
         advice = _SETTINGS_TO_LOWER["generation"]
     else:
         rows, length = batch["input_ids"].shape

@@ -54,6 +54,11 @@ class Batch(TypedDict):
     num_pairs: NotRequired[int]
 
 
+def next_power_of_two(length: int) -> int:
+    """The smallest power of two that is not below a positive length."""
+    return 1 << (length - 1).bit_length()
+
+
 @dataclass(frozen=True)
 class PackingCollator:
     """Collates packs of documents into a batch.
@@ -79,7 +84,7 @@ class PackingCollator:
         packs = [[side for document in pack for side in _sides(document)] for pack in packs or [[]]]
         lengths = [sum(len(document["input_ids"]) for document in pack) for pack in packs]
         longest = max(self.pad_to, *lengths, 1)
-        shape = (len(packs), 1 << (longest - 1).bit_length() if self.few_lengths else longest)
+        shape = (len(packs), next_power_of_two(longest) if self.few_lengths else longest)
         input_ids = torch.full(shape, self.pad_token_id)
         position_ids = torch.zeros(shape, dtype=torch.long)
         labels = torch.full(shape, IGNORE)

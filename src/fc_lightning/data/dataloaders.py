@@ -12,7 +12,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from fc_lightning.data.samplers import MicroBatch
 
-_NUM_JOINED = 2  # batches of prompts; signals are heeded after each, and the progress bar shows the exact match so far
+_NUM_JOINED = 2  # batches of prompts; signals are handled after each, and the progress bar shows the exact match so far
 
 
 class PromptBatch(TypedDict):

@@ -1,7 +1,7 @@
 """Gemma's RMSNorm and a LoRA layer as single functions with gradients of their own, for training on a CPU.
 
-There a step is bound by memory as much as by matrix products, and these functions pass over their tensors less often
-than the operations they stand for. On a GPU the compiler fuses such operations.
+On a CPU, memory limits a training step as much as matrix products do, and these functions read and write tensors fewer
+times than the operations they replace. On a GPU, the compiler fuses such operations.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from transformers import PretrainedConfig
 
 from fc_lightning.data.collator import Batch
+from fc_lightning.utils.device import copy_to_device
 
 _BLOCK = 128  # positions of a block, for queries and keys
 
@@ -34,11 +35,6 @@ def flex_arguments(config: PretrainedConfig, batch: Batch) -> dict[str, Any]:
     # Models with a single kind of layer take the mask itself.
     mask = masks if getattr(config, "layer_types", None) else masks["full_attention"]
     return {"attention_mask": mask} | ({"kernel_options": options} if options else {})
-
-
-def copy_to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy without waiting, from pinned memory: it is not used again before the copy has been made."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def block_mask(documents: Tensor, window: int | None, device: torch.device) -> BlockMask:

@@ -15,12 +15,13 @@ from torch.utils.checkpoint import checkpoint
 
 from fc_lightning.data.collator import Batch
 from fc_lightning.models.attention import BY_DOCUMENT
-from fc_lightning.models.flex_masks import copy_to_device, flex_arguments
+from fc_lightning.models.flex_masks import flex_arguments
 from fc_lightning.models.head_loss import frozen_head_loss, split_rows
 from fc_lightning.models.lora import unwrap_peft
 from fc_lightning.models.peft_internals import frozen_head
 from fc_lightning.models.preference_loss import Preference
 from fc_lightning.models.transformers_internals import attention_implementation
+from fc_lightning.utils.device import copy_to_device
 
 HEAD_CHUNK = 512  # rows of logits that are held at a time
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fc_lightning.data.collator import Batch
 from fc_lightning.evaluation.evaluator import gather_objects
-from fc_lightning.models.flex_masks import copy_to_device
+from fc_lightning.utils.device import copy_to_device
 from fc_lightning.utils.errors import UserError
 
 

@@ -14,6 +14,7 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from fc_lightning.data import FunctionCallingDataModule
+from fc_lightning.data.collator import next_power_of_two
 from fc_lightning.training.lightning_internals import keep_samplers, starts_processes_from_memory
 from fc_lightning.training.optimization import SettingsError
 
@@ -105,7 +106,7 @@ def tokens_per_micro_batch(trainer: Trainer | None) -> int:
     if not isinstance(data, FunctionCallingDataModule):
         return 0
     # Rows that are not packed are padded to powers of two.
-    return data.batch_size * (data.max_length if data.packing else 1 << (data.max_length - 1).bit_length())
+    return data.batch_size * (data.max_length if data.packing else next_power_of_two(data.max_length))
 
 
 def _check_processes(trainer: Trainer) -> None:
