@@ -29,7 +29,7 @@ HEAD = """# Lightning and PEFT
 Unsupported settings, callbacks and adapters are rejected before training starts, with a one-line error that gives the
 reason and, where there is one, the alternative. Each row of these tables has a test.
 """
-ADAPTERS = """## Adapters of PEFT
+ADAPTERS = """## PEFT adapters
 
 `model.peft` takes any of these by `class_path: peft.NAME`. An adapter that works can be trained, resumed, merged and
 exported; the exported folder gives the same logits in plain transformers, and the adapter folder in plain PEFT. Some
@@ -65,13 +65,13 @@ def page() -> str:
     """The whole page."""
     parts = [
         HEAD,
-        "## Settings of the Trainer\n",
+        "## Trainer settings\n",
         *of_lightning("key under `trainer`", SETTINGS, UNSUPPORTED_SETTINGS),
-        "## Callbacks of Lightning\n",
+        "## Lightning callbacks\n",
         *of_lightning("callback", CALLBACKS, UNSUPPORTED_CALLBACKS),
         ADAPTERS,
         *adapters(),
-        "These settings of types that work are not supported:\n",
+        "These settings of supported types are not supported:\n",
         *table(("setting", "note"), [(f"`{name}`", reason) for name, reason in UNSUPPORTED_FIELDS.items()]),
     ]
     return "\n".join(parts).rstrip() + "\n"

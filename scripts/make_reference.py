@@ -36,8 +36,8 @@ Every key can be set in a YAML file (`--config FILE`; a later file overrides an 
 SHARED = ("base", "revision", "tool_format", "special_tokens", "supervise", "token_weights", "pairs")
 LIGHTNINGS = {
     "fit": "Trains, validates with generation, and writes a run folder.",
-    "validate": "Measures a checkpoint, or the base model, on `data.validation`.",
-    "test": "Measures a checkpoint, or the base model, on `data.test`.",
+    "validate": "Evaluates a checkpoint, or the base model, on `data.validation`.",
+    "test": "Evaluates a checkpoint, or the base model, on `data.test`.",
 }
 TRAINER = """## trainer
 
@@ -46,7 +46,7 @@ Everything under `trainer` is Lightning's own `Trainer`: `max_epochs`, `accumula
 
 | key | default | why |
 |---|---|---|
-| `num_sanity_val_steps` | 0 | -1 measures the base model on the complete validation split first |
+| `num_sanity_val_steps` | 0 | -1 evaluates the base model on the complete validation split first |
 | `use_distributed_sampler` | false | the data module shards batches itself; Lightning's sampler repeats some |
 | `precision` | `bf16-mixed` or `32-true` | `bf16-true` and `16-true` would round the adapter, and are rejected |
 | `enable_model_summary` | false | `RunSummary` describes the model |
@@ -61,7 +61,7 @@ ENVIRONMENT = """## Environment
 | variable | meaning |
 |---|---|
 | `FC_LIGHTNING_CACHE` | folder of prepared data and converted models, `~/.cache/fc-lightning` by default |
-| `FC_…` | any key of the configuration, see the top of this page |
+| `FC_…` | any key of the configuration; see the top of this page |
 | `HF_HUB_OFFLINE` | 1 keeps transformers and datasets from contacting the Hub |
 """
 

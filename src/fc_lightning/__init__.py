@@ -1,4 +1,4 @@
-"""fc-lightning: teach an open language model to call functions, and measure the calls it makes."""
+"""fc-lightning: teach an open language model to call functions, and evaluate the calls it makes."""
 
 from importlib import import_module
 from typing import Any

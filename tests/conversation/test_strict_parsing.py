@@ -136,7 +136,7 @@ def test_the_lenient_reading_accepts_what_datasets_contain():
         '{"id": 1, "name": "f", "arguments": {"a": true}}',
     ):
         assert parse_call(text) == ToolCall("f", {"a": True})
-        with pytest.raises(CallSyntaxError, match="as servers want it"):
+        with pytest.raises(CallSyntaxError, match="as servers require"):
             parse_call(text, strict=True)
 
 

@@ -61,7 +61,7 @@ def test_plan_of_many_documents_fills_the_packs():
 def test_plan_refuses_what_no_pack_holds():
     assert plan_packs([], 5) == []
     assert plan_packs([5], 5) == [[0]]
-    with pytest.raises(ValueError, match="document 1 has 6 tokens, a pack holds 5"):
+    with pytest.raises(ValueError, match="document 1 has 6 tokens, but a pack holds 5"):
         plan_packs([5, 6], 5)
 
 

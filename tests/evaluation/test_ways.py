@@ -58,10 +58,10 @@ def test_labels_against_what_the_model_did():
     assert TurnRatio("way_match")(turns).item() == pytest.approx(3 / 6)
     report = markdown_report([EvaluatedRun("run", turns)], "Evaluation")
     assert "| run | request\\_for\\_info | 0 | 1 | 2 | 0 | 0 |" in report
-    assert "Ways to meet a request" in html_report([EvaluatedRun("run", turns)], "Evaluation")
+    assert "Response types" in html_report([EvaluatedRun("run", turns)], "Evaluation")
 
 
 def test_rows_without_a_label_have_no_table_and_no_value():
     turns = [evaluate_turn("Hi.", [], category="single")]
-    assert "Ways to meet" not in markdown_report([EvaluatedRun("run", turns)], "Evaluation")
+    assert "Response types" not in markdown_report([EvaluatedRun("run", turns)], "Evaluation")
     assert TurnRatio("way_match")(turns).isnan()

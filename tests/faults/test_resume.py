@@ -103,10 +103,7 @@ def test_another_number_of_ranks_takes_the_same_steps(tmp_path, caplog):
     before = "003-batch-end.ckpt"  # behind two steps of one micro-batch each
     caplog.set_level("INFO")
     fit(tmp_path, "from_two", *single, f"--ckpt_path={tmp_path / 'saved' / before}")
-    assert (
-        "2 steps were done by 2 ranks with 1 micro-batches each; the run continues with 1 ranks and 2 each"
-        in caplog.text
-    )
+    assert "2 steps ran on 2 ranks with 1 micro-batches each; the run continues with 1 ranks and 2 each" in caplog.text
     pairs = [events(tmp_path / "from_one", rank) for rank in range(2)]
     mixed = [event for pair in zip(*pairs, strict=True) for event in pair]
     for found, tail in ((mixed, expected[2:]), (events(tmp_path / "from_two"), expected[4:])):

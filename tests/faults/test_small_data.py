@@ -70,7 +70,7 @@ def test_an_empty_validation_set_ends_in_one_sentence(run, tmp_path, capsys):
     with pytest.raises(SystemExit) as exit_:
         run("fit", f"--data.validation=[{{path: {empty}}}]")
     assert exit_.value.code == 1
-    assert capsys.readouterr().err.splitlines()[-1] == f"error: {empty}: none of 0 rows can be used"
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: {empty}: none of the 0 rows can be used"
 
 
 def test_no_validation_at_all(run):

@@ -15,5 +15,5 @@ def parser() -> LightningArgumentParser:
 
 
 def parsed(subcommand: str, *arguments: str) -> Any:
-    """The configuration of a command line; the recipe's name is not part of it, see :func:`parser`."""
+    """The configuration of a command line; the recipe's name is not part of it. See :func:`parser`."""
     return parser().parse_args([subcommand, *arguments])[subcommand]

@@ -16,7 +16,7 @@ def fit(folder: Path, name: str, *arguments: str, save: bool = False) -> Path:
         folder: Where events, checkpoints and the run's folder are written.
         name: Of this run.
         arguments: More arguments of the command line.
-        save: Whether to save a checkpoint in every hook, see :class:`tests.helpers.checkpoints.Recorder`.
+        save: Whether to save a checkpoint in every hook; see :class:`tests.helpers.checkpoints.Recorder`.
     """
     recorder = {"class_path": "tests.helpers.checkpoints.Recorder", "init_args": {"file": str(folder / name)}}
     if save:

@@ -122,8 +122,8 @@ def adapter(**settings):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"lora_alpha": 64}, "`lora_alpha` was 8, and is 64 now"),
-        ({"use_rslora": True}, "`use_rslora` was False, and is True now"),
+        ({"lora_alpha": 64}, "`lora_alpha` was 8 and is now 64"),
+        ({"use_rslora": True}, "`use_rslora` was False and is now True"),
         ({"rank_pattern": {"q_proj": 4}}, "`rank_pattern` was {}"),
     ],
 )

@@ -20,7 +20,7 @@ _SETTINGS_TO_LOWER = {
 
 
 class Failures(Callback):
-    """Records an error before other callbacks react to it, see :func:`fc_lightning.training.distributed.record_error`.
+    """Records an error before other callbacks react to it; see :func:`fc_lightning.training.distributed.record_error`.
 
     If a device runs out of memory, the error names the batch and the settings to lower. The command line always adds
     this callback.
@@ -49,13 +49,14 @@ def describe_batch(batch: Any, training: bool) -> str:
     if is_prompt_batch(batch):
         lengths = [len(ids) for ids in batch["input_ids"]]
         num_prompts, longest = min(len(lengths), batch["limits"][1]), max(lengths, default=0)
-        what = f"generating from up to {num_prompts} prompts × {longest:,} tokens (of {lengths} tokens: {batch['id']})"
+        what = f"while generating from up to {num_prompts} prompts × {longest:,} tokens"
+        what += f" (of {lengths} tokens: {batch['id']})"
         advice = _SETTINGS_TO_LOWER["generation"]
     else:
         rows, length = batch["input_ids"].shape
         all_lengths = [[end - start for at, start, end in batch["documents"] if at == row] for row in range(rows)]
         documents = [row[: len(ids)] for row, ids in zip(all_lengths, batch["ids"], strict=True)]  # without padding
-        what = f"a batch of {rows} rows × {length:,} tokens, {batch['num_supervised']:,} of them supervised"
+        what = f"on a batch of {rows} rows × {length:,} tokens, {batch['num_supervised']:,} of them supervised"
         what += f" (conversations of {documents} tokens: {batch['ids']})"
         advice = _SETTINGS_TO_LOWER["training" if training else "loss"]
-    return f"Out of memory with {what}. Lower {advice}."
+    return f"Out of memory {what}. Lower {advice}."

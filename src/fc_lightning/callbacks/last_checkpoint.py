@@ -16,7 +16,7 @@ class LastCheckpoint(Checkpoint):
     Lightning's ``ModelCheckpoint(save_last=True)`` with a ``monitor`` makes ``last.ckpt`` a copy of the *best* state.
 
     Args:
-        every_n_train_steps: Optimizer steps between two saves. The state at the end of training is always saved.
+        every_n_train_steps: Optimizer steps between saves. The state at the end of training is always saved.
     """
 
     def __init__(self, every_n_train_steps: int = 50):

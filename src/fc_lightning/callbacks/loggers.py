@@ -16,7 +16,7 @@ class TensorBoard(Callback):
 
 
 class ExtraLogger(Callback):
-    """Also logs to another logger; the run's folder stays the one of the first logger.
+    """Also logs to another logger; the run's folder remains that of the first logger.
 
     Args:
         logger: Any logger of Lightning, or :class:`fc_lightning.training.loggers.Trackio`.

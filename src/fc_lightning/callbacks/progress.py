@@ -37,7 +37,7 @@ class ProgressBar(RichProgressBar):
     While the model generates, both show the number of turns and the exact match so far, on the first rank.
 
     Args:
-        seconds: Seconds between two lines in a file.
+        seconds: Seconds between lines in a file.
         refresh_rate: Refreshes per second of the bar in a terminal.
     """
 

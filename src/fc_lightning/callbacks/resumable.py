@@ -201,7 +201,7 @@ class Resumable(Callback):
         step_batches = saved_ranks * self._resumed["accumulated"]
         accumulate = step_batches // ranks
         step = checkpoint["global_step"]
-        done = f"{step} steps were done by {saved_ranks} ranks with {self._resumed['accumulated']} micro-batches each"
+        done = f"{step} steps ran on {saved_ranks} ranks with {self._resumed['accumulated']} micro-batches each"
         changed = accumulate != trainer.accumulate_grad_batches and (saved_ranks == ranks or trainer.optimizers)
         if step_batches % ranks or changed:
             advice = f"use a number of ranks that divides {step_batches}"

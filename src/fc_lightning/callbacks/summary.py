@@ -154,7 +154,7 @@ class RunSummary(Callback):
     def _duration(self, trainer: Trainer, tokens: int) -> str:
         steps = _num_steps(trainer.global_step)
         if not self._started:
-            return f"{steps}, finished before"
+            return f"{steps}, already finished"
         seconds = time.monotonic() - self._started
         training_seconds = max(seconds - self._evaluation_seconds, 1e-9)
         share = self._evaluation_seconds / max(seconds, 1e-9)

@@ -1,1 +1,1 @@
-"""From a conversation to token ids and the mask of supervised tokens."""
+"""From a conversation to token IDs and the mask of supervised tokens."""

@@ -1,4 +1,4 @@
-"""The chat template: renders conversations and encodes them to token ids with a mask of supervised tokens.
+"""The chat template: renders conversations and encodes them to token IDs with a mask of supervised tokens.
 
 One Jinja file renders training, evaluation and serving. It also marks the supervised text, between ``{% generation %}``
 and ``{% endgeneration %}``, so no string matching is involved in finding the model's turns.
@@ -54,7 +54,7 @@ class Encoded:
     """A conversation as tokens.
 
     Attributes:
-        input_ids: Token ids of the complete text.
+        input_ids: Token IDs of the complete text.
         supervised_spans: Half-open ranges of supervised tokens: sorted, not empty, and not adjacent to each other.
         starts: The character of the text at which each token starts; may be empty unless it was asked for.
     """
@@ -81,7 +81,7 @@ class ChatTemplate:
         render: ``canonical`` parses tools and calls and serializes them again as JSON; ``verbatim`` keeps the row's
             own text, as the original recipe does.
         file: A Jinja file to use instead of the template that fits the tokenizer.
-        tool_format: The language of tool calls, see :func:`fc_lightning.chat_template.tool_formats.native_syntax`.
+        tool_format: The language of tool calls; see :func:`fc_lightning.chat_template.tool_formats.native_syntax`.
 
     Raises:
         ChatTemplateError: If no template fits the tokenizer, or it does not mark the model's turns.
@@ -286,8 +286,8 @@ def _template_source(
         source = own_template
     else:
         raise ChatTemplateError(
-            f"{name}: the tokenizer has no chat template and none of the known chat formats (Gemma, ChatML, Llama 3); "
-            "set `data.chat_template` to a template file"
+            f"{name}: the tokenizer has no chat template and matches none of the known chat formats (Gemma, ChatML, "
+            "Llama 3); set `data.chat_template` to a template file"
         )
     if "endgeneration" not in source:
         raise ChatTemplateError(
@@ -310,8 +310,8 @@ def _check_native(conversation: Conversation, syntax: NativeSyntax) -> None:
         text = syntax.render_turn(Message("assistant", tool_calls=calls))
         if syntax.parse_turn(text).tool_calls != calls:
             raise ChatTemplateError(
-                f"{syntax.name} cannot write a call of {calls[0].name}: names and keys are words there, and strings do "
-                "not contain its tags (`model.tool_format: hermes` can)"
+                f"{syntax.name} cannot write a call of {calls[0].name}: names and keys must be plain words, and "
+                "strings must not contain its tags (`model.tool_format: hermes` can)"
             )
 
 

@@ -37,7 +37,9 @@ class TokenWeights:
 
     def __post_init__(self) -> None:
         if min(astuple(self)) < 0 or max(astuple(self)) <= 0:
-            raise ChatTemplateError("`model.token_weights`: a weight must not be negative, and one must be positive")
+            raise ChatTemplateError(
+                "`model.token_weights`: weights must not be negative, and at least one must be positive"
+            )
 
     @property
     def by_part(self) -> tuple[float, ...]:

@@ -97,7 +97,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, tool_parser
     """Write a tokenizer that is loaded exactly as it is.
 
     Model-specific classes such as ``GemmaTokenizer`` build their pre-tokenizer themselves when they are loaded, and the
-    removal of breaks would be lost, see :mod:`fc_lightning.chat_template.control_tokens`. The generic class does not.
+    removal of breaks would be lost; see :mod:`fc_lightning.chat_template.control_tokens`. The generic class does not.
 
     Args:
         tokenizer: The tokenizer.
@@ -115,6 +115,6 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, tool_parser
 
 
 def vocabulary_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A fingerprint of the mapping from token ids to texts."""
+    """A fingerprint of the mapping from token IDs to texts."""
     tokens = sorted(tokenizer.get_vocab().items(), key=lambda token: token[1])
     return hashlib.sha256("\n".join(f"{id} {text!r}" for text, id in tokens).encode()).hexdigest()

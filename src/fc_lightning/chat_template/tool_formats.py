@@ -1,7 +1,7 @@
 """Chat formats (``CHAT_FORMATS``): how each model family marks the turns of a conversation, and its tool-call format.
 
-The text inside a turn follows the Hermes grammar, see :mod:`fc_lightning.conversation.parsing`, or the native language
-of FunctionGemma or Gemma 4, see :mod:`fc_lightning.conversation.native_calls`. A model's family and language are
+The text inside a turn follows the Hermes grammar (see :mod:`fc_lightning.conversation.parsing`), or the native language
+of FunctionGemma or Gemma 4 (see :mod:`fc_lightning.conversation.native_calls`). A model's family and language are
 recognized by the tokens in its tokenizer's vocabulary.
 """
 
@@ -33,7 +33,7 @@ class ChatFormat:
         turn_start: Opens a turn, before the role.
         role_end: Separates the role from the text.
         turn_end: Ends a turn. It is supervised in the model's turns.
-        turn_separator: Text between two turns.
+        turn_separator: Text between turns.
         model_role: Role name of the model's turns.
         tool_role: Role name of turns with a tool's response.
         system_role: Role name of the system text; ``user`` puts it in front of the first user turn.

@@ -32,7 +32,7 @@ class WordCache:
 
     Args:
         backend: The tokenizer; it must not change.
-        pattern: Finds the words of a text, see :func:`word_pattern`.
+        pattern: Finds the words of a text; see :func:`word_pattern`.
     """
 
     def __init__(self, backend: Tokenizer, pattern: re.Pattern[str]):

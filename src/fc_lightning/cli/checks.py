@@ -187,7 +187,7 @@ def check_environment(known: Iterable[str], subcommands: Sequence[str]) -> None:
             continue
         above = next((name for name in names if name.count("__") > 1 and variable.startswith(f"{name}__")), None)
         hint = f"; set {above} to a YAML mapping" if above else did_you_mean(variable, sorted(names))
-        raise ConfigurationError(f"{variable}: this environment variable sets no key{hint}")
+        raise ConfigurationError(f"{variable}: this environment variable does not correspond to a key{hint}")
 
 
 def check_folder(folder: Path) -> None:

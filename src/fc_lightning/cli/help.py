@@ -28,19 +28,19 @@ _COLUMN = 26  # where the descriptions begin
 # For each subcommand its description, and example arguments.
 SUBCOMMANDS = {
     "fit": (
-        "Train, measure the calls that the model generates, and write a run folder.",
+        "Train, evaluate the calls that the model generates, and write a run folder.",
         "fit --config configs/quickstart.yaml",
     ),
     "validate": (
-        "Measure a checkpoint, or the base model, on `data.validation`.",
+        "Evaluate a checkpoint, or the base model, on `data.validation`.",
         "validate --config configs/quickstart.yaml",
     ),
     "test": (
-        "Measure a checkpoint, or the base model, on `data.test`; writes predictions.jsonl.",
+        "Evaluate a checkpoint, or the base model, on `data.test`; writes predictions.jsonl.",
         "test --config configs/quickstart.yaml --ckpt_path best",
     ),
     "predict": (
-        "Generate for `data.test`, for a file of prompts, or for one question; writes predictions.jsonl.",
+        "Generate model turns for `data.test`, a file of prompts, or one question; writes predictions.jsonl.",
         "predict --config configs/quickstart.yaml --question 'Weather in Oslo?' --tools tools.json",
     ),
     "chat": (
@@ -60,11 +60,11 @@ SUBCOMMANDS = {
         "audit --config configs/quickstart.yaml",
     ),
     "mine": (
-        "Sample a model's turns on `data.train`, and write its mistakes into pairs.jsonl.",
+        "Sample a model's turns on `data.train`, and write its mistakes to pairs.jsonl.",
         "mine --config configs/quickstart.yaml --ckpt_path best",
     ),
     "think": (
-        "Have a teacher model write missing reasoning into a data file.",
+        "Have a teacher model write missing reasoning, and save it to a data file.",
         "think --config configs/quickstart.yaml --base_url URL --teacher NAME --output thoughts.jsonl",
     ),
     "init": (
@@ -76,17 +76,17 @@ SUBCOMMANDS = {
 TRAINER = {
     "max_epochs": "Number of passes over the data.",
     "max_steps": "Maximum number of optimizer steps; -1 for no limit.",
-    "accelerator": "`auto`, `cpu`, `gpu`, or another accelerator of Lightning.",
-    "devices": "Number of devices, or a list of ids.",
+    "accelerator": "`auto`, `cpu`, `gpu`, or another Lightning accelerator.",
+    "devices": "Number of devices, or a list of IDs.",
     "num_nodes": "Number of machines.",
     "strategy": "`auto`, `ddp`, or a class; see configs/trainer.",
     "precision": "`bf16-mixed` keeps a frozen base in bfloat16 and trains the adapter in float32.",
     "accumulate_grad_batches": "Micro-batches per optimizer step.",
     "gradient_clip_val": "Maximum norm of the gradients.",
-    "val_check_interval": "Fraction of an epoch, or number of batches, between two validations.",
-    "num_sanity_val_steps": "-1 measures the base model before training.",
+    "val_check_interval": "Fraction of an epoch, or number of batches, between validations.",
+    "num_sanity_val_steps": "-1 evaluates the base model before training.",
     "limit_val_batches": "Number of batches to validate on.",
-    "log_every_n_steps": "Optimizer steps between two logged values.",
+    "log_every_n_steps": "Optimizer steps between log entries.",
     "logger": "The logger class; its folder becomes the run folder.",
     "callbacks": "A list of classes that replaces the default list; `callbacks+` in a file appends to it.",
 }
@@ -143,7 +143,7 @@ def keys(subcommand: str) -> dict[str, list[Key]]:
 
 
 def _own_class(group: str) -> Key:
-    text = "A class of your own that is derived from this package's; its settings are keys of this group too."
+    text = "Your own subclass of this package's class; its settings are keys of this group too."
     return Key(f"{group}.class_path", "str | None", "None", text)
 
 
@@ -213,7 +213,7 @@ def _subcommand(name: str, program: str, width: int) -> str:
     lines += [f"  {program} {example}", ""]
     for group, members in keys(name).items():
         shown = [(f"--{key.name}", key.short + _default(key)) for key in members]
-        heading = {name: f"options of {name}", "trainer": "trainer, most common keys"}.get(group, group)
+        heading = {name: f"options of {name}", "trainer": "trainer (most common keys)"}.get(group, group)
         lines += [f"{heading}:", *_table(shown, width), ""] if shown else []
     return "\n".join(
         [
@@ -238,7 +238,7 @@ def _topic(subcommand: str, topic: str, width: int) -> str:
         lines += [f"--{key.name}{facts}", *_wrapped(key.text, width, "  "), ""]
     if topic in SOURCES:
         fields = _parameters("data/sources.py", "Source")
-        lines += ["A source is a path, the id of a dataset on the Hub, or a mapping:", *_table_of(fields, width), ""]
+        lines += ["A source is a path, the ID of a dataset on the Hub, or a mapping:", *_table_of(fields, width), ""]
         lines += _wrapped(f"--{topic} rows.jsonl", width, "  ") + _wrapped(f"--{topic} a.jsonl b.jsonl", width, "  ")
         lines += [f"  --{topic} '[{{path: rows.jsonl, limit: 100}}]'", ""]
     if topic in _GROUPS:

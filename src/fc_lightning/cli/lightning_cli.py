@@ -1,4 +1,4 @@
-"""The command line: ``python main.py SUBCOMMAND --config …``, see :meth:`FunctionCallingCLI.subcommands`."""
+"""The command line: ``python main.py SUBCOMMAND --config …``; see :meth:`FunctionCallingCLI.subcommands`."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class FunctionCallingTrainer(Trainer):
         super().fit(model, datamodule=datamodule, ckpt_path=checkpoint_to_resume_from(self, ckpt_path))
 
     def validate(self, model: LightningModule, datamodule: LightningDataModule, ckpt_path: str | None = None) -> Any:
-        """Measure a checkpoint, or the base model, on ``data.validation``.
+        """Evaluate a checkpoint, or the base model, on ``data.validation``.
 
         Args:
             model: The module.
@@ -98,7 +98,7 @@ class FunctionCallingTrainer(Trainer):
         return super().validate(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
 
     def test(self, model: LightningModule, datamodule: LightningDataModule, ckpt_path: str | None = None) -> Any:
-        """Measure a checkpoint, or the base model, on ``data.test``.
+        """Evaluate a checkpoint, or the base model, on ``data.test``.
 
         Args:
             model: The module.
@@ -128,7 +128,7 @@ class SaveConfig(SaveConfigCallback):
         for name in _OPTIONS:
             config.pop(name, None)
         for key in redact_config(config):
-            rank_zero_info(f"{key} holds a secret: it is not written into config.yaml")
+            rank_zero_info(f"{key} holds a secret: it is not written to config.yaml")
         super().__init__(parser, config, **kwargs)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -169,7 +169,7 @@ class FunctionCallingCLI(LightningCLI):
             save_config_callback=SaveConfig,
             trainer_class=FunctionCallingTrainer,
             seed_everything_default=0,
-            auto_configure_optimizers=False,  # the module does it, see `model.optimizer`
+            auto_configure_optimizers=False,  # the module does it; see `model.optimizer`
             parser_kwargs={"default_env": True, "env_prefix": "FC"},
             parser_class=Parser,
             args=args,

@@ -99,7 +99,7 @@ def think(
     api_key_env: str = "OPENAI_API_KEY",
     max_tokens: int = 200,
 ) -> Counter[str]:
-    """Have a teacher model write the missing reasoning for each reference call to a data file for training.
+    """Have a teacher model write the missing reasoning for each reference call, and save it to a training data file.
 
     Args:
         trainer: Not used.

@@ -45,7 +45,7 @@ def mine(
         model: The module.
         datamodule: The data.
         samples: Samples per prompt.
-        temperature: Temperature of sampling.
+        temperature: Sampling temperature.
         ckpt_path: A checkpoint file, or ``best`` or ``last``; the base model if not given.
 
     Returns:

@@ -23,7 +23,7 @@ def predict(
     tools: str | None = None,
     ckpt_path: str | None = None,
 ) -> None:
-    """Generate and write ``predictions.jsonl``: for ``data.test``, for a file of prompts, or for one question.
+    """Generate model turns for ``data.test``, a file of prompts, or one question, and write ``predictions.jsonl``.
 
     The answer to a question is printed too.
 

@@ -127,7 +127,7 @@ def parse_call(text: str, strict: bool = False) -> ToolCall:
     call = call_from_value(value, is_json_value=True)
     if strict and not is_call_object(text):
         raise CallSyntaxError(
-            f"not a JSON object with the keys `name` and `arguments`, an object, as servers want it: {shorten(text)}"
+            f"not a JSON object with exactly a `name` and an `arguments` object, as servers require: {shorten(text)}"
         )
     return call
 
@@ -221,7 +221,7 @@ def parse_literal(text: str, strict: bool = False) -> Any:
 
 
 def to_json_value(value: Any, depth: int = 0) -> Any:
-    """The value in JSON's types; tuples become lists.
+    """The value as JSON-serializable types; tuples become lists.
 
     Raises:
         CallSyntaxError: If it contains other types, text that is not valid Unicode, or too many levels.
@@ -238,7 +238,7 @@ def to_json_value(value: Any, depth: int = 0) -> Any:
         raise CallSyntaxError("a number has more than 3,000 digits")
     if value is None or isinstance(value, (bool, int)) or (isinstance(value, float) and math.isfinite(value)):
         return value
-    raise CallSyntaxError(f"JSON has no value for {_show(value)}")
+    raise CallSyntaxError(f"JSON cannot represent {_show(value)}")
 
 
 def take_lenient_call(text: str, start: int) -> tuple[int, ToolCall | str]:
@@ -286,7 +286,7 @@ def _check_text(value: str) -> str:
 
 def _finite_float(number: str) -> float:
     if not math.isfinite(value := float(number)):
-        raise ValueError(f"JSON has no value {number}")
+        raise ValueError(f"JSON cannot represent {number}")
     return value
 
 

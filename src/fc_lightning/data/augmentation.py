@@ -41,7 +41,7 @@ class Augmentation:
         shuffle_tools: Fraction of rows whose tools and parameters are shuffled; call arguments are reordered to match.
         distractors: Fraction of rows that also offer tools of other rows, the most similar ones first.
         distractor_tokens: Maximum number of tokens of a row's distractors.
-        drop_tool: Fraction of rows without the tool that is called; the turn then answers that no tool fits.
+        drop_tool: Fraction of rows whose called tool is removed; the turn then says that no tool fits.
         mask_names: Fraction of rows whose functions and parameters are renamed to meaningless words in schemas, calls
             and tool responses, so that only descriptions say what they do (Lin et al., arXiv:2410.04587).
     """
@@ -55,7 +55,7 @@ class Augmentation:
     def __post_init__(self) -> None:
         for name in PERTURBATION_LABELS:
             if not 0 <= getattr(self, name) <= 1:
-                raise DataError(f"`data.augmentation.{name}`: must be from 0 to 1, not {getattr(self, name)}")
+                raise DataError(f"`data.augmentation.{name}`: must be between 0 and 1, not {getattr(self, name)}")
         if self.distractor_tokens < 0:
             raise DataError("`data.augmentation.distractor_tokens` must not be negative")
 
@@ -144,7 +144,7 @@ def add_distractors(
 
 
 def drop_tool(conversation: Conversation, rng: random.Random, pool: ToolPool) -> Conversation:
-    """Remove the tools of the first turn with calls; that turn answers that no tool fits, and is the last one.
+    """Remove the tools of the first turn with calls; that turn says that no tool fits, and is the last one.
 
     If they were the only tools, a tool of another row is offered instead. A row is unchanged if another of its tools
     may do the same, if the answer must follow a schema, or if there is no other tool.

@@ -15,7 +15,7 @@ class Document(TypedDict):
     """One encoded conversation.
 
     ``supervised`` are half-open ranges of token indices, flat: ``[start, end, start, end, …]``. ``parts`` says what
-    each supervised token is, see :func:`fc_lightning.chat_template.token_parts.supervised_parts`.
+    each supervised token is; see :func:`fc_lightning.chat_template.token_parts.supervised_parts`.
     """
 
     id: str
@@ -50,7 +50,7 @@ class Batch(TypedDict):
     ids: list[list[str]]
     weights: NotRequired[torch.Tensor]  # (num_supervised,), of the tokens in the loss
     total_weight: NotRequired[float]  # their sum
-    pair_side: NotRequired[torch.Tensor]  # (num_supervised,), see `models.preference_loss.Preference`
+    pair_side: NotRequired[torch.Tensor]  # (num_supervised,); see `models.preference_loss.Preference`
     num_pairs: NotRequired[int]
 
 

@@ -36,7 +36,7 @@ class FunctionCallingDataModule(ResumableDataModule):
         base: The model whose tokenizer is used: a Hub ID, a folder or a GGUF file. Follows ``model.base``.
         train: Sources to train on.
         validation: Sources to validate on, or the fraction of ``train`` to hold out.
-        test: Sources to test on and to predict; defaults to those of ``validation``.
+        test: Sources for ``test`` and ``predict``; defaults to those of ``validation``.
         revision: Hub revision of the base. Follows ``model.revision``.
         tool_format: How tools and calls are written. Follows ``model.tool_format``.
         special_tokens: Tags that are one token each. Follows ``model.special_tokens``.
@@ -56,14 +56,14 @@ class FunctionCallingDataModule(ResumableDataModule):
         generation_batch_tokens: Largest generation batch in tokens, padding included.
         generation_batch_size: Largest generation batch in prompts.
         num_workers: Processes that collate batches; 0 collates in the training process.
-        seed: Shuffles the training data, together with the epoch; null keeps the order of the rows.
-        streaming: Whether to read, encode and pack training data during training instead of preparing it first, in
-            constant memory. A stream is endless and requires ``trainer.max_steps``.
+        seed: Seed that, with the epoch, shuffles the training data; null keeps the order of the rows.
+        streaming: Whether to read, encode and pack training data during training, in constant memory, instead of
+            preparing it first. A stream is endless and requires ``trainer.max_steps``.
         shuffle_buffer: Rows that are shuffled and packed together when streaming.
         preparation_processes: Processes that prepare data; by default one per core if there is enough data (Linux
             only). The result does not depend on it.
         augmentation: Augmentations of training rows, redrawn in every epoch. Canonical rendering only.
-        perturbations: Perturbations under which ``validate`` and ``test`` evaluate each held-out turn as well.
+        perturbations: Perturbations under which ``validate`` and ``test`` also evaluate each held-out turn.
             Canonical rendering only.
         token_weights: Weights of supervised tokens in the training loss. Follows ``model.token_weights``.
         pairs: Whether rejected turns are trained on too. Follows ``model.preference``.

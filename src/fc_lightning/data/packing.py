@@ -35,7 +35,7 @@ def plan_packs(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     for document in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
         length = lengths[document]
         if length > capacity:
-            raise ValueError(f"document {document} has {length} tokens, a pack holds {capacity}")
+            raise ValueError(f"document {document} has {length} tokens, but a pack holds {capacity}")
         pack, room = open_packs.pop_fullest(length) or (len(packs), capacity)
         if pack == len(packs):
             packs.append([])

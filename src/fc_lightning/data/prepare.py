@@ -57,7 +57,7 @@ _PROMPTS = pa.schema(
 class Prepared:
     """A prepared dataset."""
 
-    # Rows `id, source, category, input_ids, supervised, parts`, see :class:`fc_lightning.data.collator.Document`
+    # Rows `id, source, category, input_ids, supervised, parts`; see :class:`fc_lightning.data.collator.Document`
     documents: Dataset
     # Rows `id, turn, category, input_ids, expected, tools, gold, response_schema, answer, perturbation`, see
     # :class:`fc_lightning.data.dataloaders.PromptBatch`
@@ -224,7 +224,7 @@ def _write(
         cases = report.skipped + report.too_long
         why = f"; first error: {cases[0][0]} ({cases[0][1]}): {cases[0][2]}" if cases else ""
         names = ", ".join(source.path for source in sources)
-        raise DataError(f"{names}: none of {report.rows} rows can be used{why}")
+        raise DataError(f"{names}: none of the {report.rows} rows can be used{why}")
     return report
 
 

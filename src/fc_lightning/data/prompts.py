@@ -41,7 +41,7 @@ def read_prompts(path: str | None, question: str | None, tools: str | None) -> l
         if conversation.defects:
             raise DataError(f"{place}: {conversation.defects[0]}")
         if conversation.messages[-1].role == "assistant":
-            raise DataError(f"{place}: the last message is a model turn, there is nothing to predict")
+            raise DataError(f"{place}: the last message is a model turn, so there is nothing to predict")
         own = conversation.tools or offered
         out.append(Conversation(conversation.id, conversation.messages, own, conversation.category))
     if not out:

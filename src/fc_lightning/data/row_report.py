@@ -39,7 +39,7 @@ class RowReport:
             setattr(self, name, operator.iadd(getattr(self, name), value))
 
     def to_dict(self) -> dict[str, Any]:
-        """The report in JSON's types."""
+        """The report as JSON-serializable values."""
         return {**vars(self), "notices": dict(self.notices)}
 
     @classmethod

@@ -45,13 +45,13 @@ class Source:
     Attributes:
         path: A file of rows (JSON, JSON Lines, CSV, Parquet; ``.gz`` and ``.zst`` too), a folder of such files (a
             downloaded Hub dataset, or one with LLaMA-Factory's ``dataset_info.json``), a folder written by
-            ``Dataset.save_to_disk``, or the ID of a Hub dataset. ``bfcl:CATEGORY`` or ``bfcl:all`` are questions of the
-            Berkeley leaderboard.
+            ``Dataset.save_to_disk``, or the ID of a Hub dataset. ``bfcl:CATEGORY`` or ``bfcl:all`` reads questions of
+            the Berkeley leaderboard.
         name: Configuration of a Hub dataset, or of a folder's README or ``dataset_info.json``.
         split: Split to read.
         revision: Commit, tag or branch of a Hub dataset.
         format: Name of the row format, or ``module:function`` of your own reader; detected by default.
-        limit: Number of rows to use, from the first; all by default.
+        limit: Number of rows to use, starting with the first; all by default.
         weight: Sampling weight of this source in an epoch, relative to the others. Either every source has a weight or
             none; without weights every row is used once per epoch.
     """
@@ -161,8 +161,8 @@ class Source:
             raise DataError(f"{self.path}: file or folder not found")
         if suffix_of(path) not in SUFFIXES:
             raise DataError(
-                f"{self.path}: cannot read {path.suffix or 'a file without suffix'}; {', '.join(SUFFIXES)} "
-                "can be read, and each of them as .gz or .zst"
+                f"{self.path}: cannot read {path.suffix or 'a file without a suffix'}; supported: "
+                f"{', '.join(SUFFIXES)}, each also as .gz or .zst"
             )
         return FolderFiles([path])
 

@@ -85,7 +85,7 @@ class StreamingPacks(IterableDataset):
             os.environ["TOKENIZERS_PARALLELISM"] = "false"
         # The loader takes batches from the workers round robin, starting with worker 0: it must be the next shard.
         if workers != max(1, self.num_workers):
-            raise ValueError(f"{workers} processes stream, not {self.num_workers}")
+            raise ValueError(f"{workers} processes read the stream, not {self.num_workers}")
         shard = self.rank * workers + (worker + self.consumed) % workers
         groups = [list(range(len(self.sources)))] if self.weights is None else [[n] for n in range(len(self.sources))]
         fresh = Position(block=0, index=0, cursors=[[0, 0, 0] for _ in groups], counts={}, examples=[])
@@ -154,8 +154,8 @@ class StreamingPacks(IterableDataset):
                 else f"set `--data.num_workers {workers}`"
             )
             raise DataError(
-                f"the checkpoint's data was streamed by {state['shards']} processes (ranks × `data.num_workers`), this "
-                f"run has {self.num_shards}; {advice}"
+                f"the checkpoint's data was streamed by {state['shards']} processes (ranks × `data.num_workers`), but "
+                f"this run has {self.num_shards}; {advice}"
             )
         self.consumed, self.positions = state["consumed"], dict(state["positions"])
 

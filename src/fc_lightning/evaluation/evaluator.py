@@ -34,7 +34,7 @@ class TurnGenerator:
         tokenizer: The model's tokenizer, with the tags registered.
         settings: Fields of transformers' ``GenerationConfig``.
         constrained: Whether to constrain decoding to the grammar and the offered tools.
-        tool_format: The language of tool calls, see :func:`fc_lightning.chat_template.tool_formats.native_syntax`.
+        tool_format: The language of tool calls; see :func:`fc_lightning.chat_template.tool_formats.native_syntax`.
         seed: Seed of sampling; the same prompts in the same batches give the same turns.
 
     Attributes:
@@ -81,7 +81,7 @@ class TurnGenerator:
 
         Args:
             model: A causal language model, not a wrapper around one.
-            prompts: Token ids of each prompt.
+            prompts: Token IDs of each prompt.
             tools: For each prompt, the JSON of the offered tools.
             seed: Seed of sampling, added to the generator's.
             synced_gpus: See :func:`fc_lightning.evaluation.generation.generate`.

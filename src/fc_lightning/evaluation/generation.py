@@ -79,7 +79,7 @@ def generate(
 
     Args:
         model: A causal language model of transformers, not a wrapper around one.
-        prompts: Token ids of each prompt.
+        prompts: Token IDs of each prompt.
         settings: Fields of transformers' ``GenerationConfig``, including ``max_new_tokens``. With
             ``num_return_sequences: n`` each prompt is continued n times.
         end_ids: Ids that end a turn.

@@ -142,7 +142,7 @@ class TurnRatio(Metric):
 
     Args:
         name: Which ratio, a key of :data:`RULES`.
-        groups: Names of groups, see :attr:`EvaluatedTurn.groups`.
+        groups: Names of groups; see :attr:`EvaluatedTurn.groups`.
         kwargs: Arguments of ``torchmetrics.Metric``.
 
     Example:
@@ -237,7 +237,7 @@ def tool_call_metrics(
 
     Args:
         prefix: Put before each name.
-        groups: Names of groups, see :class:`TurnRatio`.
+        groups: Names of groups; see :class:`TurnRatio`.
         samples: Generations per prompt; with more than one, ``pass_at_k`` is added.
         sync: Whether ``compute`` sums over all ranks. torchmetrics reads this in the constructor only.
     """

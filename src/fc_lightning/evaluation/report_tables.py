@@ -76,7 +76,7 @@ def report_sections(columns: Sequence[EvaluatedRun]) -> list[Section]:
     sections = [
         Section("Metrics", _METRICS, *_metric_table(columns)),
         Section("Berkeley Function Calling Leaderboard", _LEADERBOARD, *_leaderboard_table(columns)),
-        Section("Ways to meet a request", _WAYS, *_way_table(columns)),
+        Section("Response types", _WAYS, *_way_table(columns)),
         Section("Groups", _GROUPS, *_group_table(columns)),
         Section("Robustness", _ROBUSTNESS, *_robustness_table(columns)),
         Section("Differences", _DIFFERENCES, *_difference_table(columns)),

@@ -22,7 +22,7 @@ class EvaluatedTurn:
     """A generated model turn and its verdicts.
 
     Attributes:
-        id: Id of the conversation.
+        id: ID of the conversation.
         turn: Index of the turn among the conversation's model turns.
         category: Category of the conversation.
         prompt: Text given to the model.
@@ -39,7 +39,7 @@ class EvaluatedTurn:
         checked: Number of predicted calls whose arguments can be checked against a schema.
         valid: Number of checked calls that are valid.
         json_valid: JSON mode: the answer is JSON; otherwise None.
-        json_schema_valid: JSON mode: the answer is valid by the row's schema.
+        json_schema_valid: JSON mode: the answer is valid under the row's schema.
         json_equal: JSON mode: the answer equals the held-out one.
         sample: Index among several generations from the same prompt.
         labelled: Whether the expected turn is known; false for prompts without an answer.
@@ -70,7 +70,7 @@ class EvaluatedTurn:
     perturbation: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """The turn in JSON types, as written to ``predictions.jsonl``."""
+        """The turn as JSON-serializable values, as written to ``predictions.jsonl``."""
         return asdict(self)
 
     @property
@@ -108,7 +108,7 @@ def evaluate_turn(
         finished: Whether the turn ended.
         syntax: The native tool language of the text; None for Hermes.
         tools: Offered tools; None if unknown.
-        gold: Alternatives, see :func:`fc_lightning.evaluation.alternatives.matches_alternatives`.
+        gold: Alternatives; see :func:`fc_lightning.evaluation.alternatives.matches_alternatives`.
         response_schema: JSON mode: schema of the answer.
         answer: JSON mode: the held-out answer.
         about: ``id``, ``turn``, ``category``, ``prompt``, ``sample``, ``labelled`` and ``perturbation`` of

@@ -134,7 +134,7 @@ def choose_attention(device: torch.device, mixed: bool, setting: str = "auto") -
         return BY_DOCUMENT, "fastest without a GPU"
     if mixed and is_flash_attn_2_available():
         return "flash_attention_2", "flash-attn is installed"
-    return "flex_attention", "computes only the blocks that documents reach"
+    return "flex_attention", "skips blocks between documents"
 
 
 def compile_layers(model: Any, device: torch.device) -> None:

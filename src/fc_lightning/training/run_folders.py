@@ -15,7 +15,7 @@ def check_name(name: str, key: str) -> str:
     """Check that a setting names something inside of a run's folder, and return it; ValueError if it does not."""
     path = PurePath(name)
     if not path.parts or path.is_absolute() or ".." in path.parts or path.parts[0] == "checkpoints":
-        raise ValueError(f"{key} must be a name in the run's folder, outside of `checkpoints`, not {name!r}")
+        raise ValueError(f"{key} must be a name inside the run's folder but outside `checkpoints`, not {name!r}")
     return name
 
 

@@ -50,7 +50,7 @@ SETTINGS = [
     Supported("reload_dataloaders_every_n_epochs"),
     Supported("plugins", "your own `CheckpointIO` replaces the atomic one"),
     Supported("num_nodes", "launch the command once per node, as torchrun and SLURM do"),
-    Supported("strategy: ddp", "and FSDP2, see [Scaling](scaling.md)"),
+    Supported("strategy: ddp", "and so does FSDP2; see [Scaling](scaling.md)"),
 ]
 UNSUPPORTED_SETTINGS = {
     "overfit_batches": "every epoch is packed differently; set `limit` on the source in `data.train` and raise "

@@ -1,4 +1,4 @@
-"""Errors that the command line prints in one line, see `exit_on_error` in `training/distributed.py`."""
+"""Errors that the command line prints in one line; see `exit_on_error` in `training/distributed.py`."""
 
 from __future__ import annotations
 

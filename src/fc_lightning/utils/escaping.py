@@ -1,6 +1,6 @@
 """Escaping of texts from rows and models, which may contain anything, for terminals and Markdown files.
 
-HTML pages escape everything themselves, see :mod:`fc_lightning.utils.html`.
+HTML pages escape everything themselves; see :mod:`fc_lightning.utils.html`.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ def _converted_folder(gguf: Path) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
-            print(f"converting {gguf.name}, once …", flush=True)
+            print(f"converting {gguf.name} (only once) …", flush=True)
             partial = partial_path(folder)
             with wrap_os_errors(folder, error_type=BaseModelError):
                 _convert(gguf, partial)

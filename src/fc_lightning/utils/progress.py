@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-INTERVAL = 30.0  # seconds between two lines
+INTERVAL = 30.0  # seconds between lines
 
 
 class Counter:
@@ -58,7 +58,7 @@ def track(title: str, total: int | None, unit: str, interval: float = INTERVAL) 
         title: What is being done.
         total: The number of units to do; None if it is unknown.
         unit: Their name, in the plural.
-        interval: Seconds between two lines where there is no terminal.
+        interval: Seconds between lines where there is no terminal.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     remaining = (TimeRemainingColumn(), TextColumn("{task.fields[note]}"))

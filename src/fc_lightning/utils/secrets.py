@@ -57,7 +57,7 @@ def redact_config(config: Any, path: str = "") -> Iterator[str]:
     """Remove secrets from a configuration, in place.
 
     A setting with a secret name is removed, so that its library reads it from the environment on the next run. Other
-    texts are redacted, see :func:`redact`.
+    texts are redacted; see :func:`redact`.
 
     Args:
         config: A mapping, a ``jsonargparse.Namespace``, or a list of them, nested to any depth.

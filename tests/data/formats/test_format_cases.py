@@ -623,7 +623,7 @@ def test_flags_of_turns_decide_what_is_supervised(key, no):
 
 def test_what_is_not_wanted_or_not_text_is_refused():
     undesired = {"prompt": [USER], "completion": [REPLY], "label": False}
-    with pytest.raises(RowError, match="not desired"):
+    with pytest.raises(RowError, match="undesirable"):
         read_row(undesired)
     assert read_row({**undesired, "label": True}).messages == (ASK, ANSWER)
     odd = read_row(openai(message("user", [{"file": "a"}]), REPLY))
@@ -706,7 +706,7 @@ def test_python_types_of_xlam_become_a_schema():
 
 
 def test_a_row_that_fits_no_format_names_the_nearest_one():
-    with pytest.raises(RowError, match=r"keys query, reply; the nearest is \w+, which also needs `\w+`; known are"):
+    with pytest.raises(RowError, match=r"keys query, reply; the nearest is \w+, which also needs `\w+`; known formats"):
         read_row({"query": "?", "reply": "!"})
-    with pytest.raises(RowError, match=r"`messages` is not in its form.*format: my_module:read"):
+    with pytest.raises(RowError, match=r"`messages` has a different structure.*format: my_module:read"):
         read_row({"messages": 7})

@@ -171,7 +171,7 @@ def test_hermes_json_mode_keeps_the_schema_of_the_answer(columns):
 
 
 @pytest.mark.parametrize(
-    ("schema", "defect"), [("{oops", "schema: neither JSON nor"), ("[]", "schema: it is not an object")]
+    ("schema", "defect"), [("{oops", "schema: neither JSON nor"), ("[]", "schema: it must be an object")]
 )
 def test_a_schema_that_cannot_be_read_is_a_defect(schema, defect):
     (found,) = read_row(hermes(("human", "Where?"), ("gpt", "{}"), schema=schema)).defects
@@ -272,7 +272,7 @@ def test_hermes_turn_with_a_defect_is_still_there_verbatim(text, defect):
     [
         (hermes(("human", "a"), ("gpt", "b"), tools="[oops"), "tools: neither JSON nor a Python literal"),
         (hermes(("human", "a"), ("gpt", "b"), tools=[{"x": 1}]), "tools: a tool is an object with a `name`"),
-        (hermes(("human", "a"), ("gpt", "b"), tools=7), "tools: it is neither an object nor a list but int"),
+        (hermes(("human", "a"), ("gpt", "b"), tools=7), "tools: it must be an object or a list, not int"),
         (hermes(("system", "<tools>oops</tools>"), ("gpt", "b")), "tools: neither JSON nor a Python literal"),
         (hermes(("human", "a"), ("gpt", "b"), ("gpt", "c")), "turn 3: an assistant turn directly after"),
         (
@@ -555,7 +555,7 @@ def test_trl_prompt_and_completion_as_texts():
     conversation = read_row({**row, "tools": [FUNCTION]})
     assert conversation.messages == (Message("user", "Paris?"), Message("assistant", "", "I look.", (PARIS,)))
     assert (conversation.tools, conversation.defects) == ((TOOL,), ())
-    with pytest.raises(RowError, match="turn 2: its text is not text but NoneType"):
+    with pytest.raises(RowError, match="turn 2: its text must be a string, not NoneType"):
         read_row({"prompt": "Paris?", "completion": None})
 
 
@@ -610,31 +610,31 @@ def test_glaive_without_functions_and_with_defects():
         (
             {},
             None,
-            "no format fits a row with the keys none; known are preference, bfcl, gemini,",
+            "no format fits a row with the keys none; known formats: preference, bfcl, gemini,",
         ),
         ({"prompt": "a", "answer": "b"}, None, "no format fits a row with the keys prompt, answer;"),
         ([1], None, "a row must be an object, not list"),
         ({"conversations": []}, None, "the row has no turns in `conversations`"),
         ({"messages": []}, None, "the row has no turns in `messages`"),
         ({"messages": "a"}, "openai", "`messages` is not a list of turns"),
-        ({"conversations": ["a"]}, None, "turn 1 is not an object but str"),
+        ({"conversations": ["a"]}, None, "turn 1 must be an object, not str"),
         (
             hermes(("human", "a"), ("alien", "b")),
             None,
-            "turn 2 has an unknown role, 'alien'; known are system,",
+            "turn 2 has an unknown role, 'alien'; known roles: system,",
         ),
         ({"conversations": [{"value": "a"}]}, None, "turn 1 has an unknown role, None"),
-        (hermes(("human", None)), None, "turn 1: its text is not text but NoneType"),
+        (hermes(("human", None)), None, "turn 1: its text must be a string, not NoneType"),
         (hermes(("human", "\ud800")), None, "turn 1: its text contains half a surrogate pair"),
         (
             {"messages": [{"role": "user", "content": {}}]},
             None,
-            "turn 1: its content is dict, not text, parts",
+            "turn 1: its content must be text, a list of parts or null, not dict",
         ),
         (
             {"messages": [{"role": "user", "content": [{"text": 1}]}]},
             None,
-            "turn 1: a part is not text but int",
+            "turn 1: a part must be a string, not int",
         ),
         ({"tool_call": "{}"}, "columns", "the row has no `query`"),
         ({"query": None, "answers": "[]"}, None, "the row has no `query`"),
@@ -668,7 +668,7 @@ def test_registered_format_is_asked_first(registry):
     assert read_row(row, default_id="5") == replace(read_pairs(row), id="5")
     assert next(iter(FORMATS)) == "pairs"
     register_format("quiet", read_pairs)
-    with pytest.raises(RowError, match="known are quiet"):
+    with pytest.raises(RowError, match="known formats: quiet"):
         read_row({"say": "b"})
     assert read_row({"ask": "a", "say": "b"}, "quiet").messages[0].content == "a"
 
@@ -686,7 +686,7 @@ def test_reader_by_import_path(separator, monkeypatch):
     ["hermez", "", ":", ".", "no_such_module:read", "json:no_such_reader", "json.decoder", ".a:b", "a..b"],
 )
 def test_unknown_format_says_what_there_is(name):
-    with pytest.raises(UnknownFormatError, match=r"known are preference, bfcl.*register_format\(\)"):
+    with pytest.raises(UnknownFormatError, match=r"known formats: preference, bfcl.*register_format\(\)"):
         read_row({}, name)
 
 

@@ -32,7 +32,7 @@ KINDS = {
     "missing_argument": "calls without a required argument",
     "bad_schema": "tools whose parameters are not a valid JSON schema",
     "invalid_argument": "arguments that fail their JSON schema",
-    "ungrounded_value": "values with no word in the text before the call or in the tool's schema",
+    "ungrounded_value": "values none of whose words appear in the text before the call or in the tool's schema",
     "duplicate": "rows with the same content as an earlier one",
     "near_duplicate": "rows with almost the same question as an earlier one, and the same calls",
     "overlap": "evaluation rows that also appear, exactly or nearly, in the training data",

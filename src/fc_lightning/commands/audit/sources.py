@@ -62,7 +62,7 @@ class SourceSummary:
         return "named" if self.named else "high"
 
     def to_dict(self) -> dict[str, Any]:
-        """The summary in JSON's types."""
+        """The summary as JSON-serializable values."""
         content = {**asdict(replace(self, formats=Counter())), "formats": dict(self.formats)}
         return {**content, "format": self.format, "confidence": self.confidence}
 
@@ -106,7 +106,11 @@ def without_calls(summaries: Sequence[SourceSummary]) -> list[Finding]:
     """A finding for each source in which no row has a tool or a call."""
     return [
         Finding(
-            "no_calls", one.split, one.path, "", f"none of {one.rows - one.skipped:,} conversations has a tool or call"
+            "no_calls",
+            one.split,
+            one.path,
+            "",
+            f"none of the {one.rows - one.skipped:,} conversations has a tool or call",
         )
         for one in summaries
         if one.rows > one.skipped and not (one.calls or one.tools)

@@ -40,7 +40,7 @@ class Statistics:
         self.known_calls = calls / max(sum(self.tools.values()), 1)
 
     def to_dict(self) -> dict[str, Any]:
-        """The statistics in JSON types."""
+        """The statistics as JSON-serializable values."""
         return asdict(self)
 
 

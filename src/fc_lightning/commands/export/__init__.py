@@ -42,7 +42,7 @@ def export(
     dtype: Literal["auto", "float32", "bfloat16", "float16", "q8_0"] = "auto",
     push_to_hub: str | None = None,
 ) -> None:
-    """Write a folder that servers can open: weights, tokenizer, templates, generation config and model card.
+    """Write a folder that servers can load: weights, tokenizer, templates, generation config and model card.
 
     The folder is written atomically.
 

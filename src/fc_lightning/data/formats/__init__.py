@@ -1,6 +1,6 @@
 """Row formats: reads rows of every known format into conversations; :func:`register_format` adds your own.
 
-Each module that defines a ``FORMAT`` reads one, see `format.py`. :func:`read_row` detects it. A row that cannot be read
+Each module that defines a ``FORMAT`` reads one; see `format.py`. :func:`read_row` detects it. A row that cannot be read
 raises :class:`RowError`. One that can be read but is partly wrong becomes a conversation with ``defects``, and what is
 unusual in it is in its ``notices``.
 """
@@ -157,9 +157,9 @@ def _no_format_fits(row: Row) -> str:
         near = f"; the nearest is {nearest}, which also needs {missing}"
     elif nearest and shares[nearest] == 1:
         needs = ", ".join(f"`{key}`" for key in FORMATS[nearest].needs)
-        near = f"; the nearest is {nearest}, but {needs} is not in its form"
+        near = f"; the nearest is {nearest}, but {needs} has a different structure"
     return (
-        f"no format fits a row with the keys {keys}{near}; known are {', '.join(FORMATS)}. To read it, write "
+        f"no format fits a row with the keys {keys}{near}; known formats: {', '.join(FORMATS)}. To read it, write "
         "`def read(row): return Conversation(str(row['id']), (Message('user', …), Message('assistant', …)))` in "
         "my_module.py and set `format: my_module:read`"
     )
@@ -167,7 +167,7 @@ def _no_format_fits(row: Row) -> str:
 
 def _import_reader(name: str) -> Reader:
     module, _, attribute = name.partition(":") if ":" in name else name.rpartition(".")
-    known = f"known are {', '.join(FORMATS)}; add one with register_format(), or write my_module:my_reader"
+    known = f"known formats: {', '.join(FORMATS)}; add one with register_format(), or write my_module:my_reader"
     try:
         reader = getattr(importlib.import_module(module), attribute) if module and attribute else None
     except (ImportError, AttributeError, TypeError, ValueError) as problem:

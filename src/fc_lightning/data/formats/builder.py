@@ -45,7 +45,7 @@ class ConversationBuilder:
     turns: list[BuiltTurn] = field(default_factory=list)  # the turns so far
     tools: tuple[Tool, ...] = ()  # the available tools
     defects: list[str] = field(default_factory=list)  # what is wrong with the row, one sentence each
-    # Kind and detail of what is unusual, see :class:`fc_lightning.conversation.types.Conversation`
+    # Kind and detail of what is unusual; see :class:`fc_lightning.conversation.types.Conversation`
     notices: list[tuple[str, str]] = field(default_factory=list)
     response_schema: dict[str, Any] | None = None  # the JSON schema of the answer, in JSON mode
 
@@ -115,7 +115,7 @@ class ConversationBuilder:
         if isinstance(schema, dict):
             self.response_schema = schema
         else:
-            self.defects.append(f"schema: it is not an object but {type(schema).__name__}")
+            self.defects.append(f"schema: it must be an object, not {type(schema).__name__}")
 
     def read_calls(self, number: int, value: Any) -> tuple[tuple[ToolCall, ...], tuple[str, ...]]:
         """Read the calls of a turn, one or a list, objects or texts, with their ids; unreadable ones are defects."""

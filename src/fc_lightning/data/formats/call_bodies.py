@@ -153,7 +153,7 @@ def parse_gemma_object(text: str) -> Any:
         for index, part in enumerate(parts)
     ]
     if len(parts) % 2 == 0:
-        raise CallSyntaxError(f"a text is not closed: {text[:80]}")
+        raise CallSyntaxError(f"a string is not closed: {text[:80]}")
     return parse_literal("".join(pieces))
 
 

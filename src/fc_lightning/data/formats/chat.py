@@ -78,7 +78,7 @@ def turns_of(row: Row, columns: Sequence[str]) -> list[dict[str, Any]]:
         raise RowError(f"the row has no turns in `{column}`")
     for number, turn in enumerate(turns, 1):
         if not isinstance(turn, dict):
-            raise RowError(f"turn {number} is not an object but {type(turn).__name__}")
+            raise RowError(f"turn {number} must be an object, not {type(turn).__name__}")
     return turns
 
 
@@ -133,7 +133,7 @@ def read_chat(
         role = role_of(turn)
         if not isinstance(role, str) or (role not in ROLES and role not in CALL_ROLES):
             known = ", ".join([*ROLES, *CALL_ROLES])
-            raise RowError(f"turn {number} has an unknown role, {role!r:.40}; known are {known}")
+            raise RowError(f"turn {number} has an unknown role, {role!r:.40}; known roles: {known}")
         key = next((key for key in _TEXT_KEYS if turn.get(key) is not None), "content")
         content = turn.get(key)
         if content is None and role not in CALL_ROLES and not any(turn.get(other) for other in _INSTEAD_OF_TEXT):
@@ -157,7 +157,7 @@ def _read_turn(builder: ConversationBuilder, number: int, name: str, turn: dict[
     if name in CALL_ROLES:
         calls, ids = builder.read_calls(number, content if turn.get("tool_calls") is None else turn["tool_calls"])
         if not calls and not any(defect.startswith(f"turn {number},") for defect in builder.defects):
-            builder.defects.append(f"turn {number}: it calls nothing")
+            builder.defects.append(f"turn {number}: it contains no call")
         builder.add_assistant(number, "", None, calls, ids, is_supervised(turn, builder, number))
         return
     role = ROLES[name]
@@ -262,7 +262,9 @@ def read_parts(builder: ConversationBuilder, number: int, content: Any) -> tuple
     if isinstance(content, dict) and isinstance(content.get("type"), str):
         content = [content]
     if not isinstance(content, list):
-        raise RowError(f"turn {number}: its content is {type(content).__name__}, not text, parts or null")
+        raise RowError(
+            f"turn {number}: its content must be text, a list of parts or null, not {type(content).__name__}"
+        )
     texts: list[str] = []
     thoughts: list[str] = []
     calls: list[Any] = []

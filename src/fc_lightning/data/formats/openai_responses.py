@@ -43,7 +43,7 @@ def _message(item: dict[str, Any]) -> dict[str, Any]:
         text = "\n".join(str(part.get("text") or "") for part in parts if isinstance(part, dict))
         return {"role": "assistant", "content": "", "reasoning_content": text or " "}
     if "role" not in item:
-        raise RowError(f"an item of type {kind!r:.40} is neither a message nor a call of a function")
+        raise RowError(f"an item of type {kind!r:.40} is neither a message nor a function call")
     return {key: value for key, value in item.items() if key not in ("type", "id", "status")}
 
 

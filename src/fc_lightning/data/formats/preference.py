@@ -28,10 +28,10 @@ def _read(row: Row) -> Conversation:
     if other.defects:
         return _without_rejected(chosen, other.defects[0])
     if not other.messages or other.messages[:-1] != chosen.messages[:-1]:
-        return _without_rejected(chosen, "it follows another history")
+        return _without_rejected(chosen, "it follows a different history")
     if other.messages[-1].role != "assistant" or other.messages[-1] == chosen.messages[-1]:
-        return _without_rejected(chosen, "it does not end with another turn of the assistant")
-    notice = ("chosen_side", "the rejected side is used with `model.preference` only")
+        return _without_rejected(chosen, "it does not end with a different assistant turn")
+    notice = ("chosen_side", "the rejected side is used only with `model.preference`")
     return replace(chosen, rejected=other.messages[-1], notices=(*chosen.notices, notice))
 
 

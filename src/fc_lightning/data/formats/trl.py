@@ -16,7 +16,7 @@ def _detect(row: Row) -> bool:
 
 def _read(row: Row) -> Conversation:
     if row.get("label") is False:
-        raise RowError("the completion is labelled as not desired (`label` is false)")
+        raise RowError("the completion is labeled as undesirable (`label` is false)")
     turns: list[Any] = []
     for key, role in (("prompt", "user"), ("completion", "assistant")):
         value = row.get(key)

@@ -41,7 +41,7 @@ class RowError(ValueError):
 def text_of(value: Any, what: str) -> str:
     """Check that a value is a text that can be encoded."""
     if not isinstance(value, str):
-        raise RowError(f"{what} is not text but {type(value).__name__}")
+        raise RowError(f"{what} must be a string, not {type(value).__name__}")
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -74,7 +74,7 @@ def as_list(value: Any) -> list[Any]:
     if value is None:
         return []
     if not isinstance(value, dict | list):
-        raise CallSyntaxError(f"it is neither an object nor a list but {type(value).__name__}")
+        raise CallSyntaxError(f"it must be an object or a list, not {type(value).__name__}")
     return value if isinstance(value, list) else [value]
 
 
