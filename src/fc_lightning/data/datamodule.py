@@ -56,7 +56,7 @@ class FunctionCallingDataModule(ResumableDataModule):
         generation_batch_tokens: Largest generation batch in tokens, padding included.
         generation_batch_size: Largest generation batch in prompts.
         num_workers: Processes that collate batches; 0 collates in the training process.
-        seed: Seed that, with the epoch, shuffles the training data; null keeps the order of the rows.
+        seed: Seed for shuffling the training data in each epoch; null keeps the order of the rows.
         streaming: Whether to read, encode and pack training data during training, in constant memory, instead of
             preparing it first. A stream is endless and requires ``trainer.max_steps``.
         shuffle_buffer: Rows that are shuffled and packed together when streaming.
