@@ -182,7 +182,7 @@ def test_groups():
         ({"optimizer": "nowhere.Adam"}, "`model.optimizer`: nowhere.Adam cannot be imported: "),
         ({"optimizer": "torch.nn.Linear"}, "`model.optimizer`: torch.nn.Linear is not a subclass of Optimizer"),
         ({"optimizer": {"lr": 0.1}}, "`model.optimizer` needs a `class_path`"),
-        ({"optimizer": {"class_path": "AdamW", "init_args": {"lr": 0.1}}}, "give `lr` as `model.learning_rate`"),
+        ({"optimizer": {"class_path": "AdamW", "init_args": {"lr": 0.1}}}, "set `model.learning_rate` instead of `lr`"),
         ({"optimizer": {"class_path": "AdamW", "nonsense": 1}}, "`model.optimizer`: AdamW: "),
         ({"optimizer": "LBFGS"}, "`model.optimizer`: LBFGS computes the loss several times"),
         ({"optimizer": "Muon"}, "`model.optimizer`: Muon: "),

@@ -115,7 +115,9 @@ def check_values(config: Any) -> None:
             raise ConfigurationError(f"{key}: {value} must be {_describe_range(smallest, largest)}")
     held_out = config.get("data.validation")
     if isinstance(held_out, int | float) and not 0 <= held_out < 1:
-        raise ConfigurationError(f"data.validation: {held_out} is not a fraction of the training data (0 to 1)")
+        raise ConfigurationError(
+            f"data.validation: {held_out} must be a fraction of the training data, between 0 and 1"
+        )
     for kind, share in (config.get("data.audit_limits") or {}).items():
         _check_names("data.audit_limits", [kind], KINDS)
         if not 0 <= share <= 1:

@@ -74,7 +74,7 @@ def encode_documents(
             continue
         # No tokenizer could make it fit: skip encoding it.
         if settings.too_long == "drop" and len(text.text) > settings.max_length * template.longest_token:
-            reason = f"{len(text.text):,} characters, `data.max_length` is {settings.max_length:,} tokens"
+            reason = f"{len(text.text):,} characters, but `data.max_length` is {settings.max_length:,} tokens"
             report.too_long.append((place, conversation.id, reason))
             continue
         rendered.append(text)
@@ -83,7 +83,7 @@ def encode_documents(
     for (source, place, conversation), text, encoded in encodings:
         fitting: tuple[Rendered, Encoded] | None = (text, encoded)
         if len(encoded.input_ids) > settings.max_length:
-            reason = f"{len(encoded.input_ids):,} tokens, `data.max_length` is {settings.max_length:,}"
+            reason = f"{len(encoded.input_ids):,} tokens, but `data.max_length` is {settings.max_length:,}"
             fitting = _cut(conversation, template, settings) if settings.too_long == "cut" else None
             (report.too_long if fitting is None else report.cut).append((place, conversation.id, reason))
         if fitting is not None:

@@ -102,7 +102,7 @@ def make_optimizer(named: Sequence[tuple[str, Tensor]], settings: OptimizationSe
     for name in ("lr", "weight_decay"):
         if name in chosen.arguments:
             setting = "learning_rate" if name == "lr" else name
-            raise SettingsError(f"`model.optimizer`: give `{name}` as `model.{setting}`")
+            raise SettingsError(f"`model.optimizer`: set `model.{setting}` instead of `{name}`")
     if issubclass(optimizer_class, torch.optim.LBFGS):
         raise SettingsError("`model.optimizer`: LBFGS computes the loss several times per step; use another optimizer")
     groups = make_groups(named, settings)
