@@ -159,7 +159,7 @@ def test_perturbed_turns_are_measured_reported_and_kept_apart(run, tmp_path):
 )
 def test_names_stay_inside_of_the_runs_folder(callback, key, name):
     """An adapter's folder is replaced as a whole: it must not be the folder of the run or of the checkpoints."""
-    with pytest.raises(ValueError, match=f"{key} must be a name in the run's folder"):
+    with pytest.raises(ValueError, match=f"{key} must be a name inside the run's folder"):
         callback(**{key: name})
     assert getattr(callback(**{key: "a/b"}), key) == "a/b"
 

@@ -125,8 +125,8 @@ def test_nulls_that_a_table_filled_in_are_not_arguments(tmp_path, kind):
         ("a.json", b'{"test": [], "validation": []}', "no split 'train'; available: test, validation"),
         ("a.jsonl.gz", b"no gzip at all", "cannot read the file"),
         ("a.jsonl.zst", zstd(LINES.encode())[:-9], "cannot read the file"),
-        ("a.xlsx", b"PK", r"cannot read \.xlsx; .*\.jsonl.*can be read"),
-        ("README", b"?", "cannot read a file without suffix"),
+        ("a.xlsx", b"PK", r"cannot read \.xlsx; supported: .*\.jsonl"),
+        ("README", b"?", "cannot read a file without a suffix"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named_in_one_line(tmp_path, name, content, message):

@@ -98,6 +98,8 @@ def test_batch_padded_to_a_length():
     assert batch["documents"] == [(0, 0, 2), (0, 2, 4)]
     assert batch["num_tokens"] == 2
     assert PackingCollator(9, pad_to=1)([[A]])["input_ids"].shape == (1, 4)
+    assert PackingCollator(9, multiple_of=4)([[A]])["input_ids"].shape == (1, 4)
+    assert PackingCollator(9, multiple_of=3)([[A]])["labels"].tolist() == [[_, 13, 14, _, _, _]]
 
 
 @pytest.mark.parametrize(("pad_to", "length"), [(0, 4), (4, 4), (5, 8), (128, 128)])
@@ -113,9 +115,13 @@ def test_batch_padded_to_a_power_of_two(pad_to, length):
     assert batch["num_supervised"] == plain["num_supervised"]
 
 
-@pytest.mark.parametrize(("packing", "lengths"), [(True, {512}), (False, {128, 256, 512})], ids=["packed", "unpacked"])
-def test_rows_on_a_gpu_have_few_lengths(packing, lengths, tmp_path, monkeypatch):
-    monkeypatch.setattr(FunctionCallingDataModule, "_on_gpu", True)
+@pytest.mark.parametrize(
+    ("on_gpu", "packing", "lengths"),
+    [(True, True, {512}), (True, False, {128, 256, 512}), (False, False, set(range(32, 513, 32)))],
+    ids=["gpu packed", "gpu unpacked", "cpu"],
+)
+def test_rows_have_few_lengths(on_gpu, packing, lengths, tmp_path, monkeypatch):
+    monkeypatch.setattr(FunctionCallingDataModule, "_on_gpu", on_gpu)
     source = Source("data/quickstart/train.jsonl", limit=60)
     data = FunctionCallingDataModule(
         "tests/models/tiny_gemma2", [source], packing=packing, max_length=512, cache_dir=str(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -144,6 +145,15 @@ class SaveConfig(SaveConfigCallback):
         if folder and trainer.is_global_zero:
             text = json.dumps(describe_environment() | {"ranks": trainer.world_size}, indent=2, ensure_ascii=False)
             write_text(Path(folder) / "environment.json", f"{text}\n")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Exempt existing objects from garbage collection, which takes several percent of a training step on a CPU."""
+        gc.collect()
+        gc.freeze()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Return it to the collector: another run may follow in this process."""
+        gc.unfreeze()
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the whole configuration to further loggers; Lightning only gives them the module's settings."""

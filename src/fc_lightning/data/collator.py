@@ -28,7 +28,7 @@ class Document(TypedDict):
 
 
 class Batch(TypedDict):
-    """One micro-batch of ``rows`` packs, padded to the longest, ``length`` tokens.
+    """One micro-batch of ``rows`` packs, padded to the same ``length``.
 
     Labels are already shifted: the label at a position is the next token of the same conversation if that token is
     supervised, and -100 otherwise. The counts are Python numbers, so that reading them does not synchronize the device.
@@ -66,14 +66,16 @@ class PackingCollator:
     Args:
         pad_token_id: Fills a row after its last document. Padding is a separate document: nothing attends to it.
         pad_to: Length that rows are padded to; 0 for the longest row of the batch.
-        few_lengths: Whether to pad rows further, to a power of two, so that kernels are compiled for few lengths.
         weights: Weight of each part of a turn in the loss; None weights all tokens alike.
+        few_lengths: Whether to pad rows further, to a power of two, so that kernels are compiled for few lengths.
+        multiple_of: Rows are padded to a multiple of it.
     """
 
     pad_token_id: int
     pad_to: int = 0
     weights: tuple[float, ...] | None = None
     few_lengths: bool = False
+    multiple_of: int = 1
 
     def __call__(self, packs: Sequence[Sequence[Any]]) -> Batch:
         """Collate packs of documents.
@@ -84,7 +86,8 @@ class PackingCollator:
         packs = [[side for document in pack for side in _sides(document)] for pack in packs or [[]]]
         lengths = [sum(len(document["input_ids"]) for document in pack) for pack in packs]
         longest = max(self.pad_to, *lengths, 1)
-        shape = (len(packs), next_power_of_two(longest) if self.few_lengths else longest)
+        padded = next_power_of_two(longest) if self.few_lengths else -(-longest // self.multiple_of) * self.multiple_of
+        shape = (len(packs), padded)
         input_ids = torch.full(shape, self.pad_token_id)
         position_ids = torch.zeros(shape, dtype=torch.long)
         labels = torch.full(shape, IGNORE)

@@ -248,9 +248,7 @@ class FunctionCallingDataModule(ResumableDataModule):
 
     def predict_dataloader(self) -> DataLoader:
         """The prompts of the test split."""
-        if self.prompts is not None:
-            return self._prompt_loader(self.prompts)
-        return self._evaluation_loaders("test")[1]
+        return self._evaluation_loaders("test")[1] if self.prompts is None else self._prompt_loader(self.prompts)
 
     def _stream_loader(self, weights: list[float] | None) -> DataLoader:
         self._stream = StreamingPacks(
@@ -339,11 +337,13 @@ class FunctionCallingDataModule(ResumableDataModule):
         return self._folders[key]
 
     def _collator(self, weights: TokenWeights | None = None) -> PackingCollator:
-        # Compiled kernels need rows of one length, or of few; flex attention needs 128 tokens.
-        pad_to = (self.max_length if self.packing else 128) if self._on_gpu else 0
         by_part = None if weights is None else weights.by_part
         pad_id = self.template.tokenizer.pad_token_id or 0
-        return PackingCollator(pad_id, pad_to, by_part, few_lengths=self._on_gpu and not self.packing)
+        if not self._on_gpu:  # oneDNN generates kernels for each length, and keeps a limited number of them
+            return PackingCollator(pad_id, weights=by_part, multiple_of=32)
+        if self.packing:  # compiled kernels need rows of one length, or of few
+            return PackingCollator(pad_id, self.max_length, by_part)
+        return PackingCollator(pad_id, 128, by_part, few_lengths=True)  # flex attention needs 128 tokens
 
     @property
     def _on_gpu(self) -> bool:
