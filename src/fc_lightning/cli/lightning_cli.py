@@ -152,7 +152,11 @@ class SaveConfig(SaveConfigCallback):
         gc.freeze()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Return it to the collector: another run may follow in this process."""
+        """Let them be collected again: another run may follow in this process, or its end."""
+        gc.unfreeze()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """As at the end of training: objects that are not collected at exit make some libraries print warnings."""
         gc.unfreeze()
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
