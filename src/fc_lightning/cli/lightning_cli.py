@@ -152,11 +152,11 @@ class SaveConfig(SaveConfigCallback):
         gc.freeze()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let them be collected again: another run may follow in this process, or its end."""
+        """Let these objects be collected again, since another run may follow in this process."""
         gc.unfreeze()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """As at the end of training: objects that are not collected at exit make some libraries print warnings."""
+        """Let these objects be collected at exit; otherwise some libraries print warnings after the error."""
         gc.unfreeze()
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
