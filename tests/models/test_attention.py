@@ -9,7 +9,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, AutoModelFo
 from transformers.masking_utils import flash_attention_mask
 
 from fc_lightning.data.collator import PackingCollator
-from fc_lightning.models.attention import BY_DOCUMENT, choose_attention
+from fc_lightning.models.attention import BY_DOCUMENT, attention_by_document, choose_attention
 from fc_lightning.models.loading import load_base
 from fc_lightning.models.loss import token_loss_sum
 
@@ -81,6 +81,22 @@ def test_a_document_does_not_depend_on_the_others_of_its_pack(base):
         other = {"id": "a", "input_ids": [2, *[token] * 17], "supervised": []}
         losses.add(float(token_loss_sum(model, PackingCollator(0)([[other, DOCUMENTS[1], other]]))))
     assert len(losses) == 1
+
+
+@pytest.mark.parametrize("key_heads", [1, 2, 4])
+@pytest.mark.parametrize(("window", "cap"), [(None, None), (3, None), (None, 1.5), (2, 0.7)])
+def test_gradients_are_those_of_finite_differences(key_heads, window, cap, monkeypatch):
+    monkeypatch.setattr("fc_lightning.models.attention._BLOCK", 3)
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(2, heads, 7, 3) for heads in (4, key_heads, key_heads)]
+    inputs = [torch.randn(shape, dtype=torch.float64, generator=generator, requires_grad=True) for shape in shapes]
+    settings = {"sliding_window": window, "softcap": cap, "scaling": 0.9}
+    documents = [(0, 0, 4), (0, 4, 7), (1, 0, 7)]
+
+    def attend(query, key, value):
+        return attention_by_document(None, query, key, value, None, documents=documents, **settings)[0]
+
+    assert torch.autograd.gradcheck(attend, inputs)
 
 
 @pytest.mark.parametrize("attention", [BY_DOCUMENT, "eager"])

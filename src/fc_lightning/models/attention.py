@@ -11,10 +11,11 @@ import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 from transformers.utils import is_flash_attn_2_available
@@ -64,18 +65,102 @@ def attention_by_document(
         length, keys = query.shape[2], key.shape[2]
         if attention_mask is None:
             attention_mask = torch.ones(1, 1, length, keys, dtype=torch.bool, device=query.device).tril(keys - length)
-        blocks = zip(query.split(_BLOCK, 2), attention_mask.split(_BLOCK, 2), strict=True)
-        parts = [_attend_masked(q, key, value, mask, scaling, softcap) for q, mask in blocks]
+        pairs = zip(query.split(_BLOCK, 2), attention_mask.split(_BLOCK, 2), strict=True)
+        parts = [_attend_masked(q, key, value, mask, scaling, softcap) for q, mask in pairs]
         return torch.cat(parts, 2).transpose(1, 2), None
-    out = torch.empty_like(query)  # (rows, heads, length, width)
+    kind = query.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
+    query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    blocks = list(_blocks(documents, sliding_window))
+    return _DocumentAttention.apply(query, key, value, blocks, sliding_window, scaling, softcap), None
+
+
+def _blocks(documents: Documents, window: int | None) -> Iterator[_Block]:
+    """Blocks of queries with the keys that they reach: their document up to them, within the window."""
     for row, first, last in documents:
         for start, end in pairwise((*range(first, last, _BLOCK), last)):
-            first_key = first if sliding_window is None else max(first, start - sliding_window + 1)
-            q = query[row : row + 1, :, start:end]  # (1, heads, block, width)
-            k, v = (part[row : row + 1, :, first_key:end] for part in (key, value))  # (1, key heads, keys, width)
-            bias = _causal_bias(end - start, end - first_key, sliding_window, q.dtype, q.device)
-            out[row : row + 1, :, start:end] = _attend(q, k, v, bias, scaling, softcap)
-    return out.transpose(1, 2), None
+            yield _Block(row, start, end, first if window is None else max(first, start - window + 1))
+
+
+class _Block(NamedTuple):
+    row: int
+    start: int  # first query
+    end: int  # one past the last query, and past the last key
+    first_key: int
+
+
+class _DocumentAttention(torch.autograd.Function):
+    """Attention of all blocks, ``(rows, length, heads, width)``. Gradients are written where they belong.
+
+    Automatic differentiation of slices would fill a tensor of the row's size with zeros for each block.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        blocks: list[_Block],
+        window: int | None,
+        scale: float | None,
+        cap: float | None,
+    ) -> Tensor:
+        rows, heads, length, width = query.shape
+        ctx.scale = width**-0.5 if scale is None else scale
+        out = query.new_empty(rows, length, heads, width)
+        saved = []
+        for row, start, end, first_key in blocks:
+            k, v = key[row, :, first_key:end], value[row, :, first_key:end]  # (key heads, keys, width)
+            q = _merge_groups(query[row, :, start:end], len(k)) * ctx.scale
+            bias = _causal_bias(end - start, end - first_key, window, q.dtype, q.device)
+            weights, tanh = _softmax(q @ k.mT, bias, cap)
+            out[row, start:end] = _split_groups(weights @ v, heads)
+            saved += [q, weights, tanh]
+        ctx.save_for_backward(key, value, *saved)
+        ctx.blocks = blocks
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        key, value, *saved = ctx.saved_tensors
+        rows, length, heads, width = upstream.shape
+        of_query = upstream.new_empty(rows, length, heads, width)
+        of_key, of_value = torch.zeros_like(key), torch.zeros_like(value)
+        for index, (row, start, end, first_key) in enumerate(ctx.blocks):
+            q, weights, tanh = saved[3 * index : 3 * index + 3]
+            keys = (row, slice(None), slice(first_key, end))
+            of_out = _merge_groups(upstream[row, start:end].transpose(0, 1), len(q))
+            of_value[keys] += weights.mT @ of_out
+            of_scores = torch._softmax_backward_data(of_out @ value[keys].mT, weights, -1, weights.dtype)
+            if tanh is not None:
+                of_scores.mul_(1 - tanh.square())
+            of_key[keys] += of_scores.mT @ q
+            of_query[row, start:end] = _split_groups((of_scores @ key[keys]).mul_(ctx.scale), heads)
+        return of_query.transpose(1, 2), of_key, of_value, None, None, None, None
+
+
+def _merge_groups(x: Tensor, key_heads: int) -> Tensor:
+    """``(heads, length, width)`` as ``(key heads, length · group, width)``: a tall matrix for each key head."""
+    return x.unflatten(0, (key_heads, -1)).transpose(1, 2).flatten(1, 2)
+
+
+def _split_groups(x: Tensor, heads: int) -> Tensor:
+    """The inverse, ``(length, heads, width)``."""
+    key_heads, tall, width = x.shape
+    return x.view(key_heads, tall * key_heads // heads, -1, width).transpose(0, 1).flatten(1, 2)
+
+
+def _softmax(scores: Tensor, bias: Tensor, cap: float | None) -> tuple[Tensor, Tensor | None]:
+    """Attention weights, shaped like the scores ``(key heads, length · group, keys)``, and tanh of capped scores."""
+    tanh = None
+    if cap is not None:
+        tanh = scores.div_(cap).tanh_()
+        scores = tanh * cap
+    length, keys = bias.shape
+    scores.view(len(scores), length, -1, keys).add_(bias.unsqueeze(1))
+    return scores.softmax(-1), tanh
 
 
 def _attend_masked(
