@@ -10,6 +10,7 @@ packs in its own way (TRL does not keep documents apart on a CPU), so packed los
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -66,7 +67,9 @@ def report(results: dict[str, Any], args: argparse.Namespace) -> str:
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
         platform.processor(),
     )
-    command = f"python benchmarks/vs_trl.py --data {'/'.join(Path(args.data).parts[-2:])} --steps {args.steps}"
+    environment = f"GLIBC_TUNABLES={value} " if (value := os.environ.get("GLIBC_TUNABLES")) else ""
+    data = "/".join(Path(args.data).parts[-2:])
+    command = f"{environment}python benchmarks/vs_trl.py --data {data} --steps {args.steps}"
     lines = [
         "# Comparison with TRL on a CPU",
         "",

@@ -129,7 +129,12 @@ def test_commands_that_are_explained_away_are_still_there():
 
 # What makes any command small: the tiny model, a few rows, one step.
 SMALL = {
-    "fit": ["--trainer.max_steps=1", "--trainer.max_epochs=1", "--trainer.val_check_interval=1"],
+    "fit": [
+        "--trainer.max_steps=1",
+        "--trainer.max_epochs=1",
+        "--trainer.val_check_interval=1",
+        "--trainer.check_val_every_n_epoch=1",
+    ],
     "validate": [],
     "test": [],
     "predict": [],
