@@ -20,6 +20,7 @@ INTERNALS = {
 ALLOWED = {"_replace", "_asdict", "_fields", "_exit", "_foreach_lerp_", "_foreach_mul_", "_foreach_norm"}
 ALLOWED |= {"_actions", "_subcommands_action"}
 ALLOWED |= {"_dynamo"}  # of torch, whose limit of recompilations has no public name
+ALLOWED |= {"_softmax_backward_data"}  # of torch, whose gradient of softmax has no public name
 ALLOWED |= {"_fingerprint"}  # of a dataset of `datasets`, which has no public one
 ALLOWED |= {"_is_stateful"}  # of transformers' models, where generation cannot import from `models`
 
