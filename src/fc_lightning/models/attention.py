@@ -76,13 +76,15 @@ def attention_by_document(
 
 
 def _blocks(documents: Documents, window: int | None) -> Iterator[_Block]:
-    """Blocks of queries with the keys that they reach: their document up to them, within the window."""
+    """Documents in blocks of at most ``_BLOCK`` queries."""
     for row, first, last in documents:
         for start, end in pairwise((*range(first, last, _BLOCK), last)):
             yield _Block(row, start, end, first if window is None else max(first, start - window + 1))
 
 
 class _Block(NamedTuple):
+    """Successive queries of one document, and the keys that they reach."""
+
     row: int
     start: int  # first query
     end: int  # one past the last query, and past the last key
@@ -90,9 +92,10 @@ class _Block(NamedTuple):
 
 
 class _DocumentAttention(torch.autograd.Function):
-    """Attention of all blocks, ``(rows, length, heads, width)``. Gradients are written where they belong.
+    """Attention of all blocks, ``(rows, length, heads, width)``, as two matrix products for each block.
 
-    Automatic differentiation of slices would fill a tensor of the row's size with zeros for each block.
+    On a CPU they train faster than ``scaled_dot_product_attention``. The gradient of a block is written into its slice;
+    automatic differentiation would fill a tensor of the size of all rows with zeros for each block.
     """
 
     @staticmethod
@@ -147,7 +150,7 @@ def _merge_groups(x: Tensor, key_heads: int) -> Tensor:
 
 
 def _split_groups(x: Tensor, heads: int) -> Tensor:
-    """The inverse, ``(length, heads, width)``."""
+    """``(key heads, length · group, width)`` as ``(length, heads, width)``."""
     key_heads, tall, width = x.shape
     return x.view(key_heads, tall * key_heads // heads, -1, width).transpose(0, 1).flatten(1, 2)
 
@@ -177,9 +180,8 @@ def _attend_masked(
 def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float | None, cap: float | None) -> Tensor:
     """Attention as two matrix products, ``(rows, heads, length, width)``.
 
-    On a CPU this trains twice as fast as ``scaled_dot_product_attention``. The query heads that share a key head form
-    one tall matrix. As in the eager attention of transformers, scores have the precision of the query, and the softmax
-    accumulates in fp32.
+    The query heads that share a key head form one tall matrix. As in the eager attention of transformers, scores have
+    the precision of the query, and the softmax accumulates in fp32.
     """
     rows, heads, length, width = query.shape
     tall_shape = (rows, key.shape[1], heads // key.shape[1] * length)
