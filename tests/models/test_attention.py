@@ -8,6 +8,7 @@ from tests.helpers.losses import DOCUMENTS, loss_alone
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
 from transformers.masking_utils import flash_attention_mask
 
+import fc_lightning.models.attention as attention_module
 from fc_lightning.data.collator import PackingCollator
 from fc_lightning.models.attention import BY_DOCUMENT, attention_by_document, choose_attention
 from fc_lightning.models.loading import load_base
@@ -128,3 +129,21 @@ def test_blocks_of_a_prompt_after_a_cached_beginning_have_all_keys_that_they_rea
             rest = model(input_ids=ids[:, 8:], attention_mask=mask, past_key_values=first.past_key_values)
         logits.append(torch.cat([first.logits[:1].flatten(), rest.logits[mask[:, 8:].bool()].flatten()]))
     torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 40])
+def test_documents_of_all_lengths_have_few_shapes(monkeypatch, window):
+    shapes = set()
+    softmax = attention_module._softmax
+
+    def record(scores, *rest):
+        shapes.add(scores.shape[1:])
+        return softmax(scores, *rest)
+
+    monkeypatch.setattr(attention_module, "_softmax", record)
+    lengths = range(1, 129)
+    ends = list(itertools.accumulate(lengths))
+    documents = [(0, end - length, end) for length, end in zip(lengths, ends, strict=True)]
+    query, key, value = (torch.randn(1, heads, ends[-1], 8) for heads in (2, 1, 1))
+    attention_by_document(None, query, key, value, None, sliding_window=window, documents=documents)
+    assert shapes == {(2 * length, length) for length in (32, 64, 96, 128)}

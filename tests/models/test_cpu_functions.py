@@ -27,10 +27,12 @@ def test_norms_equal_those_of_transformers(dtype):
         out = norm(given)
         out.backward(upstream)
         results.append((out.detach(), given.grad))
-    assert torch.equal(results[0][0], results[1][0])
-    # Gradients of half precision may be rounded to the next number.
-    torch.testing.assert_close(results[1][1], results[0][1], rtol=1e-5 if dtype == torch.float32 else 0.01, atol=1e-5)
-    assert torch.equal(fast(x), original(x))  # without gradients; neither changes its input
+        assert torch.equal(given, x)  # unchanged
+    # Results of half precision may be rounded to the next number.
+    out_rtol, gradient_rtol = (1e-6, 1e-5) if dtype == torch.float32 else (2**-7, 0.01)
+    torch.testing.assert_close(results[1][0], results[0][0], rtol=out_rtol, atol=0.0)
+    torch.testing.assert_close(results[1][1], results[0][1], rtol=gradient_rtol, atol=1e-5)
+    assert torch.equal(fast(x), results[1][0])  # without gradients
     assert "forward" in fast.__dict__
 
 

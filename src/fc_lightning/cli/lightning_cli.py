@@ -50,7 +50,7 @@ from fc_lightning.utils.atomic_files import wrap_os_errors, write_text
 from fc_lightning.utils.environment import describe_environment
 from fc_lightning.utils.errors import UserError, first_line
 from fc_lightning.utils.hub import use_cache_if_offline
-from fc_lightning.utils.malloc import keep_freed_memory
+from fc_lightning.utils.malloc import keep_freed_memory, limit_kernel_cache
 from fc_lightning.utils.secrets import redact_config
 
 # Settings of the model that the data needs too: given once, under `model`.
@@ -307,6 +307,7 @@ def main(args: Any = None) -> None:
     """
     sys.path.insert(0, os.getcwd())  # so that a YAML file can name the user's own classes
     keep_freed_memory()
+    limit_kernel_cache()
     silence()
     with ranks.exit_on_error():
         FunctionCallingCLI(args)

@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -27,6 +28,9 @@ BY_DOCUMENT = "by_document"
 
 # Queries whose scores are computed at a time. Keys after a block, or outside its window, are skipped.
 _BLOCK = 512
+# The queries and keys of a block are padded with zeros to a multiple of this. On a CPU, oneDNN generates kernels for
+# each new shape, which takes milliseconds and about a megabyte.
+_MULTIPLE = 32
 
 Documents = list[tuple[int, int, int]]  # row, first position, one past the last position
 
@@ -114,33 +118,37 @@ class _DocumentAttention(torch.autograd.Function):
         out = query.new_empty(rows, length, heads, width)
         saved = []
         for row, start, end, first_key in blocks:
-            k, v = key[row, :, first_key:end], value[row, :, first_key:end]  # (key heads, keys, width)
-            q = _merge_groups(query[row, :, start:end], len(k)) * ctx.scale
-            bias = _causal_bias(end - start, end - first_key, window, q.dtype, q.device)
+            padding = (0, 0, 0, -(end - start) % _MULTIPLE)  # after the last query and the last key
+            k = F.pad(key[row, :, first_key:end], padding)  # (key heads, keys, width)
+            v = F.pad(value[row, :, first_key:end], padding)
+            q = _merge_groups(F.pad(query[row, :, start:end], padding), len(k)) * ctx.scale
+            keys = k.shape[1]
+            bias = _causal_bias(keys - (start - first_key), keys, window, q.dtype, q.device)
             weights, tanh = _softmax(q @ k.mT, bias, cap)
-            out[row, start:end] = _split_groups(weights @ v, heads)
-            saved += [q, weights, tanh]
-        ctx.save_for_backward(key, value, *saved)
-        ctx.blocks = blocks
+            out[row, start:end] = _split_groups(weights @ v, heads)[: end - start]
+            saved += [q, k, v, weights, tanh]
+        ctx.save_for_backward(*saved)
+        ctx.blocks, ctx.key_shape = blocks, key.shape
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        key, value, *saved = ctx.saved_tensors
+        saved = ctx.saved_tensors
         rows, length, heads, width = upstream.shape
         of_query = upstream.new_empty(rows, length, heads, width)
-        of_key, of_value = torch.zeros_like(key), torch.zeros_like(value)
+        of_key, of_value = upstream.new_zeros(2, *ctx.key_shape)
         for index, (row, start, end, first_key) in enumerate(ctx.blocks):
-            q, weights, tanh = saved[3 * index : 3 * index + 3]
-            keys = (row, slice(None), slice(first_key, end))
-            of_out = _merge_groups(upstream[row, start:end].transpose(0, 1), len(q))
-            of_value[keys] += weights.mT @ of_out
-            of_scores = torch._softmax_backward_data(of_out @ value[keys].mT, weights, -1, weights.dtype)
+            q, k, v, weights, tanh = saved[5 * index : 5 * index + 5]
+            padding = (0, 0, 0, 0, 0, -(end - start) % _MULTIPLE)
+            of_out = _merge_groups(F.pad(upstream[row, start:end], padding).transpose(0, 1), len(q))
+            num_keys = end - first_key  # without padding
+            of_value[row, :, first_key:end] += (weights.mT @ of_out)[:, :num_keys]
+            of_scores = torch._softmax_backward_data(of_out @ v.mT, weights, -1, weights.dtype)
             if tanh is not None:
                 of_scores.mul_(1 - tanh.square())
-            of_key[keys] += of_scores.mT @ q
-            of_query[row, start:end] = _split_groups((of_scores @ key[keys]).mul_(ctx.scale), heads)
+            of_key[row, :, first_key:end] += (of_scores.mT @ q)[:, :num_keys]
+            of_query[row, start:end] = _split_groups((of_scores @ k).mul_(ctx.scale), heads)[: end - start]
         return of_query.transpose(1, 2), of_key, of_value, None, None, None, None
 
 

@@ -18,7 +18,7 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 
 
 def use_fast_norms(model: nn.Module) -> None:
-    """Replace the forward pass of frozen norms of Gemma 2 and Gemma 3 on a CPU. The results are equal to the bit."""
+    """Replace the forward pass of frozen norms of Gemma 2 and Gemma 3 on a CPU. Results differ by rounding in fp32."""
     for module in model.modules():
         if isinstance(module, (Gemma2RMSNorm, Gemma3RMSNorm)) and not module.weight.requires_grad:
             module.forward = MethodType(_norm_forward, module)
@@ -31,24 +31,32 @@ def _norm_forward(self: Any, x: Tensor) -> Tensor:
 
 
 class _RMSNorm(torch.autograd.Function):
-    """``x / rms(x) * (1 + weight)`` with a frozen weight, computed in fp32 and rounded once."""
+    """``x / rms(x) * (1 + weight)`` with a frozen weight, computed in fp32 and rounded once.
+
+    Copies in fp32 are changed in place while they are in the processor's cache; new memory would be several times
+    slower. For the same reason, the input is kept in its own precision and converted again.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        values = x.float()
-        inverse = torch.rsqrt(values.square().mean(-1, keepdim=True) + eps)
-        normed = values * inverse if values is x else values.mul_(inverse)
+        values = _copy_in_fp32(x)
+        mean_square = torch.linalg.vector_norm(values, dim=-1, keepdim=True).square_().div_(x.shape[-1])
+        inverse = mean_square.add_(eps).rsqrt_()
         scale = 1 + weight.float()
-        ctx.save_for_backward(normed, inverse, scale)
-        return (normed * scale).to(x.dtype)
+        ctx.save_for_backward(x, inverse, scale)
+        return values.mul_(inverse).mul_(scale).to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
-        normed, inverse, scale = ctx.saved_tensors
-        gradient = upstream.float() * scale
-        projection = torch.linalg.vecdot(gradient, normed).unsqueeze(-1) / normed.shape[-1]
-        return gradient.addcmul_(normed, projection, value=-1).mul_(inverse).to(upstream.dtype), None, None
+        x, inverse, scale = ctx.saved_tensors
+        gradient = _copy_in_fp32(upstream).mul_(scale)
+        projection = _copy_in_fp32(x).mul_(gradient).mean(-1, keepdim=True).mul_(inverse.square())
+        return gradient.addcmul_(x.float(), projection, value=-1).mul_(inverse).to(upstream.dtype), None, None
+
+
+def _copy_in_fp32(x: Tensor) -> Tensor:
+    return x.to(torch.float32, copy=True)
 
 
 def lora_linear(
