@@ -28,8 +28,8 @@ def limit_kernel_cache() -> None:
     """Keep fewer of the kernels that oneDNN generates for matrix products. For use before the first product.
 
     oneDNN generates kernels for each shape, about a megabyte each, and by default keeps those of 1,024 products. Many
-    shapes never occur again. Their kernels are allocated between activations, which leaves gaps in memory: a run with
-    packs of 1,024 tokens grew to more than twice the memory of its first steps.
+    shapes never occur again. Their kernels are allocated between activations, which leaves gaps in memory, so that the
+    process grows.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
 
