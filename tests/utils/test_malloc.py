@@ -2,15 +2,18 @@
 
 import os
 
-from fc_lightning.utils.malloc import limit_kernel_cache
+import pytest
+
+from fc_lightning.cli.lightning_cli import main
 
 NAME = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 
 
-def test_the_kernel_cache_is_limited_unless_you_set_it(monkeypatch):
-    monkeypatch.setenv(NAME, "7")
-    limit_kernel_cache()
-    assert os.environ[NAME] == "7"
-    monkeypatch.delenv(NAME)
-    limit_kernel_cache()
-    assert os.environ[NAME] == "256"
+@pytest.mark.parametrize(("yours", "used"), [(None, "256"), ("7", "7")])
+def test_the_command_line_limits_the_kernel_cache_unless_you_do(monkeypatch, yours, used):
+    monkeypatch.setenv(NAME, yours or "")  # so that it is restored
+    if yours is None:
+        monkeypatch.delenv(NAME)
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert os.environ[NAME] == used

@@ -33,8 +33,8 @@ def _norm_forward(self: Any, x: Tensor) -> Tensor:
 class _RMSNorm(torch.autograd.Function):
     """``x / rms(x) * (1 + weight)`` with a frozen weight, computed in fp32 and rounded once.
 
-    Copies in fp32 are changed in place while they are in the processor's cache; new memory would be several times
-    slower. For the same reason, the input is kept in its own precision and converted again.
+    Copies in fp32 are changed in place while they are in the processor's cache: a result in new memory would take
+    several times as long. So the normed values are not kept; the backward pass computes them again from the input.
     """
 
     @staticmethod
