@@ -28,8 +28,8 @@ BY_DOCUMENT = "by_document"
 
 # Queries whose scores are computed at a time. Keys after a block, or outside its window, are skipped.
 _BLOCK = 512
-# The queries of a block, and its keys with them, are padded with zeros to a multiple of this. On a CPU, oneDNN generates
-# kernels for each new shape, which takes milliseconds and about a megabyte.
+# The queries of a block, and its keys with them, are padded with zeros to a multiple of this. On a CPU, oneDNN
+# generates kernels for each new shape, which takes milliseconds and about a megabyte.
 _MULTIPLE = 32
 
 Documents = list[tuple[int, int, int]]  # row, first position, one past the last position
