@@ -1,5 +1,6 @@
 """One rank fails, or is killed: all processes end, and what is shown is what went wrong first."""
 
+import contextlib
 import os
 import re
 import signal
@@ -7,10 +8,12 @@ import sys
 
 import pytest
 import torch
+import torch.distributed
 from tests.helpers.processes import injected, sample, start
 
 from fc_lightning.callbacks.failures import Failures, describe_batch
 from fc_lightning.data.collator import Document, PackingCollator
+from fc_lightning.training.distributed import exit_on_error
 
 WHERE = ("training", "validation", "collator", "callback", "killed")
 # In this order a sample of few has different places and different ranks.
@@ -84,3 +87,20 @@ def test_other_errors_are_left_as_they_are():
     callback.on_train_batch_start(None, None, {"order": []}, 0)
     callback.on_exception(None, None, error)
     assert not hasattr(error, "__notes__")
+
+
+@pytest.mark.parametrize(
+    ("ending", "is_left"),
+    [(None, True), (SystemExit(143), True), (RuntimeError("other ranks may be waiting"), False)],
+    ids=["done", "stopped by a signal", "failed"],
+)
+def test_the_process_group_is_left_before_the_exit(ending, is_left):
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        with contextlib.suppress(SystemExit, RuntimeError), exit_on_error():
+            if ending is not None:
+                raise ending
+        assert torch.distributed.is_initialized() != is_left
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed
 from lightning import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -168,6 +169,26 @@ def configure_in_turns(configure: Callable[[Any], None]) -> Callable[[Any], None
     return configure_model
 
 
+@contextmanager
+def _leave_process_group() -> Iterator[None]:
+    """Destroy the process group at the end, or when all ranks have agreed to exit.
+
+    Without it, about one run in a hundred aborts as it exits: "terminate called without an active exception". After an
+    error the group is left alone, because its threads may be waiting for a rank that has failed.
+    """
+    try:
+        yield
+    except SystemExit:
+        _destroy_process_group()
+        raise
+    _destroy_process_group()
+
+
+def _destroy_process_group() -> None:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def record_error(error: BaseException) -> None:
     """Record an error as soon as it is known, so that follow-up errors are not mistaken for the cause."""
     if _ranks is not None and isinstance(error, Exception):
@@ -184,7 +205,8 @@ def exit_on_error() -> Iterator[None]:
     global _ranks
     _join_parent()
     try:
-        yield
+        with _leave_process_group():
+            yield
     except Exception as error:
         if _ranks is None:
             if not isinstance(error, UserError) and not is_raised_by_lightning(error):
