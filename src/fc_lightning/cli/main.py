@@ -18,6 +18,10 @@ import fc_lightning
 from fc_lightning.cli.help import SUBCOMMANDS, did_you_mean, help_for
 from fc_lightning.cli.quiet import silence
 from fc_lightning.commands.init import InitError, init
+from fc_lightning.utils.malloc import restart_with_tunables
+
+# What may be restarted: it does nothing before it calls `main`.
+_PROGRAMS = ("main.py", "__main__.py", "fc-lightning")
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -47,6 +51,8 @@ def _answer(args: Sequence[str] | None) -> None:
         _init(arguments[1:])
     else:
         _check_subcommand(arguments[0])
+        if args is None and Path(sys.argv[0]).name in _PROGRAMS:
+            restart_with_tunables()
         silence()
         from fc_lightning.cli.lightning_cli import main as run  # takes seconds
 
