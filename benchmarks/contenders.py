@@ -8,14 +8,18 @@ per step. This project encodes the documents once, and TRL gets the same ids and
 
 import csv
 import json
+import math
 import resource
 import sys
 import tempfile
 import time
+from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -65,7 +69,32 @@ def run_ours(spec: dict[str, Any]) -> dict[str, Any]:
         main(["fit", "--config", f"{folder}/recipe.yaml"])
         (file,) = Path(folder).glob("**/metrics.csv")
         losses = [float(row["train/loss"]) for row in csv.DictReader(file.read_text().splitlines())]
-    return {"ends": Clock.ends, "tokens": Clock.tokens[:-1], "supervised": Clock.supervised[:-1], "losses": losses}
+    rows = sum(Clock.tokens) / (spec["steps"] * spec["accumulation"])
+    return {
+        "ends": Clock.ends,
+        "tokens": Clock.tokens[:-1],
+        "supervised": Clock.supervised[:-1],
+        "flops": Clock.flops[:-1],
+        "matmul_flops_per_second": matmul_rate(Clock.matrices, 32 * math.ceil(rows / 32)),
+        "losses": losses,
+    }
+
+
+def matmul_rate(matrices: Counter[tuple[int, int]], rows: int) -> float:
+    """Floating-point operations per second of the layers' frozen matrices alone, forward and backward, in bf16."""
+    operations = seconds = 0.0
+    for (out, width), count in matrices.items():
+        weight, x, upstream = (
+            torch.randn(shape, dtype=torch.bfloat16) for shape in ((out, width), (rows, width), (rows, out))
+        )
+        for product in (partial(F.linear, x, weight), partial(torch.matmul, upstream, weight)):
+            product()  # generates the kernel
+            start = time.perf_counter()
+            for _ in range(20):
+                product()
+            seconds += count * (time.perf_counter() - start) / 20
+            operations += count * 2 * rows * out * width
+    return operations / seconds
 
 
 def run_trl(spec: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,8 @@
 Each contender runs in its own process, one after the other, unpacked and packed, with the same rows in the same order,
 the same ids and labels, the same LoRA, rows per step and number of steps. The first steps are not timed. Each contender
 packs in its own way (TRL does not keep documents apart on a CPU), so packed losses differ and only speed is compared.
+This project's process has the settings of glibc with which its command line restarts itself. If GLIBC_TUNABLES is set,
+both have it.
 """
 
 import argparse
@@ -17,6 +19,8 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from fc_lightning.utils.malloc import GLIBC_TUNABLES
 
 HERE = Path(__file__).parent
 
@@ -42,19 +46,24 @@ def encode(args: argparse.Namespace, file: Path) -> None:
 
 def measure(spec: dict[str, Any], warm: int, folder: Path) -> dict[str, Any]:
     """Run one contender; rates exclude the first ``warm`` steps."""
-    given, result = folder / "spec.json", folder / "result.json"
+    given, written = folder / "spec.json", folder / "result.json"
     given.write_text(json.dumps(spec))
-    command = [sys.executable, str(HERE / "contenders.py"), str(given), str(result)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    run = json.loads(result.read_text())
+    command = [sys.executable, str(HERE / "contenders.py"), str(given), str(written)]
+    environment = {"GLIBC_TUNABLES": GLIBC_TUNABLES} if spec["who"] == "ours" else {}  # as the command line sets it
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment | os.environ)
+    run = json.loads(written.read_text())
     seconds = run["ends"][-1] - run["ends"][warm]
-    return {
+    result = {
         "tokens_per_second": sum(run["tokens"][warm:]) / seconds,
         "supervised_tokens_per_second": sum(run["supervised"][warm:]) / seconds,
         "peak_memory_gb": run["peak_memory_gb"],
         "tokens": run["tokens"],
         "losses": run["losses"],
     }
+    if spec["who"] == "ours":
+        result["flops_per_second"] = sum(run["flops"][warm:]) / seconds
+        result["matmul_flops_per_second"] = run["matmul_flops_per_second"]
+    return result
 
 
 def report(results: dict[str, Any], args: argparse.Namespace) -> str:
@@ -91,6 +100,14 @@ def report(results: dict[str, Any], args: argparse.Namespace) -> str:
         ratios = [ours[key] / trls[key] for key in ("tokens_per_second", "supervised_tokens_per_second")]
         memory = ours["peak_memory_gb"] / trls["peak_memory_gb"]
         lines.append(f"| **ratio, {mode}** | **{ratios[0]:.2f}** | **{ratios[1]:.2f}** | **{memory:.2f}** |")
+    lines.append("")
+    for mode in ("unpacked", "packed"):
+        run = results[f"ours, {mode}"]
+        speed, limit = run["flops_per_second"] / 1e12, run["matmul_flops_per_second"] / 1e12
+        lines.append(
+            f"fc-lightning, {mode}: {speed:.3f} TFLOP/s, {speed / limit:.0%} of the {limit:.3f} TFLOP/s of matrix "
+            "products alone, at the shapes of the layers and in the same process.  "
+        )
     pairs = list(zip(results["ours, unpacked"]["losses"], results["trl, unpacked"]["losses"], strict=True))
     lines += [
         "",
