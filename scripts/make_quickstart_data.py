@@ -25,7 +25,7 @@ Row = dict[str, Any]
 Turn = tuple[str, str]
 
 ROWS = {
-    "train": {"single": 205, "parallel": 88, "no_tool": 52, "thinking": 80, "multi_turn": 45},
+    "train": {"single": 300, "parallel": 140, "no_tool": 160, "thinking": 120, "multi_turn": 70},
     "validation": {"single": 46, "parallel": 18, "no_tool": 6, "thinking": 20, "multi_turn": 10},
 }
 SYSTEM = (

@@ -198,5 +198,5 @@ def test_a_script_needs_no_main_guard_and_hears_no_warning(tmp_path):
     command = [sys.executable, str(tmp_path / "script.py")]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    assert (done.stdout + done.stderr).count("470 documents") == 1
+    assert (done.stdout + done.stderr).count("790 documents") == 1
     assert "parallelism" not in done.stdout + done.stderr
