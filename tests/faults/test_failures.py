@@ -1,19 +1,17 @@
 """One rank fails, or is killed: all processes end, and what is shown is what went wrong first."""
 
-import contextlib
 import os
 import re
 import signal
+import subprocess
 import sys
 
 import pytest
 import torch
-import torch.distributed
 from tests.helpers.processes import injected, sample, start
 
 from fc_lightning.callbacks.failures import Failures, describe_batch
 from fc_lightning.data.collator import Document, PackingCollator
-from fc_lightning.training.distributed import exit_on_error
 
 WHERE = ("training", "validation", "collator", "callback", "killed")
 # In this order a sample of few has different places and different ranks.
@@ -89,18 +87,28 @@ def test_other_errors_are_left_as_they_are():
     assert not hasattr(error, "__notes__")
 
 
+LEAVING = """
+import sys
+import torch.distributed as dist
+from fc_lightning.training.distributed import exit_on_error
+destroy = dist.destroy_process_group
+dist.destroy_process_group = lambda: (print("left"), destroy())
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+with exit_on_error():
+    pass
+with exit_on_error():  # a script may run several jobs in one group
+    print(dist.is_initialized())
+    {ending}
+"""
+
+
 @pytest.mark.parametrize(
-    ("ending", "is_left"),
-    [(None, True), (SystemExit(143), True), (RuntimeError("other ranks may be waiting"), False)],
+    ("ending", "left", "code"),
+    [("", ["left"], 0), ("sys.exit(143)", ["left"], 143), ("raise ValueError", [], 1)],
     ids=["done", "stopped by a signal", "failed"],
 )
-def test_the_process_group_is_left_before_the_exit(ending, is_left):
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    try:
-        with contextlib.suppress(SystemExit, RuntimeError), exit_on_error():
-            if ending is not None:
-                raise ending
-        assert torch.distributed.is_initialized() != is_left
-    finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+def test_the_process_group_is_left_at_the_exit(ending, left, code):
+    done = subprocess.run(
+        [sys.executable, "-c", LEAVING.format(ending=ending)], capture_output=True, text=True, check=False
+    )
+    assert (done.stdout.split(), done.returncode) == (["True", *left], code), done.stderr

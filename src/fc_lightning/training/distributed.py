@@ -10,6 +10,7 @@ its error to a file with the time (as ``torch.distributed.elastic`` does), and t
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import functools
 import json
@@ -169,22 +170,12 @@ def configure_in_turns(configure: Callable[[Any], None]) -> Callable[[Any], None
     return configure_model
 
 
-@contextmanager
-def _leave_process_group() -> Iterator[None]:
-    """Destroy the process group at the end, or when all ranks have agreed to exit.
-
-    Without it, about one run in a hundred aborts as it exits: "terminate called without an active exception". After an
-    error the group is left alone, because its threads may be waiting for a rank that has failed.
-    """
-    try:
-        yield
-    except SystemExit:
-        _destroy_process_group()
-        raise
-    _destroy_process_group()
-
-
 def _destroy_process_group() -> None:
+    """Leave the group of ranks, for use at the exit of a process.
+
+    Without it, about one run in a hundred aborts as it exits: "terminate called without an active exception". Lightning
+    does the same, for NCCL only.
+    """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
@@ -204,10 +195,11 @@ def exit_on_error() -> Iterator[None]:
     """
     global _ranks
     _join_parent()
+    atexit.register(_destroy_process_group)
     try:
-        with _leave_process_group():
-            yield
+        yield
     except Exception as error:
+        atexit.unregister(_destroy_process_group)  # its threads may be waiting for a rank that has failed
         if _ranks is None:
             if not isinstance(error, UserError) and not is_raised_by_lightning(error):
                 raise
