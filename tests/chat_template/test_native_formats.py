@@ -93,7 +93,7 @@ def test_texts_and_masks_are_those_written_by_hand(name):
 
 @NAMES
 def test_each_token_of_a_turn_with_a_call_is_supervised_or_not(name):
-    call = Conversation("", (Message("user", "Now"), Message("assistant", tool_calls=(ToolCall("f", {"a": 12}),))))
+    call = Conversation("", (Message("user", "Now"), Message("assistant", tool_calls=(ToolCall("f", {"a": 7}),))))
     encoded = encode(call, TEMPLATES[name])
     tokens = [TOKENIZERS[name].decode([token]) for token in encoded.input_ids]
     first = tokens.index(SYNTAXES[name].call_tags[0])
@@ -104,7 +104,7 @@ def test_each_token_of_a_turn_with_a_call_is_supervised_or_not(name):
     assert [(token, part) for token, part in known if part != "tag"] == [
         ("f", "function_name"),
         ("a", "argument_name"),
-        ("12", "argument_value"),
+        ("7", "argument_value"),
     ]
 
 

@@ -168,5 +168,5 @@ def test_the_original_recipe_runs_as_it_is(run, tmp_path):
 def test_audit_shows_the_data(run, capsys):
     run("audit", "--examples=1")
     out = capsys.readouterr().out
-    assert "4,636" in out  # tokens of the training rows
+    assert "4,813" in out  # tokens of the training rows
     assert "<start_of_turn>model" in out
