@@ -44,12 +44,11 @@ class Recorder(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         for layer in unwrap_peft(pl_module.model).get_decoder().layers:
-            for part, block in (("attention", layer.self_attn), ("MLP", layer.mlp)):
+            for part, block in (("rest of attention", layer.self_attn), ("rest of MLP", layer.mlp)):
                 label(block, part)
                 for module in block.modules():
-                    if isinstance(module, LoraLinear):
-                        label(module, "LoRA")
-                        label(module.base_layer, part)
+                    if isinstance(module, LoraLinear):  # computes the frozen matrix and its adapter together
+                        label(module, "linear layers with LoRA")
         label(pl_module.model.get_input_embeddings(), "embedding")
         label_function(loss, "_head_loss", "head and loss")
 
@@ -157,7 +156,7 @@ def main() -> None:
     parts["framework and data"] = wall - sum(parts.values())
     print(f"{recorder.tokens} tokens in {args.steps} steps, {wall:.2f} s")
     for part, seconds in sorted(parts.items(), key=lambda item: -item[1]):
-        print(f"{part:20} {seconds:7.2f} s {seconds / wall:6.1%}")
+        print(f"{part:24} {seconds:7.2f} s {seconds / wall:6.1%}")
     shares = {part: round(seconds / wall, 4) for part, seconds in parts.items()}
     result = {**vars(args), "data": Path(args.data).name, "tokens": recorder.tokens, "seconds": wall, "shares": shares}
     result.pop("output")
