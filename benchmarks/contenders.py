@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.utils.benchmark import Timer
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -88,11 +89,8 @@ def matmul_rate(matrices: Counter[tuple[int, int]], rows: int) -> float:
             torch.randn(shape, dtype=torch.bfloat16) for shape in ((out, width), (rows, width), (rows, out))
         )
         for product in (partial(F.linear, x, weight), partial(torch.matmul, upstream, weight)):
-            product()  # generates the kernel
-            start = time.perf_counter()
-            for _ in range(20):
-                product()
-            seconds += count * (time.perf_counter() - start) / 20
+            timer = Timer("product()", globals={"product": product}, num_threads=torch.get_num_threads())
+            seconds += count * timer.timeit(20).mean
             operations += count * 2 * rows * out * width
     return operations / seconds
 

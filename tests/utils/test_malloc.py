@@ -38,6 +38,8 @@ main()
     ("name", "yours", "starts", "used"),
     [
         ("main.py", None, 2, malloc.GLIBC_TUNABLES),
+        ("__main__.py", None, 2, malloc.GLIBC_TUNABLES),
+        ("fc-lightning", None, 2, malloc.GLIBC_TUNABLES),
         ("main.py", "glibc.malloc.arena_max=2", 1, "glibc.malloc.arena_max=2"),
         ("main.py", "", 1, ""),
         ("train.py", None, 1, "None"),  # a user's script may do anything before
@@ -47,9 +49,9 @@ def test_the_command_line_restarts_once_with_settings_of_glibc(tmp_path, monkeyp
     if any(os.path.exists(gpu) for gpu in malloc._GPUS):
         pytest.skip("a GPU")
     (tmp_path / name).write_text(SCRIPT)
-    monkeypatch.setenv("GLIBC_TUNABLES", yours or "")
-    if yours is None:
-        monkeypatch.delenv("GLIBC_TUNABLES")
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    if yours is not None:
+        monkeypatch.setenv("GLIBC_TUNABLES", yours)
     command = [sys.executable, str(tmp_path / name), "fit", "--config=a file.yaml", "--model.base=é"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         lines = process.communicate()[0].splitlines()
@@ -58,8 +60,7 @@ def test_the_command_line_restarts_once_with_settings_of_glibc(tmp_path, monkeyp
 
 @pytest.mark.parametrize("why_not", ["GPU", "debugger", "other libc", None])
 def test_when_the_command_line_restarts(tmp_path, monkeypatch, why_not):
-    monkeypatch.setenv("GLIBC_TUNABLES", "")
-    monkeypatch.delenv("GLIBC_TUNABLES")
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     monkeypatch.setattr(malloc, "_GPUS", (str(tmp_path if why_not == "GPU" else tmp_path / "none"),))
     monkeypatch.setattr(malloc, "_glibc", lambda: None if why_not == "other libc" else object())
     monkeypatch.setattr(sys, "gettrace", lambda: print if why_not == "debugger" else None)

@@ -170,16 +170,6 @@ def configure_in_turns(configure: Callable[[Any], None]) -> Callable[[Any], None
     return configure_model
 
 
-def _destroy_process_group() -> None:
-    """Leave the group of ranks, for use at the exit of a process.
-
-    Without it, about one run in a hundred aborts as it exits: "terminate called without an active exception". Lightning
-    does the same, for NCCL only.
-    """
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
 def record_error(error: BaseException) -> None:
     """Record an error as soon as it is known, so that follow-up errors are not mistaken for the cause."""
     if _ranks is not None and isinstance(error, Exception):
@@ -227,6 +217,16 @@ def is_raised_by_lightning(error: BaseException) -> bool:
     frames = traceback.extract_tb(error.__traceback__)
     kinds = (ValueError, RuntimeError, MisconfigurationException)
     return type(error) in kinds and bool(frames) and "/lightning/pytorch/" in frames[-1].filename
+
+
+def _destroy_process_group() -> None:
+    """Leave the group of ranks, for use at the exit of a process, as Lightning does for NCCL only.
+
+    Without it, gloo sometimes aborts a process that exits: "terminate called without an active exception" in one of a
+    hundred pairs of processes.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _is_base_mapped(module: Any) -> bool:

@@ -21,8 +21,7 @@ def restart_with_tunables() -> None:
     """Restart this process with settings of glibc with which training on a CPU is faster and takes less memory.
 
     glibc reads them when a process starts. The process keeps its id and its arguments. Nothing happens on a machine
-    with a GPU, where small objects matter more than large blocks, in a debugger, or if ``GLIBC_TUNABLES`` is set, even
-    to nothing.
+    with a GPU, where their effect was not measured, in a debugger, or if ``GLIBC_TUNABLES`` is set, even to nothing.
     """
     is_debugged = sys.gettrace() is not None
     if _glibc() is None or "GLIBC_TUNABLES" in os.environ or is_debugged or any(Path(gpu).exists() for gpu in _GPUS):
