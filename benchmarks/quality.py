@@ -47,6 +47,12 @@ VARIANTS: dict[str, list[str]] = {
         "--data.augmentation.drop_tool=0.2",
         "--data.augmentation.mask_names=0.4",
     ],
+    "shuffle_drop_mask_answer_4": [
+        "--data.augmentation.shuffle_tools=0.5",
+        "--data.augmentation.drop_tool=0.1",
+        "--data.augmentation.mask_names=0.4",
+        "--model.token_weights.answer=4",  # four times the rows without a call, without the time for them
+    ],
     "value_weight_2": ["--model.token_weights.argument_value=2"],
     "name_weight_2": ["--model.token_weights.function_name=2"],
     "lora_plus_4": ["--model.lora_plus_ratio=4"],
