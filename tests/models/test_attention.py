@@ -88,6 +88,7 @@ def test_a_document_does_not_depend_on_the_others_of_its_pack(base):
 @pytest.mark.parametrize(("window", "cap"), [(None, None), (3, None), (None, 1.5), (2, 0.7)])
 def test_gradients_are_those_of_finite_differences(key_heads, window, cap, monkeypatch):
     monkeypatch.setattr("fc_lightning.models.attention._BLOCK", 3)
+    monkeypatch.setattr("fc_lightning.models.attention._MULTIPLE", 2)
     generator = torch.Generator().manual_seed(0)
     shapes = [(2, heads, 7, 3) for heads in (4, key_heads, key_heads)]
     inputs = [torch.randn(shape, dtype=torch.float64, generator=generator, requires_grad=True) for shape in shapes]

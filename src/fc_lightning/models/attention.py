@@ -27,8 +27,8 @@ from fc_lightning.models.transformers_internals import attention_implementation,
 BY_DOCUMENT = "by_document"
 
 # Queries whose scores are computed at a time. Keys after a block, or outside its window, are skipped.
-_BLOCK = 512
-# The queries of a block, and its keys with them, are padded with zeros to a multiple of this. On a CPU, oneDNN
+_BLOCK = 192
+# Documents are padded with zeros to a multiple of this, and the keys of a block begin at one. On a CPU, oneDNN
 # generates kernels for each new shape, which takes milliseconds and about a megabyte.
 _MULTIPLE = 32
 
@@ -75,31 +75,41 @@ def attention_by_document(
     kind = query.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
     query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    blocks = list(_blocks(documents, sliding_window))
-    return _DocumentAttention.apply(query, key, value, blocks, sliding_window, scaling, softcap), None
-
-
-def _blocks(documents: Documents, window: int | None) -> Iterator[_Block]:
-    """Documents in blocks of at most ``_BLOCK`` queries."""
-    for row, first, last in documents:
-        for start, end in pairwise((*range(first, last, _BLOCK), last)):
-            yield _Block(row, start, end, first if window is None else max(first, start - window + 1))
+    return _DocumentAttention.apply(query, key, value, documents, sliding_window, scaling, softcap), None
 
 
 class _Block(NamedTuple):
-    """Successive queries of one document, and the keys that they reach."""
+    """Successive queries of a document, and the keys that they reach. Positions are relative to the document."""
 
-    row: int
     start: int  # first query
     end: int  # one past the last query, and past the last key
     first_key: int
 
 
-class _DocumentAttention(torch.autograd.Function):
-    """Attention of all blocks, ``(rows, length, heads, width)``, as two matrix products for each block.
+def _blocks(length: int, window: int | None) -> Iterator[_Block]:
+    """A document of a length, padded, in blocks of at most ``_BLOCK`` queries."""
+    padded = length + -length % _MULTIPLE
+    for start, end in pairwise((*range(0, padded, _BLOCK), padded)):
+        reached = 0 if window is None else max(0, start - window + 1)
+        yield _Block(start, end, reached - reached % _MULTIPLE)
 
-    On a CPU they train faster than ``scaled_dot_product_attention``. The gradient of a block is written into its slice;
-    automatic differentiation would fill a tensor of the size of all rows with zeros for each block.
+
+def scored_keys(length: int, window: int | None) -> int:
+    """Keys for which attention by document computes scores, per query of a document of a length, on average."""
+    return sum((end - start) * (end - first_key) for start, end, first_key in _blocks(length, window)) // length
+
+
+def sliding_windows(config: Any) -> tuple[int | None, ...]:
+    """The sliding window of each decoder layer of a text configuration; None for full attention."""
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    return tuple(config.sliding_window if kind == "sliding_attention" else None for kind in kinds)
+
+
+class _DocumentAttention(torch.autograd.Function):
+    """Attention of all documents, ``(rows, length, heads, width)``, as two matrix products for each block.
+
+    On a CPU they train faster than ``scaled_dot_product_attention``. The gradient of a document is written into its
+    slice; automatic differentiation would fill a tensor of the size of all rows with zeros for each document.
     """
 
     @staticmethod
@@ -108,7 +118,7 @@ class _DocumentAttention(torch.autograd.Function):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        blocks: list[_Block],
+        documents: Documents,
         window: int | None,
         scale: float | None,
         cap: float | None,
@@ -117,39 +127,55 @@ class _DocumentAttention(torch.autograd.Function):
         ctx.scale = width**-0.5 if scale is None else scale
         out = query.new_empty(rows, length, heads, width)
         saved = []
-        for row, start, end, first_key in blocks:
-            padding = (0, 0, 0, -(end - start) % _MULTIPLE)  # after the last query and the last key
-            k = F.pad(key[row, :, first_key:end], padding)  # (key heads, keys, width)
-            v = F.pad(value[row, :, first_key:end], padding)
-            q = _merge_groups(F.pad(query[row, :, start:end], padding), len(k)) * ctx.scale
-            keys = k.shape[1]
-            bias = _causal_bias(keys - (start - first_key), keys, window, q.dtype, q.device)
-            weights, tanh = _softmax(q @ k.mT, bias, cap)
-            out[row, start:end] = _split_groups(weights @ v, heads)[: end - start]
-            saved += [q, k, v, weights, tanh]
+        for row, first, last in documents:
+            padding = (0, 0, 0, -(last - first) % _MULTIPLE)  # after the last query and the last key
+            k = F.pad(key[row, :, first:last], padding)  # (key heads, keys, width)
+            v = F.pad(value[row, :, first:last], padding)
+            q = _merge_groups(F.pad(query[row, :, first:last], padding), len(k)) * ctx.scale
+            result = torch.empty_like(q)
+            saved += [q, k, v]
+            for block in _blocks(last - first, window):
+                queries, keys = _slices(block, heads // len(k))
+                bias = _causal_bias(block.end - block.start, block.end - block.first_key, window, q.dtype, q.device)
+                weights, tanh = _softmax(q[:, queries] @ k[:, keys].mT, bias, cap)
+                result[:, queries] = weights @ v[:, keys]
+                saved += [weights, tanh]
+            out[row, first:last] = _split_groups(result, heads)[: last - first]
         ctx.save_for_backward(*saved)
-        ctx.blocks, ctx.key_shape = blocks, key.shape
+        ctx.documents, ctx.window, ctx.key_shape = documents, window, key.shape
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
+        saved = iter(ctx.saved_tensors)
         rows, length, heads, width = upstream.shape
         of_query = upstream.new_empty(rows, length, heads, width)
-        of_key, of_value = upstream.new_zeros(2, *ctx.key_shape)
-        for index, (row, start, end, first_key) in enumerate(ctx.blocks):
-            q, k, v, weights, tanh = saved[5 * index : 5 * index + 5]
-            padding = (0, 0, 0, 0, 0, -(end - start) % _MULTIPLE)
-            of_out = _merge_groups(F.pad(upstream[row, start:end], padding).transpose(0, 1), len(q))
-            num_keys = end - first_key  # without padding
-            of_value[row, :, first_key:end] += (weights.mT @ of_out)[:, :num_keys]
-            of_scores = torch._softmax_backward_data(of_out @ v.mT, weights, -1, weights.dtype)
-            if tanh is not None:
-                of_scores.mul_(1 - tanh.square())
-            of_key[row, :, first_key:end] += (of_scores.mT @ q)[:, :num_keys]
-            of_query[row, start:end] = _split_groups((of_scores @ k).mul_(ctx.scale), heads)[: end - start]
+        of_key, of_value = upstream.new_empty(2, *ctx.key_shape)
+        for row, first, last in ctx.documents:
+            q, k, v = next(saved), next(saved), next(saved)
+            padding = (0, 0, 0, 0, 0, -(last - first) % _MULTIPLE)
+            of_result = _merge_groups(F.pad(upstream[row, first:last], padding).transpose(0, 1), len(q))
+            of_q, of_k, of_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+            for block in _blocks(last - first, ctx.window):
+                queries, keys = _slices(block, heads // len(k))
+                weights, tanh = next(saved), next(saved)
+                of_out = of_result[:, queries]
+                of_v[:, keys] += weights.mT @ of_out
+                of_scores = torch._softmax_backward_data(of_out @ v[:, keys].mT, weights, -1, weights.dtype)
+                if tanh is not None:
+                    of_scores.mul_(1 - tanh.square())
+                of_k[:, keys] += of_scores.mT @ q[:, queries]
+                of_q[:, queries] = of_scores @ k[:, keys]
+            of_query[row, first:last] = _split_groups(of_q.mul_(ctx.scale), heads)[: last - first]
+            of_key[row, :, first:last] = of_k[:, : last - first]
+            of_value[row, :, first:last] = of_v[:, : last - first]
         return of_query.transpose(1, 2), of_key, of_value, None, None, None, None
+
+
+def _slices(block: _Block, group: int) -> tuple[slice, slice]:
+    """The queries of a block, in tall matrices of so many query heads, and its keys."""
+    return slice(block.start * group, block.end * group), slice(block.first_key, block.end)
 
 
 def _merge_groups(x: Tensor, key_heads: int) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from fc_lightning.data.collator import Batch
+from fc_lightning.models.attention import sliding_windows
 from fc_lightning.models.lora import unwrap_peft
 
 
@@ -32,13 +33,12 @@ class TrainingCost:
         causal = unwrap_peft(model)
         config, layers = causal.config.get_text_config(), causal.get_decoder().layers
         head_width = getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
-        kinds = getattr(config, "layer_types", None) or ["full_attention"] * len(layers)
         return cls(
             per_token=sum(map(_matrix_flops, layers)),
             per_supervised_token=_matrix_flops(causal.get_output_embeddings()),
             # Scores and weighted values are 2 products of 2 operations per weight and pair, and twice that backward.
             per_attended_pair=12 * head_width * config.num_attention_heads,
-            windows=tuple(config.sliding_window if kind == "sliding_attention" else None for kind in kinds),
+            windows=sliding_windows(config),
         )
 
     def flops(self, batch: Batch) -> float:

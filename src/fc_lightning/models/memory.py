@@ -12,7 +12,7 @@ import psutil
 import torch
 from torch import nn
 
-from fc_lightning.models.attention import BY_DOCUMENT
+from fc_lightning.models.attention import BY_DOCUMENT, scored_keys, sliding_windows
 from fc_lightning.models.lora import unwrap_peft
 from fc_lightning.models.peft_internals import frozen_head
 from fc_lightning.models.transformers_internals import attention_implementation
@@ -51,7 +51,7 @@ def estimate_training_bytes(
     Args:
         model: A causal language model, or a PeftModel around one.
         tokens: Tokens of a micro-batch.
-        attended: Keys for which attention scores are computed, per token.
+        attended: Length of the documents, or of the rows if the attention does not keep documents apart.
         supervised: Rows of logits held at a time.
         checkpointing: Whether layers are recomputed in the backward pass.
         half: Whether activations are in half precision.
@@ -136,6 +136,9 @@ def _scores_per_token(config: Any, attended: int, half: bool) -> int:
     attention = attention_implementation(config)
     if attention.startswith(_FUSED):
         return 0
+    if attention == BY_DOCUMENT:
+        by_layer = [scored_keys(attended, window) for window in sliding_windows(config)]
+        attended = sum(by_layer) // len(by_layer)
     copies = 3 if half and attention != BY_DOCUMENT else 1  # the eager attention of transformers casts, ours does not
     copies += getattr(config, "attn_logit_softcapping", None) is not None
     return config.num_attention_heads * attended * copies
