@@ -156,7 +156,9 @@ class _DocumentAttention(torch.autograd.Function):
             q, k, v = next(saved), next(saved), next(saved)
             padding = (0, 0, 0, 0, 0, -(last - first) % _MULTIPLE)
             of_result = _merge_groups(F.pad(upstream[row, first:last], padding).transpose(0, 1), len(q))
-            of_q, of_k, of_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+            of_q = torch.empty_like(q)
+            precise = torch.promote_types(k.dtype, torch.float32)  # for the sums over blocks
+            of_k, of_v = torch.zeros_like(k, dtype=precise), torch.zeros_like(v, dtype=precise)
             for block in _blocks(last - first, ctx.window):
                 queries, keys = _slices(block, heads // len(k))
                 weights, tanh = next(saved), next(saved)
