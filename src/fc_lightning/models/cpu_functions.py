@@ -16,11 +16,13 @@ from torch.autograd.function import once_differentiable
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 
+FAST_NORMS = (Gemma2RMSNorm, Gemma3RMSNorm)
+
 
 def use_fast_norms(model: nn.Module) -> None:
     """Replace the forward pass of frozen norms of Gemma 2 and Gemma 3 on a CPU. Results differ by rounding in fp32."""
     for module in model.modules():
-        if isinstance(module, (Gemma2RMSNorm, Gemma3RMSNorm)) and not module.weight.requires_grad:
+        if isinstance(module, FAST_NORMS) and not module.weight.requires_grad:
             module.forward = MethodType(_norm_forward, module)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from fc_lightning.models.attention import BY_DOCUMENT, scored_keys, sliding_windows
+from fc_lightning.models.cpu_functions import FAST_NORMS
 from fc_lightning.models.lora import unwrap_peft
 from fc_lightning.models.peft_internals import frozen_head
 from fc_lightning.models.transformers_internals import attention_implementation
@@ -109,8 +110,8 @@ def _bytes_per_token(layer: nn.Module, config: Any, attended: int, half: bool, d
     """The bytes that a decoder layer keeps per token, and those of the gradients that its backward pass holds.
 
     Attention keeps queries, keys, values and its result. The MLP keeps its two halves and the activation. Each norm
-    keeps its input in fp32. Dropout before an adapter keeps its result and a mask; adapters without dropout keep their
-    inputs, which are the two normed inputs and the product in the MLP.
+    keeps its input, in fp32 unless it is one of the fast ones on a CPU. Dropout before an adapter keeps its result and
+    a mask; adapters without dropout keep their inputs, which are the two normed inputs and the product in the MLP.
     """
     size, width = 2 if half else 4, config.hidden_size
     num_heads = {"q": config.num_attention_heads, "k": config.num_key_value_heads}
@@ -121,14 +122,15 @@ def _bytes_per_token(layer: nn.Module, config: Any, attended: int, half: bool, d
             inner = max(inner, module.in_features)
         elif isinstance(weight := getattr(module, "weight", None), nn.Parameter) and weight.dim() == 1:
             per_head = num_heads.get(name.rpartition(".")[2][0], 1) if weight.numel() < width else 1
-            normed += weight.numel() * per_head
+            is_fast = device.type == "cpu" and isinstance(module, FAST_NORMS)
+            normed += weight.numel() * per_head * (size if is_fast else 4)
         dropouts = getattr(module, "lora_dropout", nn.ModuleDict()).values()
         if any(isinstance(dropout, nn.Dropout) for dropout in dropouts):
             dropped += module.in_features
     mask = 1 if device.type == "cuda" else size
     inputs = dropped * (size + mask) if dropped else (inner + 2 * width) * size
     scores = _scores_per_token(config, attended, half)
-    return size * (values + scores) + 4 * normed + inputs, size * (3 * inner + scores)
+    return size * (values + scores) + normed + inputs, size * (3 * inner + scores)
 
 
 def _scores_per_token(config: Any, attended: int, half: bool) -> int:
