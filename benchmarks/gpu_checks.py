@@ -23,7 +23,8 @@ from transformers import AutoModelForCausalLM, Gemma2Config
 
 from fc_lightning.data.collator import Batch, PackingCollator
 from fc_lightning.data.packing import plan_packs
-from fc_lightning.models.attention import choose_attention, compile_layers
+from fc_lightning.models.attention import choose_attention
+from fc_lightning.models.compilation import compile_layers
 from fc_lightning.models.loading import load_base
 from fc_lightning.models.lora import add_adapter, add_token_rows, unwrap_peft
 from fc_lightning.models.loss import token_loss_sum

@@ -260,17 +260,6 @@ def choose_attention(device: torch.device, mixed: bool, setting: str = "auto") -
     return "flex_attention", "skips blocks between documents"
 
 
-def compile_layers(model: Any, device: torch.device) -> None:
-    """Compile the layers; on a GPU, once for each row length, with and without gradients.
-
-    On a GPU, rows are padded to a few lengths, and a graph with dynamic length would have no kernel for flex attention.
-    Dynamo's limit of eight graphs is too low for the powers of two that unpacked rows are padded to.
-    """
-    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-    for layer in model.get_decoder().layers:
-        layer.compile(dynamic=False if device.type == "cuda" else None)
-
-
 @contextmanager
 def generation_mode(model: nn.Module) -> Iterator[None]:
     """Generate without disturbing compiled training.

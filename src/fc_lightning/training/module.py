@@ -22,7 +22,8 @@ from fc_lightning.chat_template.tool_formats import ToolFormat
 from fc_lightning.data.collator import Batch
 from fc_lightning.evaluation.conversations import measure_conversations, rows_of
 from fc_lightning.evaluation.evaluator import IndexedTurn, TurnGenerator, gather_turns, measure, notify_callbacks
-from fc_lightning.models.attention import choose_attention, compile_layers, generation_mode
+from fc_lightning.models.attention import choose_attention, generation_mode
+from fc_lightning.models.compilation import compile_layers, should_compile
 from fc_lightning.models.fsdp import are_finite, shard
 from fc_lightning.models.loading import base_record, load_base
 from fc_lightning.models.lora import add_adapter, add_token_rows
@@ -202,7 +203,7 @@ class FunctionCallingModule(LightningModule):
         # 3) Checkpointing, compilation and sharding
         settings = (self.gradient_checkpointing, tokens_per_micro_batch(trainer), self.head_chunk)
         checkpointing = set_checkpointing(self.model, *settings, "mixed" in precision, device)
-        if device.type == "cuda" if self.compile_layers == "auto" else self.compile_layers:
+        if should_compile(self.compile_layers, device):
             compile_layers(model, device)
         if self._is_sharded:
             shard(self.model, self.device_mesh["data_parallel"])
