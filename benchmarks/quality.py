@@ -53,6 +53,12 @@ VARIANTS: dict[str, list[str]] = {
         "--data.augmentation.mask_names=0.4",
         "--model.token_weights.answer=4",  # four times the rows without a call, without the time for them
     ],
+    "one_pack": [  # steps of half as many tokens, and twice as many steps
+        "--data.augmentation.shuffle_tools=0.5",
+        "--data.augmentation.drop_tool=0.1",
+        "--data.augmentation.mask_names=0.4",
+        "--trainer.accumulate_grad_batches=1",
+    ],
     "value_weight_2": ["--model.token_weights.argument_value=2"],
     "name_weight_2": ["--model.token_weights.function_name=2"],
     "lora_plus_4": ["--model.lora_plus_ratio=4"],
@@ -65,6 +71,13 @@ VARIANTS: dict[str, list[str]] = {
     "preference": ["--model.preference.weight=1"],  # rows of `mine` are in the training data
 }
 VARIANTS["all_rank_32"] = [*VARIANTS["all"], *VARIANTS["rank_32"]]
+VARIANTS["one_pack_rank_64"] = [
+    *VARIANTS["one_pack"],
+    "--model.peft.init_args.r=64",
+    "--model.peft.init_args.lora_alpha=128",
+]
+VARIANTS["one_pack_rank_64"] += ["--model.learning_rate=2e-4"]
+VARIANTS["one_pack_template_reasoning"] = [*VARIANTS["one_pack"], "--data.thoughts=template"]
 PERTURBATIONS = ("shuffle_tools", "distractors", "mask_names", "drop_tool")
 SAMPLES = 8
 

@@ -148,3 +148,18 @@ def test_documents_of_all_lengths_have_few_shapes(monkeypatch, window):
     query, key, value = (torch.randn(1, heads, ends[-1], 8) for heads in (2, 1, 1))
     attention_by_document(None, query, key, value, None, sliding_window=window, documents=documents)
     assert shapes == {(2 * length, length) for length in (32, 64, 96, 128)}
+
+
+def test_attention_by_document_runs_without_autocast(monkeypatch):
+    """On a GPU, autocast would compute the softmax in fp32, and the gradient would be a product of two precisions."""
+    apply, seen = attention_module._DocumentAttention.apply, []
+
+    def watched(query, *rest):
+        seen.append((query.dtype, torch.is_autocast_enabled("cpu")))
+        return apply(query, *rest)
+
+    monkeypatch.setattr(attention_module._DocumentAttention, "apply", watched)
+    query = torch.zeros(1, 2, 8, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        attention_by_document(None, query, query, query, None, documents=[(0, 0, 8)])
+    assert seen == [(torch.bfloat16, False)]

@@ -75,7 +75,8 @@ def attention_by_document(
     kind = query.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
     query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    return _DocumentAttention.apply(query, key, value, documents, sliding_window, scaling, softcap), None
+    with torch.autocast(kind, enabled=False):  # on a GPU it would compute the softmax in fp32
+        return _DocumentAttention.apply(query, key, value, documents, sliding_window, scaling, softcap), None
 
 
 class _Block(NamedTuple):

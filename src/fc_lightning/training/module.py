@@ -73,7 +73,7 @@ class FunctionCallingModule(LightningModule):
         supervise: Which tokens are trained on: the model's turns (``assistant``) or all of them (``all``).
         preference: Adds a preference loss for rows with a rejected turn (columns ``chosen`` and ``rejected``).
         token_weights: Weights of the supervised tokens in the training loss, by kind; all 1 by default.
-        compile: Compile each decoder layer with ``torch.compile``; ``auto`` does so on a GPU.
+        compile: Compile each decoder layer with ``torch.compile``; ``auto`` does so on a GPU with torch 2.11 or later.
         gradient_checkpointing: Recompute layers in the backward pass to save memory; ``auto`` does if a GPU needs it.
         head_chunk: Rows of logits held in memory at a time. With a vocabulary of 262,144, 512 rows take 0.5 GB in fp32.
         generation: Fields of transformers' ``GenerationConfig``; greedy with 256 new tokens by default. With

@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 
 import torch
+import transformers
 from filelock import FileLock
 from huggingface_hub import try_to_load_from_cache
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -92,9 +93,10 @@ def _assemble(package: str) -> Path:
 
 
 def _converted_folder(gguf: Path) -> Path:
-    """The model folder of a GGUF file in the cache. It is converted on first use."""
+    """The model folder of a GGUF file in the cache. It is converted on first use by a version of transformers."""
     stat = gguf.stat()
-    key = hashlib.sha256(f"{gguf.resolve()}/{stat.st_size}/{stat.st_mtime_ns}".encode()).hexdigest()[:12]
+    source = f"{gguf.resolve()}/{stat.st_size}/{stat.st_mtime_ns}/transformers {transformers.__version__}"
+    key = hashlib.sha256(source.encode()).hexdigest()[:12]
     folder = cache_dir() / "models" / f"{gguf.stem}-{key}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
