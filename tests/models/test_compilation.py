@@ -20,7 +20,7 @@ from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 from transformers import AutoModelForCausalLM, Gemma3TextConfig
 
 from fc_lightning.models import compilation
-from fc_lightning.models.compilation import PersistentRows, should_compile
+from fc_lightning.models.compilation import PersistentRows, compile_layers
 from fc_lightning.models.head_loss import _loss_and_gradient
 from fc_lightning.models.lora import add_adapter
 from fc_lightning.utils.pretrained import BaseModelError
@@ -132,19 +132,31 @@ def test_inductor_alone_writes_kernels_that_do(pretended_gpu):
     assert any(map(reads_back, kernels(graph, inputs, InductorChoices()).values()))
 
 
+class Layers:
+    """A model whose layers record how they are compiled."""
+
+    def __init__(self):
+        self.options = []
+        self.layers = [SimpleNamespace(compile=lambda **options: self.options.append(options))]
+
+    def get_decoder(self):
+        return self
+
+
 def test_layers_are_compiled_for_a_gpu_with_the_choices(monkeypatch):
     monkeypatch.setattr(config, "inductor_choices_class", None)
-    compiled = []
-    layers = [SimpleNamespace(compile=lambda **options: compiled.append(options))]
-    compilation.compile_layers(SimpleNamespace(get_decoder=lambda: SimpleNamespace(layers=layers)), GPU)
+    model = Layers()
+    compile_layers(model, GPU, "auto")
     assert config.inductor_choices_class is PersistentRows
-    assert compiled == [{"dynamic": False}]
+    assert model.options == [{"dynamic": False}]
 
 
 def test_an_old_torch_compiles_nothing_for_a_gpu(monkeypatch):
-    assert should_compile("auto", GPU)
     monkeypatch.setattr(compilation, "_TAKES_CHOICES", False)
-    assert not should_compile("auto", GPU)
-    assert should_compile(True, torch.device("cpu"))
+    model = Layers()
+    compile_layers(model, GPU, "auto")
+    assert model.options == []
     with pytest.raises(BaseModelError, match=r"needs torch 2\.11 or later"):
-        should_compile(True, GPU)
+        compile_layers(model, GPU, True)
+    compile_layers(model, torch.device("cpu"), True)
+    assert model.options == [{"dynamic": None}]

@@ -3,8 +3,9 @@
 If a value is used before and after a sum over its row, Inductor may write a kernel with two loops over the row: the
 first one stores the value, the second one reads it back. Nothing makes the second loop wait for the first one
 (https://github.com/pytorch/pytorch/issues/190517), so a thread may read what another thread has not stored yet. Each
-process measures which launch parameters are fastest, and only some of them have the race: in 8 of 33 runs on an H200
-the gradients of the queries were random from the first step on, although the loss was exact.
+process measures which launch parameters are fastest, and only some of them have the race. In one of six processes on an
+H200 the gradients of the queries were random in every step, although the loss was exact; 8 of 33 training runs
+collapsed.
 
 A persistent kernel keeps the row in registers, and reads nothing back.
 """
@@ -42,30 +43,28 @@ class PersistentRows(InductorChoices):
         return f"{__name__}.PersistentRows/{_LONGEST_ROW}"
 
 
-def should_compile(setting: bool | Literal["auto"], device: torch.device) -> bool:
-    """Whether to compile the layers; ``auto`` does so on a GPU.
+def compile_layers(model: Any, device: torch.device, setting: bool | Literal["auto"] = True) -> None:
+    """Compile the layers, if so configured; ``auto`` does so on a GPU.
+
+    On a GPU, they are compiled once for each row length, with and without gradients: rows are padded to a few lengths,
+    and a graph with dynamic length would have no kernel for flex attention. Dynamo's limit of eight graphs is too low
+    for the powers of two that unpacked rows are padded to.
 
     Raises:
         BaseModelError: If they must be compiled for a GPU, and this version of torch would write kernels with a race.
     """
+    on_gpu = device.type == "cuda"
     if setting == "auto":
-        return device.type == "cuda" and _TAKES_CHOICES
-    if setting and device.type == "cuda" and not _TAKES_CHOICES:
+        setting = on_gpu and _TAKES_CHOICES
+    if not setting:
+        return
+    if _TAKES_CHOICES:
+        config.inductor_choices_class = PersistentRows
+    elif on_gpu:
         raise BaseModelError(
             f"`model.compile`: on a GPU this needs torch 2.11 or later; this is {torch.__version__}, whose compiled "
             "kernels can compute wrong gradients"
         )
-    return setting
-
-
-def compile_layers(model: Any, device: torch.device) -> None:
-    """Compile the layers; on a GPU, once for each row length, with and without gradients.
-
-    On a GPU, rows are padded to a few lengths, and a graph with dynamic length would have no kernel for flex attention.
-    Dynamo's limit of eight graphs is too low for the powers of two that unpacked rows are padded to.
-    """
-    if _TAKES_CHOICES:
-        config.inductor_choices_class = PersistentRows
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     for layer in model.get_decoder().layers:
-        layer.compile(dynamic=False if device.type == "cuda" else None)
+        layer.compile(dynamic=False if on_gpu else None)

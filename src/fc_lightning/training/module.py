@@ -23,7 +23,7 @@ from fc_lightning.data.collator import Batch
 from fc_lightning.evaluation.conversations import measure_conversations, rows_of
 from fc_lightning.evaluation.evaluator import IndexedTurn, TurnGenerator, gather_turns, measure, notify_callbacks
 from fc_lightning.models.attention import choose_attention, generation_mode
-from fc_lightning.models.compilation import compile_layers, should_compile
+from fc_lightning.models.compilation import compile_layers
 from fc_lightning.models.fsdp import are_finite, shard
 from fc_lightning.models.loading import base_record, load_base
 from fc_lightning.models.lora import add_adapter, add_token_rows
@@ -73,7 +73,7 @@ class FunctionCallingModule(LightningModule):
         supervise: Which tokens are trained on: the model's turns (``assistant``) or all of them (``all``).
         preference: Adds a preference loss for rows with a rejected turn (columns ``chosen`` and ``rejected``).
         token_weights: Weights of the supervised tokens in the training loss, by kind; all 1 by default.
-        compile: Compile each decoder layer with ``torch.compile``; ``auto`` does so on a GPU with torch 2.11 or later.
+        compile: Compile each decoder layer with ``torch.compile``; ``auto`` does so on a GPU.
         gradient_checkpointing: Recompute layers in the backward pass to save memory; ``auto`` does if a GPU needs it.
         head_chunk: Rows of logits held in memory at a time. With a vocabulary of 262,144, 512 rows take 0.5 GB in fp32.
         generation: Fields of transformers' ``GenerationConfig``; greedy with 256 new tokens by default. With
@@ -203,8 +203,7 @@ class FunctionCallingModule(LightningModule):
         # 3) Checkpointing, compilation and sharding
         settings = (self.gradient_checkpointing, tokens_per_micro_batch(trainer), self.head_chunk)
         checkpointing = set_checkpointing(self.model, *settings, "mixed" in precision, device)
-        if should_compile(self.compile_layers, device):
-            compile_layers(model, device)
+        compile_layers(model, device, self.compile_layers)
         if self._is_sharded:
             shard(self.model, self.device_mesh["data_parallel"])
         self.chosen = f"base in {dtype}, attention {attention} ({reason}), {checkpointing}"
