@@ -9,6 +9,7 @@ Each check is one line of the output: its name, what was measured, what is allow
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -99,10 +100,21 @@ def check_numbers(device: torch.device) -> Iterator[Check]:
         yield "logits merged against adapted, fp32", float((merged - expected).abs().max()), 1e-3
 
 
+def kernels_that_read_back(folder: Path) -> int:
+    """How many kernels load from a pointer after they have stored to it, of those that Inductor wrote into a folder."""
+    texts = [path.read_text(encoding="utf-8") for path in folder.rglob("*.py")]
+    kernels = {kernel for text in texts for kernel in re.findall(r"def (triton_\w+\(.*?)\'\'\'", text, re.DOTALL)}
+    return sum(
+        any(f"tl.load({store[1]} " in kernel[store.end() :] for store in re.finditer(r"tl\.store\((\w+)", kernel))
+        for kernel in kernels
+    )
+
+
 def check_compiled(device: torch.device) -> Iterator[Check]:
-    """Compiled layers have the loss and the gradient of plain ones, for many packs."""
+    """Compiled layers have the loss and the gradient of plain ones, for many packs, and kernels without a race."""
     attention, _ = choose_attention(device, mixed=True)
     with tempfile.TemporaryDirectory() as folder:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{folder}/kernels"
         write_random_model(folder, Gemma2Config(**SHAPES, **HEADS), device.type)
         plain, compiled = (small_model(folder, attention, device, torch.bfloat16) for _ in range(2))
         compile_layers(unwrap_peft(compiled), device)
@@ -117,6 +129,8 @@ def check_compiled(device: torch.device) -> Iterator[Check]:
             gradients.append(float((other_gradient - gradient).norm() / gradient.norm()))
         yield f"largest difference of loss, compiled layers, {len(packs)} packs", max(losses), 0.01
         yield f"largest difference of gradient, compiled layers, {len(packs)} packs", max(gradients), 0.1
+        num_read_back = kernels_that_read_back(Path(os.environ.pop("TORCHINDUCTOR_CACHE_DIR")))
+        yield "kernels that read back what they have stored", float(num_read_back), 0.0
 
 
 def check_training(device: torch.device) -> Iterator[Check]:
