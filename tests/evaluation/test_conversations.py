@@ -139,6 +139,8 @@ def measure_on(rank, world_size, folder):
     generator.asked.clear()
     measured = measure_conversations(generator, None, rows, turns)
     (Path(folder) / f"{rank}_of_{world_size}.json").write_text(json.dumps([measured, generator.asked]))
+    if world_size > 1:
+        torch.distributed.destroy_process_group()  # at exit, threads of gloo sometimes abort the process
 
 
 def test_generation_keeps_to_the_limits_of_the_data(monkeypatch):
