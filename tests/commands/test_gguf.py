@@ -6,6 +6,7 @@ import re
 import urllib.request
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
 from gguf import GGUFReader
@@ -25,6 +26,7 @@ from fc_lightning.commands.export import ExportError
 from fc_lightning.commands.export.gguf import check_convertible, write_gguf
 from fc_lightning.conversation.native_calls import FUNCTIONGEMMA
 from fc_lightning.models.saving import write_model
+from fc_lightning.utils.pretrained import resolve_base
 
 TOOLS = [
     {
@@ -80,6 +82,32 @@ def test_transformers_reads_the_same_model(architecture, dtype, tmp_path):
     )
     with torch.no_grad():
         torch.testing.assert_close(read(ids).logits, source(ids).logits, rtol=0, atol=TOLERANCE[dtype])
+
+
+def test_a_base_is_parsed_once(tmp_path, monkeypatch):
+    folder = merged_folder(tmp_path / "merged", "gemma3")
+    write_gguf(folder, tmp_path / "model.gguf", "bfloat16")
+    opened = []
+
+    class Reader(GGUFReader):
+        def __init__(self, path):
+            opened.append(Path(path))
+            super().__init__(path)
+
+    monkeypatch.setattr("gguf.GGUFReader", Reader)
+    monkeypatch.setenv("FC_LIGHTNING_CACHE", str(tmp_path / "cache"))
+    converted = resolve_base(str(tmp_path / "model.gguf"))
+    assert opened == [tmp_path / "model.gguf"]
+    assert gguf.GGUFReader is Reader
+    prompt = "What is 2 times  3?"
+    expected = AutoTokenizer.from_pretrained(tmp_path, gguf_file="model.gguf")(prompt).input_ids
+    assert AutoTokenizer.from_pretrained(converted)(prompt).input_ids == expected
+    read = AutoModelForCausalLM.from_pretrained(
+        tmp_path, gguf_file="model.gguf", dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+    ).state_dict()
+    weights = AutoModelForCausalLM.from_pretrained(converted, dtype=torch.bfloat16).state_dict()
+    assert read.keys() == weights.keys()
+    assert all(weights[name].equal(weight) for name, weight in read.items())
 
 
 def test_the_file_has_end_tokens_kinds_of_tokens_and_a_template_without_marks(tmp_path):
