@@ -103,7 +103,7 @@ def check_numbers(device: torch.device) -> Iterator[Check]:
 def kernels_that_read_back(folder: Path) -> int:
     """How many kernels load from a pointer after they have stored to it, of those that Inductor wrote into a folder."""
     texts = [path.read_text(encoding="utf-8") for path in folder.rglob("*.py")]
-    kernels = {kernel for text in texts for kernel in re.findall(r"def (triton_\w+\(.*?)\'\'\'", text, re.DOTALL)}
+    kernels = {kernel for text in texts for kernel in re.findall(r"def (triton_\w+\(.*?)'{3}", text, re.DOTALL)}
     return sum(
         any(f"tl.load({store[1]} " in kernel[store.end() :] for store in re.finditer(r"tl\.store\((\w+)", kernel))
         for kernel in kernels

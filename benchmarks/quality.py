@@ -75,8 +75,8 @@ VARIANTS["one_pack_rank_64"] = [
     *VARIANTS["one_pack"],
     "--model.peft.init_args.r=64",
     "--model.peft.init_args.lora_alpha=128",
+    "--model.learning_rate=2e-4",
 ]
-VARIANTS["one_pack_rank_64"] += ["--model.learning_rate=2e-4"]
 VARIANTS["one_pack_template_reasoning"] = [*VARIANTS["one_pack"], "--data.thoughts=template"]
 PERTURBATIONS = ("shuffle_tools", "distractors", "mask_names", "drop_tool")
 SAMPLES = 8

@@ -2,10 +2,10 @@
 
 If a value is used before and after a sum over its row, Inductor may write a kernel with two loops over the row: the
 first one stores the value, the second one reads it back. Nothing makes the second loop wait for the first one
-(https://github.com/pytorch/pytorch/issues/190517), so a thread may read what another thread has not stored yet. Each
-process measures which launch parameters are fastest, and only some of them have the race. In one of six processes on an
-H200 the gradients of the queries were random in every step, although the loss was exact; 8 of 33 training runs
-collapsed.
+(https://github.com/pytorch/pytorch/issues/190517), so a thread may read what another thread has not stored yet. The
+gradients of Gemma's queries come from such a kernel. On an H200 they were random in one of six processes, although the
+loss was exact, and 8 of 33 training runs collapsed. Each process measures which launch parameters are fastest, which
+may be why the others were right.
 
 A persistent kernel keeps the row in registers, and reads nothing back.
 """
