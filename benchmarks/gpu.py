@@ -210,7 +210,7 @@ def contend(contender: str, folder: str, output: Path, tiny: bool) -> None:
             result |= measure(contender, folder, length, share, device)
             if "tokens_per_second" in result:
                 result["matmul_tflops"] = peak / 1e12
-                result["utilisation"] = result["tokens_per_second"] * result["flops_per_token"] / peak
+                result["utilization"] = result["tokens_per_second"] * result["flops_per_token"] / peak
             result["wall_seconds"] = time.perf_counter() - started
             with output.open("a") as file:
                 file.write(json.dumps(result) + "\n")
@@ -219,14 +219,14 @@ def contend(contender: str, folder: str, output: Path, tiny: bool) -> None:
 
 def table(results: list[dict[str, Any]]) -> str:
     """The results as a Markdown table."""
-    lines = ["| | row | supervised | tokens/s | utilisation | peak memory, GB |", "|---|---:|---:|---:|---:|---:|"]
+    lines = ["| | row | supervised | tokens/s | utilization | peak memory, GB |", "|---|---:|---:|---:|---:|---:|"]
     for run in results:
         head = f"| {run['contender']} | {run['length']:,} | {run['supervised']:.0%} |"
         if "failed" in run:
             lines.append(f"{head} {run['failed']} | | |")
             continue
         lines.append(
-            f"{head} {run['tokens_per_second']:,.0f} | {run['utilisation']:.1%} | {run['peak_memory_gb']:.1f} |"
+            f"{head} {run['tokens_per_second']:,.0f} | {run['utilization']:.1%} | {run['peak_memory_gb']:.1f} |"
         )
     return "\n".join(lines)
 

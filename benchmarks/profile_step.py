@@ -2,14 +2,15 @@
 
     python benchmarks/profile_step.py --data hermes_bfcl/train.jsonl
 
-Trains as the command line does and records some optimizer steps with torch's profiler. An operation of the forward pass
-counts for the innermost part of the model around it, a node of the backward pass for the part that created it (torch
-gives both the same sequence number). Operations outside all parts are listed as other. The rest of the wall time is
-spent in the framework and on data.
+Trains with the module and data of the command line, without its settings of glibc, and records some optimizer steps
+with torch's profiler. An operation of the forward pass counts for the innermost part of the model around it, a node of
+the backward pass for the part that created it (torch gives both the same sequence number). Operations outside all parts
+are listed as other. The rest of the wall time is spent in the framework and on data.
 """
 
 import argparse
 import json
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -146,8 +147,8 @@ def main() -> None:
     recorder, clock = Recorder(args.warm, args.steps), StepClock(args.warm)
     trainer = Trainer(
         accelerator="cpu", max_steps=args.warm + args.steps, accumulate_grad_batches=args.accumulation,
-        precision="bf16-mixed", gradient_clip_val=1.0, logger=CSVLogger("/tmp/profile_step"), log_every_n_steps=1,
-        enable_checkpointing=False, enable_progress_bar=False, callbacks=[clock, recorder],
+        precision="bf16-mixed", gradient_clip_val=1.0, logger=CSVLogger(tempfile.gettempdir(), "profile_step"),
+        log_every_n_steps=1, enable_checkpointing=False, enable_progress_bar=False, callbacks=[clock, recorder],
         use_distributed_sampler=False,
     )  # fmt: skip
     trainer.fit(module, datamodule=data)

@@ -1,9 +1,9 @@
 """What helps a small model make more correct calls: train variants of a recipe, evaluate them, one JSON line per run.
 
     python benchmarks/quality.py --train train.jsonl --validation validation.jsonl --variants plain mask_names all
-    python benchmarks/quality.py --table
+    python benchmarks/quality.py --table --results benchmarks/results/quality_h200.jsonl
 
-Each variant changes one thing about the recipe and trains for the same number of steps. Every run is evaluated as it
+Each variant changes settings of the recipe and trains for the same number of epochs. Every run is evaluated as it
 is, under all perturbations, and by sampling (pass@1 and pass@8 at temperature 0.8). A run that already has a line is
 not repeated, so that an interrupted sweep continues where it stopped. Several runs can share a GPU:
 
