@@ -9,15 +9,17 @@ import sys
 import time
 import urllib.request
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tests.helpers.teacher import Teacher
 
-from fc_lightning.commands.distill import Answers, TeacherError, judge, think
+from fc_lightning.commands.distill import Answers, TeacherError, judge, think, to_row
 from fc_lightning.conversation.types import Conversation, Message, Tool, ToolCall
 from fc_lightning.data import FunctionCallingDataModule, Source
 from fc_lightning.data.files import DataError
+from fc_lightning.data.formats import read_row
 
 pytest.importorskip("openai")
 BASE = "tests/models/tiny_gemma2"
@@ -108,6 +110,13 @@ def test_rejected_answers_are_counted_and_leave_the_row_as_it_was(tmp_path, caps
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert len(rows) == 5
     assert f"{counts['asked']} rejected: quotes tags" in capsys.readouterr().out
+
+
+def test_a_rejected_turn_is_kept():
+    pair = replace(ROME, rejected=Message("assistant", "I cannot."))
+    row = to_row(pair)
+    assert read_row(row).rejected == pair.rejected
+    assert read_row(row).messages == pair.messages
 
 
 def test_an_endpoint_that_is_not_there(tmp_path, capsys):

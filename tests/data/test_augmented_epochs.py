@@ -8,6 +8,9 @@ import pytest
 
 from fc_lightning.data import DataError, FunctionCallingDataModule, Source
 from fc_lightning.data.augmentation import Augmentation
+from fc_lightning.data.encoding import EncodingSettings, augment_documents, encode_documents
+from fc_lightning.data.formats import read_row
+from fc_lightning.data.row_report import RowReport
 
 BASE = "tests/models/tiny_gemma2"
 TRAIN = "data/quickstart/train.jsonl"
@@ -145,6 +148,16 @@ def test_verbatim_rows_are_not_varied(tmp_path):
     for settings in ({"augmentation": ALL}, {"augmentation": None, "perturbations": ["mask_names"]}):
         with pytest.raises(DataError, match=r"verbatim rendering keeps the rows' text"):
             data_of(tmp_path, render="verbatim", **settings)
+
+
+def test_sources_with_the_same_places_keep_their_rows():
+    """As two configurations of one dataset on the Hub have them."""
+    template = data_of(Path("unused")).template
+    settings = EncodingSettings(max_length=1024, augmentation=Augmentation(shuffle_tools=1.0))
+    rows = [json.loads(line) for line in Path(TRAIN).read_text(encoding="utf-8").splitlines()[:2]]
+    chunk = [(source, "user/name:1", read_row(row, default_id=f"row {source}")) for source, row in enumerate(rows)]
+    plain = list(encode_documents(chunk, template, settings, RowReport()))
+    assert [one["id"] for one in augment_documents(plain, chunk, template, settings)] == [one["id"] for one in plain]
 
 
 def test_perturbed_prompts_come_after_plain_ones_and_not_within_training(tmp_path):

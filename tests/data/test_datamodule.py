@@ -263,6 +263,23 @@ def test_prompts_carry_tools_gold_and_the_schema_of_the_answer(tmp_path):
     ]
 
 
+def test_a_row_that_cannot_be_rendered_has_no_prompts_and_is_reported_once(tmp_path):
+    call = {"type": "function", "function": {"name": "f", "arguments": "{}"}}
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "tool_calls": [call]}]
+    texts = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]
+    sources = []
+    for name, row in (("calls", {"messages": turns}), ("texts", {"conversations": texts})):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row))
+        sources.append(Source(str(tmp_path / f"{name}.jsonl")))
+    data = FunctionCallingDataModule(
+        BASE, validation=sources, render="verbatim", max_unreadable=1.0, cache_dir=str(tmp_path / "cache")
+    )
+    data.setup("validate")
+    prepared = data.prepared["validation"]
+    assert [place for place, *_ in prepared.report.skipped] == [f"{tmp_path}/calls.jsonl:1"]
+    assert len(prepared.prompts) == 1
+
+
 def test_every_rank_has_prompts_where_one_batch_would_hold_all(tmp_path):
     data = FunctionCallingDataModule(BASE, validation=[Source(TRAIN, limit=12)], cache_dir=str(tmp_path))
     data.setup("validate")

@@ -56,6 +56,12 @@ def test_a_folder_of_one_split_is_read_whole(tmp_path):
     assert ids(tmp_path) == ids(tmp_path, split="test") == ["a"]
 
 
+def test_training_rows_are_not_read_as_another_split(tmp_path):
+    write(tmp_path / "train-0.jsonl", "a")
+    with pytest.raises(DataError, match="no split 'validation'; available: train"):
+        ids(tmp_path, split="validation")
+
+
 README = """---
 configs:
 - config_name: default

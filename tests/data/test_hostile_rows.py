@@ -63,6 +63,19 @@ KINDS = {
     "surrogate in an argument": (called(json.dumps({"name": "f", "arguments": {"a": "\udfff"}})), SKIPPED),
     "surrogate in a tool": (said(tools=[{"name": "f\ud800"}]), SKIPPED),
     "surrogate in the id": (said(id="\ud800"), SKIPPED),
+    "surrogate in reasoning": (
+        messages(("user", {"content": "Hi?"}), ("assistant", {"content": "Hi.", "reasoning_content": "\ud83d"})),
+        SKIPPED,
+    ),
+    "surrogate in system blocks": (
+        messages(
+            ("user", {"content": [{"type": "text", "text": "Hi?"}]}),
+            ("assistant", {"content": [{"type": "text", "text": "Hi."}]}),
+            system=[{"type": "text", "text": "\ud83d"}],
+            tools=[{"name": "f", "input_schema": {"type": "object"}}],
+        ),
+        SKIPPED,
+    ),
     "surrogate in a role": ({"conversations": [{"from": "\ud800", "value": "Hi"}]}, SKIPPED),
     "no UTF-8": (
         b'{"conversations": [{"from": "human", "value": "\xff\xfe"}, {"from": "gpt", "value": "b"}]}',

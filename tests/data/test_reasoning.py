@@ -208,6 +208,12 @@ def test_numbers_of_a_list_are_told_apart(text):
     assert not SearchableText(text).contains_part_of(3405)
 
 
+def test_words_without_spaces_and_huge_numbers():
+    assert SearchableText("北京的天气怎么样").contains("北京")  # Beijing, in a question about its weather
+    assert not SearchableText("北京的天气").contains("上海")  # Shanghai
+    assert not SearchableText("a modulus of 7").contains(10**400)
+
+
 def test_a_comma_may_group_thousands_or_divide_a_list():
     assert SearchableText("200,300,400").contains([200, 300, 400, 200_300_400])
     assert not SearchableText("1,2000").contains_part_of(12000)

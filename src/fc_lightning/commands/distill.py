@@ -197,9 +197,13 @@ def judge(answer: dict[str, Any] | None, conversation: Conversation, turn: int) 
 
 
 def to_row(conversation: Conversation) -> dict[str, Any]:
-    """A conversation as a row in OpenAI's shape, which the format ``openai`` reads back."""
+    """A conversation as a row that the format ``openai``, or with a rejected turn ``preference``, reads back."""
     row: dict[str, Any] = {"id": conversation.id, "category": conversation.category}
-    row["messages"] = [openai_message(message) for message in conversation.messages]
+    messages = [openai_message(message) for message in conversation.messages]
+    if conversation.rejected is None:
+        row["messages"] = messages
+    else:
+        row |= {"prompt": messages[:-1], "chosen": messages[-1:], "rejected": [openai_message(conversation.rejected)]}
     row["tools"] = [tool.to_openai() for tool in conversation.tools]
     return {**row, "gold": list(conversation.gold)} if conversation.gold else row
 

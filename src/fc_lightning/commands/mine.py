@@ -62,8 +62,9 @@ def mine(
     settings = datamodule.preparation("train")
     turns: list[Conversation] = []  # each up to the turn, and including it
     prompts: list[dict[str, Any]] = []
+    report = RowReport()
     for row in read_conversations(datamodule.sources["train"], datamodule.template, settings):
-        for prompt in encode_prompts([row], datamodule.template, settings, RowReport()):
+        for prompt in encode_prompts([row], datamodule.template, settings, report):
             prompts.append(prompt)
             turns.append(_until(row[2], prompt["turn"]))
     # 2) Samples
@@ -86,6 +87,8 @@ def mine(
         write_text(file, "".join(f"{line}\n" for line in lines))
         found = "; ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
         print(f"{len(turns):,} turns, {len(lines):,} with a mistake" + (f": {found}" if found else ""))
+        for _, id, reason in [*report.skipped, *report.too_long]:
+            print(f"skipped: {id}: {reason}")
         print(f"pairs: {file}")
     return kinds
 

@@ -15,6 +15,8 @@ _UNITS = {"k": 1e3, "thousand": 1e3, "m": 1e6, "million": 1e6, "b": 1e9, "billio
 _COUNTING = "zero one two three four five six seven eight nine ten eleven twelve"
 _NUMERALS = {word: float(number) for number, word in enumerate(_COUNTING.split())}
 _NUMERALS |= {"half": 0.5, "dozen": 12.0, "first": 1.0, "second": 2.0, "third": 3.0, "hundred": 100.0, "thousand": 1e3}
+# Thai, Lao, Burmese, Khmer, kana and Han do not separate words with spaces; Korean particles follow the noun directly.
+_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]")
 _MAX_NUMBER_LENGTH = 300  # characters; a longer number does not fit into a float
 
 
@@ -57,10 +59,12 @@ class SearchableText:
 
     def _contains_leaf(self, leaf: Any) -> bool:
         if isinstance(leaf, str):
+            if _UNSPACED.search(leaf):
+                return leaf.lower() in self.source.lower()
             found = words(leaf)
             return f" {' '.join(found)} " in self._joined_words if found else leaf in self.source
         if isinstance(leaf, int | float) and not isinstance(leaf, bool):
-            return abs(float(leaf)) in self._numbers
+            return abs(leaf) in self._numbers
         return False
 
 

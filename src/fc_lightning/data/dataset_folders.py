@@ -57,7 +57,7 @@ def files_of(folder: Path, split: str, name: str | None) -> FolderFiles:
         by_split = {}
         for file in files:
             by_split.setdefault(split_of(file.relative_to(folder)), []).append(file)
-        if set(by_split) <= {"train"} or len(by_split) < 2:
+        if len(by_split) < 2 and split in ("train", *by_split):
             return FolderFiles(files)
     if split not in by_split:
         raise DataError(f"{folder}: no split {split!r}; available: {', '.join(sorted(by_split))}")

@@ -116,9 +116,11 @@ def augment_documents(
         if augmented is not conversation:
             varied.append((source, place, augmented))
     encoded = encode_documents(varied, template, replace(settings, too_long="drop"), RowReport())
-    pairs = {place for _, place, conversation in varied if settings.pairs and conversation.rejected is not None}
-    by_place = {one["place"]: one for one in encoded if one["place"] not in pairs or one.get("rejected_ids")}
-    return [by_place.get(document["place"], document) for document in documents]
+    pairs = {(source, place) for source, place, one in varied if settings.pairs and one.rejected is not None}
+    # Configurations of one dataset have the same places.
+    keyed = [((one["source"], one["place"]), one) for one in encoded]
+    by_row = {row: one for row, one in keyed if row not in pairs or one.get("rejected_ids")}
+    return [by_row.get((document["source"], document["place"]), document) for document in documents]
 
 
 def _document(
@@ -184,6 +186,7 @@ def encode_prompts(
 ) -> Iterator[dict[str, Any]]:
     """Encode a prompt for each model turn, with the reference history. `max_length` does not apply to prompts.
 
+    Rows that cannot be rendered are reported as skipped.
     Prompts of perturbed conversations come after all others.
     """
     yield from _prompts(chunk, template, settings, report)
@@ -209,7 +212,11 @@ def _prompts(
     rows: list[dict[str, Any]] = []
     for _, place, original in chunk:
         conversation = add_reasoning(original, settings.thoughts, settings.thoughts_share)
-        messages = [] if conversation.defects else template.messages(conversation)
+        try:
+            messages = [] if conversation.defects else template.messages(conversation)
+        except ChatTemplateError as error:
+            report.skipped.append((place, conversation.id, str(error)))
+            continue
         schema = conversation.response_schema
         row: dict[str, Any] = {"id": conversation.id, "category": conversation.category, "perturbation": perturbation}
         row["tools"] = dump_json([tool.to_openai() for tool in conversation.tools])

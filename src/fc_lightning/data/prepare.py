@@ -244,7 +244,9 @@ def _blocks(
         chunk = list(filter_rows(rows, sources, template, settings, report, sides))
         documents = list(encode_documents(chunk, template, settings, report))
         documents = augment_documents(documents, chunk, template, settings)
-        prompts = list(encode_prompts(chunk, template, settings, report)) if settings.prompts else []
+        skipped = {place for place, *_ in report.skipped}  # a row is reported once
+        rendered = [entry for entry in chunk if entry[1] not in skipped]
+        prompts = list(encode_prompts(rendered, template, settings, report)) if settings.prompts else []
         yield place, (report, _batch(documents, _DOCUMENTS), _batch(prompts, _PROMPTS))
 
 

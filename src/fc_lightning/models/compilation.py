@@ -22,7 +22,7 @@ from torch._inductor.virtualized import V
 
 from fc_lightning.utils.pretrained import BaseModelError
 
-_TAKES_CHOICES = hasattr(config, "inductor_choices_class")  # torch 2.8 and 2.9 do not
+_TAKES_CHOICES = hasattr(config, "inductor_choices_class")  # torch 2.8 and 2.9 do not; 2.10 was not checked
 _LONGEST_ROW = 8192  # elements; the hidden states of Gemma 3 27B have 5,376
 
 

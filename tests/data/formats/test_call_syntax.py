@@ -120,12 +120,44 @@ def test_other_texts_stay_text(text):
         ("<|python_tag|>import os; os.system('x')", "call 1: "),
         ("<start_function_call>call:ferry{port:<escape>Skye}<end_function_call>", "call 1: "),
         (f"<tool_call>{OBJECT}</tool_call><tool_call>oops</tool_call>", "call 2: neither JSON"),
+        ("<function=ferry>{} <function=ferry>{}</function>", "call 1: <function=ferry> is not closed"),
+        (
+            "<tool_call>ferry<arg_key>port</arg_key><arg_key>day</arg_key><arg_value>2</arg_value></tool_call>",
+            "call 1: 2 <arg_key>, but 1 <arg_value>",
+        ),
     ],
 )
 def test_a_broken_call_between_markers_is_an_error(text, error):
     parsed = parse_text(text, TOOLS)
     assert len(parsed.errors) == 1
     assert parsed.errors[0].startswith(error)
+
+
+def test_a_broken_call_does_not_swallow_the_next_one():
+    broken = "<tool_call><function=ferry><parameter=day>1</parameter></tool_call>"
+    sound = "<tool_call><function=ferry><parameter=port>Skye</parameter></function></tool_call>"
+    parsed = parse_text(broken + sound, TOOLS)
+    assert parsed.calls == (SKYE,)
+    assert len(parsed.errors) == 1
+
+
+@pytest.mark.parametrize(
+    ("schema", "text", "value"),
+    [
+        ({"type": "string"}, "10115", "10115"),
+        ({"type": ["string", "null"]}, "10115", "10115"),
+        ({"type": ["string", "null"]}, "null", None),
+        ({"anyOf": [{"type": "string"}, {"type": "null"}]}, "10115", "10115"),
+        ({"type": ["integer", "string"]}, "10115", 10115),
+        ({"enum": ["1", "2"]}, "2", "2"),
+        ({"type": "integer"}, "soon", "soon"),
+        ({}, "10115", 10115),
+    ],
+)
+def test_an_unquoted_argument_has_the_type_of_its_schema(schema, text, value):
+    tools = {"post": Tool("post", "", {"type": "object", "properties": {"code": schema}})}
+    call = f"<tool_call><function=post><parameter=code>{text}</parameter></function></tool_call>"
+    assert parse_text(call, tools).calls == (ToolCall("post", {"code": value}),)
 
 
 def test_text_around_calls():

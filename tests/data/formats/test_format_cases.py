@@ -272,6 +272,21 @@ ROWS = {
         },
         (Message("system", "Be brief."), ASK, Message("assistant", "", "A port.", (SKYE,)), RESULT, ANSWER),
     ),
+    "responses items without a summary": (
+        "openai_responses",
+        {
+            "input": ASK.content,
+            "output": [
+                {"type": "reasoning", "summary": []},
+                {"type": "function_call", "call_id": "a", "name": "ferry", "arguments": '{"port": "Skye"}'},
+                {"type": "function_call_output", "call_id": "a", "output": RESULT.content},
+                {"type": "reasoning", "summary": []},
+                {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "At 9:40."}]},
+            ],
+            "tools": [{"type": "function", **FUNCTION}],
+        },
+        EXCHANGE,
+    ),
     "alpaca": (
         "alpaca",
         {
@@ -348,6 +363,16 @@ ROWS = {
             "<escape>}<end_function_response>At 9:40.<end_of_turn>\n"
         },
         (Message("system", "Be brief."), *EXCHANGE),
+    ),
+    "rendered with two end markers": (
+        "rendered",
+        {
+            "text": f"<start_of_turn>human\n{ASK.content}<end_of_turn><eos>\n<start_of_turn>model\n<tool_call>\n"
+            f"{json.dumps(SKYE.to_dict())}\n</tool_call><end_of_turn><eos>\n<start_of_turn>tool\n<tool_response>\n"
+            f"{RESULT.content}\n</tool_response><end_of_turn><eos>\n<start_of_turn>model\nAt 9:40.<end_of_turn><eos>\n",
+            "tools": [FUNCTION],
+        },
+        EXCHANGE,
     ),
     "rendered ChatML": (
         "rendered",
@@ -574,6 +599,24 @@ ROWS = {
         EXCHANGE,
     ),
 }
+
+
+def test_accepted_values_inside_of_objects():
+    question = [[{"role": "user", "content": "Enter John Doe."}]]
+    accepted = {"info": [{"name": ["John Doe", "J. Doe"], "mail": ["", "j@x.y"]}], "tags": [[{"n": ["a", "b"]}], ""]}
+    row = {"question": question, "function": [{"name": "enter"}], "ground_truth": [{"enter": accepted}]}
+    (call,) = read_row(row).messages[-1].tool_calls
+    assert call.arguments == {"info": {"name": "John Doe"}, "tags": [{"n": "a"}]}
+
+
+@pytest.mark.parametrize(
+    "products", ['[{"name": "Mug", "description": "Blue"}]', '{"name": "Mug", "description": "Blue"}']
+)
+def test_names_and_descriptions_without_a_schema_are_no_tools(products):
+    system = f"You sell these products:\n{products}"
+    conversation = read_row({"messages": [message("system", system), USER, REPLY]})
+    assert conversation.messages[0].content == system
+    assert conversation.tools == ()
 
 
 @pytest.mark.parametrize("name", ROWS)

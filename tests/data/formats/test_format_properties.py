@@ -323,9 +323,15 @@ def write_columns(conversation):
     return {**row, "tool_call": row.pop("answers"), "thoughts": thought}
 
 
+def accept_only(value):
+    if isinstance(value, list):
+        return [accept_only(item) for item in value]
+    return {key: [accept_only(item)] for key, item in value.items()} if isinstance(value, dict) else value
+
+
 def write_bfcl(conversation):
     question, turn = conversation.messages
-    accepted = [{call.name: {key: [value] for key, value in call.arguments.items()}} for call in turn.tool_calls]
+    accepted = [{call.name: accept_only(call.arguments)} for call in turn.tool_calls]
     return {
         "question": [[{"role": "user", "content": question.content}]],
         "function": bare_tools(),

@@ -34,10 +34,19 @@ def _call(alternatives: Any) -> Any:
     name, accepted = next(iter(alternatives.items()))
     if not isinstance(accepted, dict):
         return alternatives
-    arguments = {
-        key: values[0] for key, values in accepted.items() if isinstance(values, list) and values and values[0] != ""
-    }
-    return {"name": name, "arguments": arguments}
+    return {"name": name, "arguments": _first_accepted(accepted)}
+
+
+def _first_accepted(accepted: dict[str, Any]) -> dict[str, Any]:
+    """The first accepted value of each key; the objects among the values list the accepted values of their keys."""
+    first = {key: values[0] if isinstance(values, list) else values for key, values in accepted.items() if values != []}
+    return {key: _without_alternatives(value) for key, value in first.items() if value != ""}
+
+
+def _without_alternatives(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_alternatives(item) for item in value]
+    return _first_accepted(value) if isinstance(value, dict) else value
 
 
 FORMAT = Format(_read, _detect, COMMON_KEYS | {"question", "function", "ground_truth"}, ("question", "function"))

@@ -52,6 +52,7 @@ class ConversationBuilder:
     def add(self, number: int, role: Role, text: str) -> None:
         """Add a system, user or tool message; an empty system text is skipped."""
         if role != "system" or text.strip():
+            text_of(text, f"turn {number}: its text")
             self.turns.append(BuiltTurn(number, Message(role, text.strip())))
 
     def add_result(self, number: int, content: Any, call_id: str = "", name: str = "") -> None:
@@ -89,6 +90,7 @@ class ConversationBuilder:
             if not calls and looks_like_call(text):
                 self.notices.append(("possible_call", f"turn {number}: {text[:80]}"))
         reasoning = (reasoning or "").strip() or (inner or "").strip() or None
+        text_of(reasoning or "", f"turn {number}: its reasoning")
         message = Message("assistant", text.strip(), reasoning, tuple(calls), supervised)
         ids = (*ids, *[""] * (len(calls) - len(ids)))
         before = self.turns[-1] if self.turns else None

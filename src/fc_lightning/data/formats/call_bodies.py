@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from fc_lightning.conversation.json_schema import fits_schema
 from fc_lightning.conversation.parsing import CallSyntaxError, parse_literal, to_json_value
 from fc_lightning.conversation.types import ToolCall
 from fc_lightning.data.formats.python_calls import NAME, Tools, parse_python
@@ -69,9 +70,11 @@ def _parse_named_json(text: str, tools: Tools) -> list[ToolCall]:
 
 
 def _elements(text: str, opening: re.Pattern[str], closing: str) -> Iterator[tuple[re.Match[str], str]]:
-    """Each opening mark with the text up to the next closing one."""
+    """Each opening mark with the text up to the next closing one; two opening marks in a row are an error."""
     position = 0
     while (match := opening.search(text, position)) and (end := text.find(closing, match.end())) >= 0:
+        if opening.search(text, match.end(), end):
+            raise CallSyntaxError(f"{match[0]} is not closed: {text[match.start() : match.start() + 80]}")
         yield match, text[match.end() : end]
         position = end + len(closing)
 
@@ -96,23 +99,28 @@ def _parse_glm(text: str, tools: Tools) -> list[ToolCall]:
     """GLM-4.5: a name, then ``<arg_key>`` and ``<arg_value>`` for each argument."""
     name = text.partition("<arg_key>")[0].strip()
     keys = [key.strip() for _, key in _elements(text, _ARGUMENT_KEY, "</arg_key>")]
-    given = dict(zip(keys, (value for _, value in _elements(text, _ARGUMENT_VALUE, "</arg_value>")), strict=False))
+    values = [value for _, value in _elements(text, _ARGUMENT_VALUE, "</arg_value>")]
+    if len(keys) != len(values):
+        raise CallSyntaxError(f"{len(keys)} <arg_key>, but {len(values)} <arg_value>: {text[:80]}")
+    given = dict(zip(keys, values, strict=True))
     if not re.fullmatch(NAME, name) or (not given and name not in tools):
         return []
     return [ToolCall(name, {key: typed_argument(value, name, key, tools) for key, value in given.items()})]
 
 
 def typed_argument(text: str, name: str, argument: str, tools: Tools) -> Any:
-    """An argument that is written without quotes: a text if the tool declares one, else JSON if it is JSON."""
+    """An argument that is written without quotes: a text if only a text fits the schema, else JSON if it is JSON."""
     text = text.strip("\n") if "\n" in text else text.strip()
     properties = tools[name].parameters.get("properties") if name in tools else None
     schema = properties.get(argument) if isinstance(properties, dict) else None
     if isinstance(schema, dict) and str(schema.get("type")).lower() in ("string", "str"):
         return text
     try:
-        return parse_literal(text)
+        value = parse_literal(text)
     except CallSyntaxError:
         return text
+    is_text = isinstance(schema, dict) and fits_schema(text, schema) and not fits_schema(value, schema)
+    return text if is_text else value
 
 
 def _parse_sections(text: str, tools: Tools) -> list[ToolCall]:

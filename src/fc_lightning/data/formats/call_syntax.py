@@ -129,8 +129,9 @@ def _parse_marked(text: str, reasoning: str | None, tools: Tools) -> ParsedText:
 
 def _without_end_markers(text: str) -> str:
     stripped = text.rstrip()
-    marker = next((marker for marker in _END_MARKERS if stripped.endswith(marker)), "")
-    return stripped.removesuffix(marker).rstrip() if marker else text
+    while marker := next((marker for marker in _END_MARKERS if stripped.endswith(marker)), ""):
+        text = stripped = stripped.removesuffix(marker).rstrip()
+    return text
 
 
 def _take_calls(text: str, match: re.Match[str], tools: Tools) -> tuple[int, list[ToolCall], str]:

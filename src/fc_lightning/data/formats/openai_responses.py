@@ -26,7 +26,18 @@ def _read(row: Row) -> Conversation:
         items += turns_of(row, _COLUMNS)
     if decoded_list(row.get("output")):
         items += turns_of(row, ("output",))
-    return read_chat(row, [_message(item) for item in items], column_text(row, "instructions"))
+    messages = [_message(item) for item in items if not _is_empty_reasoning(item)]
+    return read_chat(row, messages, column_text(row, "instructions"))
+
+
+def _is_empty_reasoning(item: dict[str, Any]) -> bool:
+    """Whether a reasoning item has no text: a summary is written only if it was requested."""
+    return item.get("type") == "reasoning" and not _reasoning(item).strip()
+
+
+def _reasoning(item: dict[str, Any]) -> str:
+    parts = [*(item.get("summary") or []), *(item.get("content") or [])]
+    return "\n".join(str(part.get("text") or "") for part in parts if isinstance(part, dict))
 
 
 def _message(item: dict[str, Any]) -> dict[str, Any]:
@@ -39,9 +50,7 @@ def _message(item: dict[str, Any]) -> dict[str, Any]:
     if kind == "function_call_output":
         return {"role": "tool", "content": item.get("output"), "tool_call_id": item.get("call_id")}
     if kind == "reasoning":
-        parts = [*(item.get("summary") or []), *(item.get("content") or [])]
-        text = "\n".join(str(part.get("text") or "") for part in parts if isinstance(part, dict))
-        return {"role": "assistant", "content": "", "reasoning_content": text or " "}
+        return {"role": "assistant", "content": "", "reasoning_content": _reasoning(item)}
     if "role" not in item:
         raise RowError(f"an item of type {kind!r:.40} is neither a message nor a function call")
     return {key: value for key, value in item.items() if key not in ("type", "id", "status")}

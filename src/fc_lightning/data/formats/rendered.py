@@ -17,7 +17,9 @@ from fc_lightning.data.formats.values import Row, RowError, column_text
 _TURN = re.compile(
     r"<start_of_turn>(?P<gemma>\w+)\n|<\|im_start\|>(?P<chatml>\w+)\n|<\|start_header_id\|>(?P<llama>\w+)<\|end_header_id\|>\n\n"
 )
-_END = re.compile(r"(?:<end_of_turn>|<\|im_end\|>|<\|eot_id\|>|<\|eom_id\|>|<\|end_of_text\|>|<eos>|</s>)\s*$")
+_END = re.compile(
+    r"(?:(?:<end_of_turn>|<\|im_end\|>|<\|eot_id\|>|<\|eom_id\|>|<\|end_of_text\|>|<\|endoftext\|>|<eos>|</s>)\s*)+$"
+)
 _DECLARATION = re.compile(
     r"<start_function_declaration>declaration:(?P<name>[\w.\-]+)(?P<body>\{.*?\})<end_function_declaration>", re.DOTALL
 )

@@ -110,9 +110,11 @@ def _split_bare(text: str) -> tuple[str, tuple[Tool, ...], str]:
                 tools = read_tools(value)
             except CallSyntaxError:
                 continue
-            if tools and all(isinstance(one, dict) and _TOOL_KEYS & {*one, *_function(one)} for one in value):
+            if tools and all(_TOOL_KEYS & {*one, *_function(one)} for one in value) and any(map(_has_schema, value)):
                 return _joined([text[: start.start()], text[end:]]), tools, ""
     objects = list(_objects_in(text))
+    if not any(_has_schema(value) for value, _, _ in objects):
+        return text, (), ""  # names and descriptions of something else, such as products
     try:
         tools = read_tools([value for value, _, _ in objects])
     except CallSyntaxError as problem:
@@ -133,6 +135,10 @@ def _joined(parts: list[str]) -> str:
 def _function(value: dict[str, Any]) -> dict[str, Any]:
     function = value.get("function")
     return function if isinstance(function, dict) else value
+
+
+def _has_schema(tool: dict[str, Any]) -> bool:
+    return not set(_SCHEMA_KEYS).isdisjoint(_function(tool))
 
 
 def _objects_in(text: str) -> Iterator[tuple[dict[str, Any], int, int]]:
