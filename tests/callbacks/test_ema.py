@@ -91,6 +91,14 @@ def test_the_average_is_evaluated_saved_and_exported(run, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_finished_run_that_is_resumed_keeps_the_average(run):
+    folder = run("fit", *SMALL, callbacks())
+    saved = load_file(folder / "adapter" / "adapter_model.safetensors")
+    again = run("fit", *SMALL, callbacks(), f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}")
+    assert_same(load_file(again / "adapter" / "adapter_model.safetensors"), saved, atol=0, rtol=0)
+
+
+@pytest.mark.slow
 def test_a_resumed_run_has_the_same_average(run):
     schedule = "--model.schedule=constant_with_warmup", "--model.warmup=0"
     whole = run("fit", *SMALL, *schedule, callbacks(), "--trainer.max_epochs=2")

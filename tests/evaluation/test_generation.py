@@ -7,7 +7,14 @@ import random
 import pytest
 import torch
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, Gemma2Config, Gemma3ForCausalLM, Gemma3TextConfig, GenerationConfig
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GenerationConfig,
+    MistralConfig,
+)
 
 from fc_lightning.evaluation.generation import NO_LIMITS, generate, shared_length
 from fc_lightning.models.attention import BY_DOCUMENT
@@ -20,6 +27,7 @@ CONFIGS = {
         **SIZES, layer_types=["sliding_attention", "sliding_attention", "full_attention"]
     ),
     "Gemma 2, with soft caps": Gemma2Config(**SIZES, query_pre_attn_scalar=16),
+    "Mistral, all sliding": MistralConfig(**{**SIZES, "intermediate_size": 48}),
 }
 PAD, NEW = 0, 14
 ENDS = [*range(1, 64, 6)]  # one id in six ends a turn, so that rows end at different steps

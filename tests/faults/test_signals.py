@@ -57,6 +57,22 @@ def test_a_signal_stops_all_ranks_with_a_checkpoint(tmp_path, number, ranks, mom
         assert int((tmp_path / "validations").read_text()) == 4 - seen + 1
 
 
+@pytest.mark.nightly
+def test_ranks_that_share_the_weights_stop_at_the_same_evaluation_batch(tmp_path):
+    """Each batch is a collective: a rank that went on alone would wait for the others forever."""
+    config = tmp_path / "fsdp2.yaml"
+    text = Path("configs/trainer/fsdp2.yaml").read_text()
+    config.write_text(text.replace(": 8", ": 2").replace(": gpu", ": cpu"))
+    moment = injected("Moment", folder=tmp_path, moment="validation", step=1)
+    run = start(tmp_path, f"--config={config}", callbacks=moment)
+    run.wait_for(tmp_path / "0")
+    os.kill(int((tmp_path / "0").read_text()), signal.SIGTERM)
+    code, seconds = run.ended(60)
+    assert code == 128 + signal.SIGTERM, run.output
+    assert seconds < 20
+    checked(run.version / "checkpoints" / "last.ckpt")
+
+
 def test_the_methods_of_lightning_that_are_replaced_are_there():
     """They are not part of its public interface: another version of it may have none of them."""
     from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop

@@ -5,8 +5,10 @@ import random
 import pytest
 import torch
 from tests.helpers.losses import DOCUMENTS
+from tests.helpers.small_models import SIZES
 from torch.nn.attention import flex_attention
 from torch.nn.attention.flex_attention import create_block_mask
+from transformers import AutoModelForCausalLM, MistralConfig
 
 from fc_lightning.data.collator import PackingCollator
 from fc_lightning.models.flex_masks import _document_numbers, block_mask
@@ -60,6 +62,18 @@ def test_flex_attention_has_the_loss_and_gradients_of_eager_attention(base, pack
             loss.backward()
         results.append([loss.detach(), *(parameter.grad for parameter in model.parameters())])
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_whose_layers_all_slide(monkeypatch):
+    """Mistral's configuration has a window, but does not list the kinds of layers."""
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(MistralConfig(**SIZES), attn_implementation="eager")
+    batch = PackingCollator(0)([DOCUMENTS])
+    expected = token_loss_sum(model, batch)
+    model.config._attn_implementation = "flex_attention"
+    with torch.compiler.set_stance("force_eager"):
+        torch.testing.assert_close(token_loss_sum(model, batch), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow

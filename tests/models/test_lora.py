@@ -2,12 +2,16 @@
 
 import pytest
 import torch
-from tests.helpers.small_models import adapted
-from transformers import AutoModelForCausalLM
+from peft import LoraConfig
+from tests.helpers.losses import DOCUMENTS
+from tests.helpers.small_models import SIZES, adapted
+from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3TextConfig, SiglipVisionConfig
 
+from fc_lightning.data.collator import PackingCollator
 from fc_lightning.models.attention import BY_DOCUMENT
 from fc_lightning.models.loading import load_base
-from fc_lightning.models.lora import add_token_rows
+from fc_lightning.models.lora import add_adapter, add_token_rows
+from fc_lightning.models.loss import token_loss_sum
 from fc_lightning.models.merging import merge_adapter
 
 
@@ -35,3 +39,21 @@ def test_merging_preserves_the_logits(base, head, new_tokens, tmp_path):
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
         torch.testing.assert_close(merged(ids).logits, expected, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(loaded(ids).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"]], ids=str)
+def test_a_vision_tower_has_no_adapter(tmp_path, targets):
+    """DDP would wait for the gradients of weights that no text passes through."""
+    vision = SiglipVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
+    )
+    config = Gemma3Config(text_config=Gemma3TextConfig(**SIZES), vision_config=vision, mm_tokens_per_image=4)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    model = load_base(str(tmp_path), None, torch.float32, BY_DOCUMENT)
+    trainable = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert trainable == {name for name, _ in model.named_parameters() if "vision" not in name and "multi_" not in name}
+    adapted = add_adapter(model, LoraConfig(r=2, target_modules=targets), [])
+    token_loss_sum(adapted, PackingCollator(0)([DOCUMENTS])).backward()
+    trained = {name: weight.grad for name, weight in adapted.named_parameters() if weight.requires_grad}
+    assert trained
+    assert all(gradient is not None for gradient in trained.values())

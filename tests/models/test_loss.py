@@ -4,7 +4,8 @@ import pytest
 import torch
 from peft import LoraConfig
 from tests.helpers.losses import DOCUMENTS, loss_alone
-from tests.helpers.small_models import adapted
+from tests.helpers.small_models import SIZES, adapted
+from transformers import AutoModelForCausalLM, CohereConfig, GraniteConfig, MistralConfig, Phi3Config
 
 from fc_lightning.data.collator import PackingCollator
 from fc_lightning.models import head_loss
@@ -21,6 +22,28 @@ def loss_and_gradients(model, batch, chunk) -> list[torch.Tensor]:
     loss = token_loss_sum(model, batch, chunk)
     (loss / 3).backward()
     return [loss.detach(), *(p.grad.clone() for p in model.parameters() if p.requires_grad)]
+
+
+@pytest.mark.parametrize("attention", ["eager", BY_DOCUMENT])
+@pytest.mark.parametrize(
+    "config",
+    [
+        GraniteConfig(**SIZES, logits_scaling=8.0, embedding_multiplier=3.0),
+        CohereConfig(**SIZES, logit_scale=0.25),
+        MistralConfig(**SIZES),
+        Phi3Config(**SIZES),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_the_loss_of_other_models_is_that_of_their_forward_pass(config, attention):
+    """Scaled logits, and sliding windows in configurations that do not list the kinds of layers."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    expected = sum(loss_alone(model, document) for document in DOCUMENTS)
+    loss = token_loss_sum(model, PackingCollator(0)([DOCUMENTS]))
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 1000])

@@ -1,10 +1,13 @@
 """Optimizers, parameter groups and schedules; and which settings a resumed run may change."""
 
 import copy
+import math
 
 import pytest
 import torch
+from peft import IA3Config, get_peft_model
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from fc_lightning.training.checkpoint_io import CheckpointError
 from fc_lightning.training.optimization import (
@@ -14,6 +17,7 @@ from fc_lightning.training.optimization import (
     check_settings,
     configure,
     make_optimizer,
+    make_scheduler,
     save_settings,
 )
 
@@ -171,6 +175,23 @@ def test_groups():
         "norm.bias": vector,
         "lora_B.weight": (pytest.approx(1.6), 0.5),
     }
+
+
+def test_the_vectors_of_ia3_have_no_weight_decay():
+    base = AutoModelForCausalLM.from_pretrained("tests/models/tiny_gemma2")
+    adapted = get_peft_model(base, IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]))
+    named = [(name, weight) for name, weight in adapted.named_parameters() if weight.requires_grad]
+    assert {weight.ndim for _, weight in named} == {2}
+    (group,) = make_optimizer(named, settings(weight_decay=0.5)).param_groups
+    assert group["weight_decay"] == 0
+
+
+@pytest.mark.parametrize("num_steps", [math.inf, -1])
+def test_a_schedule_needs_the_number_of_steps(num_steps):
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
+    with pytest.raises(SettingsError, match=r"set `trainer\.max_steps` or `trainer\.max_epochs`"):
+        make_scheduler(optimizer, settings(), num_steps)
+    make_scheduler(optimizer, settings(lr_scheduler={"class_path": "StepLR", "init_args": {"step_size": 1}}), num_steps)
 
 
 @pytest.mark.parametrize(

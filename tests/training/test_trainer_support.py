@@ -8,6 +8,7 @@ import pytest
 import torch
 from lightning import Trainer
 from lightning.pytorch import callbacks as lightning_callbacks
+from lightning.pytorch.strategies import ModelParallelStrategy
 from tests.helpers.checkpoints import Killed
 
 from fc_lightning.training.optimization import SettingsError
@@ -36,6 +37,17 @@ STEPS = 3  # of a run with the settings above and nothing else
 def callback(name: str, **arguments) -> str:
     path = name if "." in name else f"lightning.pytorch.callbacks.{name}"
     return f"--trainer.callbacks+={json.dumps({'class_path': path, 'init_args': arguments})}"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"tensor_parallel_size": 1}, {"tensor_parallel_size": 2, "save_distributed_checkpoint": False}],
+    ids=str,
+)
+def test_sharding_that_is_not_by_data_is_refused(given):
+    trainer = Trainer(accelerator="cpu", strategy=ModelParallelStrategy(**given), logger=False)
+    with pytest.raises(SettingsError, match="needs `tensor_parallel_size: 1`"):
+        check_trainer(trainer)
 
 
 @pytest.mark.parametrize("name", UNSUPPORTED_CALLBACKS)

@@ -51,6 +51,7 @@ class EMA(Callback):
         average = self._resumed or trained
         self._average = {name: average[name].detach().clone().to(weight) for name, weight in trained.items()}
         self._resumed = {}
+        self._is_swapped = False
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
@@ -72,6 +73,13 @@ class EMA(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._swap(pl_module)
+
+    @torch.no_grad()
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the average into the model of a finished run that is resumed, which does not train."""
+        trained = pl_module.trained_parameters()
+        for name, average in self._resumed.items():
+            trained[name].copy_(average)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Save the average as the model, and the training weights next to it."""

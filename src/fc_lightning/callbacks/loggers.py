@@ -26,5 +26,5 @@ class ExtraLogger(Callback):
         self.logger = logger
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if self.logger not in trainer.loggers:
+        if self.logger not in trainer.loggers and not trainer.fast_dev_run:
             trainer.loggers = [*trainer.loggers, self.logger]

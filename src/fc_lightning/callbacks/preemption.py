@@ -63,9 +63,14 @@ class Preemption(Callback):
         if self._reason is not None:
             self._exit(trainer)
 
-    def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Cut the evaluation short if any rank has received a signal; ranks may be at different batches."""
-        if self._any_rank_signalled(trainer):
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Cut the evaluation short if any rank has received a signal.
+
+        Ranks may be at different batches, unless they share the weights: then each batch is a collective, and all of
+        them must stop at the same one.
+        """
+        shared = pl_module.device_mesh is not None
+        if self._agree(trainer) is not None if shared else self._any_rank_signalled(trainer):
             raise StopIteration  # Lightning's loop takes it for the end of the data
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -113,7 +118,7 @@ class Preemption(Callback):
         requeue, step = self._reason == REQUEUE, trainer.global_step
         name = "requeue" if requeue else signal.Signals(self._reason).name
         message = f"{name}: stopped"
-        if trainer.state.fn == "fit" and step:
+        if trainer.state.fn == "fit" and step and not trainer.fast_dev_run:
             path = last_checkpoint_path(trainer)
             trainer.save_checkpoint(path)
             message = f"{name}: stopped after {step} optimizer steps; to resume, add --ckpt_path {path}"

@@ -56,7 +56,7 @@ def reply(module: FunctionCallingModule, data: FunctionCallingDataModule, conver
     rendered = data.template.render(messages, conversation, generation_prompt=True)
     (encoded,) = data.template.encode([rendered])
     tools = dump_json([tool.to_openai() for tool in conversation.tools])
-    with merged_for_inference(module.model) as causal:
+    with module.trainer.precision_plugin.val_step_context(), merged_for_inference(module.model) as causal:
         ((text, _),) = module.turn_generator.texts(causal, [encoded.input_ids], [tools], len(messages))
     return as_message(text, data.template.syntax)
 

@@ -33,7 +33,8 @@ from transformers.generation import MinPLogitsWarper, TemperatureLogitsWarper, T
 
 from fc_lightning.data.samplers import generation_order, plan_generation
 from fc_lightning.evaluation.greedy_head import GreedyHead
-from fc_lightning.evaluation.kv_cache import BufferedCache, sliding_windows, swap_remove
+from fc_lightning.evaluation.kv_cache import BufferedCache, swap_remove
+from fc_lightning.utils.pretrained import sliding_windows
 
 # Settings that the loop here follows, or that mean nothing to it.
 _SUPPORTED = {"max_new_tokens", "min_new_tokens", "num_beams", "num_return_sequences", "use_cache"}

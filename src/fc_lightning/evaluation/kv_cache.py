@@ -177,12 +177,6 @@ def _allocate(states: Tensor, num_rows: int, capacity: int) -> Tensor:
     return states.new_zeros(num_rows, heads, capacity, width)
 
 
-def sliding_windows(config: Any) -> list[int | None]:
-    """For each layer of a model the size of its sliding window, or None."""
-    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
-    return [config.sliding_window if kind == "sliding_attention" else None for kind in kinds]
-
-
 def swap_remove(num_rows: int, ended: Sequence[int]) -> Tensor:
     """The new order of rows when some have ended: the last active rows take their places, the others stay.
 

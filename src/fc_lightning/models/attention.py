@@ -100,12 +100,6 @@ def scored_keys(length: int, window: int | None) -> int:
     return sum((end - start) * (end - first_key) for start, end, first_key in _blocks(length, window)) // length
 
 
-def sliding_windows(config: Any) -> tuple[int | None, ...]:
-    """The sliding window of each decoder layer of a text configuration; None for full attention."""
-    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
-    return tuple(config.sliding_window if kind == "sliding_attention" else None for kind in kinds)
-
-
 class _DocumentAttention(torch.autograd.Function):
     """Attention of all documents, ``(rows, length, heads, width)``, as two matrix products for each block.
 

@@ -17,6 +17,7 @@ from transformers import PretrainedConfig
 
 from fc_lightning.data.collator import Batch
 from fc_lightning.utils.device import copy_to_device
+from fc_lightning.utils.pretrained import sliding_windows
 
 _BLOCK = 128  # positions of a block, for queries and keys
 
@@ -26,15 +27,13 @@ def flex_arguments(config: PretrainedConfig, batch: Batch) -> dict[str, Any]:
     config = config.get_text_config()
     device = batch["input_ids"].device
     documents = _document_numbers(batch)  # (rows, length)
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    masks = {
-        kind: block_mask(documents, config.sliding_window if kind == "sliding_attention" else None, device)
-        for kind in kinds
-    }
+    windows = sliding_windows(config)
+    kinds = getattr(config, "layer_types", None) or [""] * len(windows)
+    by_kind = dict(zip(kinds, windows, strict=True))
+    masks = {kind: block_mask(documents, window, device) for kind, window in by_kind.items()}
     options = _kernel_options(device)
-    # Models with a single kind of layer take the mask itself.
-    mask = masks if getattr(config, "layer_types", None) else masks["full_attention"]
-    return {"attention_mask": mask} | ({"kernel_options": options} if options else {})
+    # Models whose layers are all alike take the mask itself.
+    return {"attention_mask": masks.get("", masks)} | ({"kernel_options": options} if options else {})
 
 
 def block_mask(documents: Tensor, window: int | None, device: torch.device) -> BlockMask:

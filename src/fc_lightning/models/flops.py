@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
 from fc_lightning.data.collator import Batch
-from fc_lightning.models.attention import sliding_windows
 from fc_lightning.models.lora import unwrap_peft
+from fc_lightning.utils.pretrained import sliding_windows
 
 
 def parameter_counts(model: nn.Module) -> tuple[int, int]:
@@ -53,7 +54,14 @@ class TrainingCost:
 
 def _matrix_flops(module: nn.Module) -> int:
     """Operations per token: 2 per weight of a matrix forward, 2 backward, and 2 more if the weight is trained."""
-    matrices = [weight for weight in module.parameters() if weight.dim() == 2]
+    # Where a trained copy takes the place of a module, the original is not computed.
+    unused = {
+        id(weight)
+        for one in module.modules()
+        if isinstance(one, ModulesToSaveWrapper)
+        for weight in one.original_module.parameters()
+    }
+    matrices = [weight for weight in module.parameters() if weight.dim() == 2 and id(weight) not in unused]
     return sum(_num_weights(weight) * (6 if weight.requires_grad else 4) for weight in matrices)
 
 

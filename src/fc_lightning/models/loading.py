@@ -66,7 +66,19 @@ def load_base(
         raise BaseModelError(f"{base}: {len(missing)} weights are missing, e.g. {missing[0]} (`model.base`)")
     if not hasattr(model.get_decoder(), "layers"):
         raise BaseModelError(f"{base}: a {type(model).__name__} has no decoder layers (`model.base`)")
+    for name in modules_without_text(model):
+        model.get_submodule(name).requires_grad_(False)
     return model
+
+
+def modules_without_text(model: PreTrainedModel) -> list[str]:
+    """The names of modules that no text passes through, such as a vision tower: they stay as they are."""
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    path = next(name for name, module in model.named_modules() if module is decoder)
+    parent = path.rpartition(".")[0]
+    siblings = model.get_submodule(parent).named_children()
+    names = [name for name, module in siblings if module is not decoder and module is not head]
+    return [f"{parent}.{name}" if parent else name for name in names]
 
 
 def is_mapped(base: str, revision: str | None, dtype: torch.dtype) -> bool:

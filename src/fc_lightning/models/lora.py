@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from fc_lightning.models.adapter_support import (
     trains_token_rows,
     trains_whole_module,
 )
+from fc_lightning.models.loading import modules_without_text
 from fc_lightning.models.peft_internals import use_fast_forward
 from fc_lightning.utils.errors import first_line
 from fc_lightning.utils.pretrained import BaseModelError
@@ -58,7 +60,8 @@ def untie_head(model: PreTrainedModel) -> None:
 def add_adapter(model: PreTrainedModel, peft: PeftConfig, new_tokens: Sequence[int]) -> PeftModel:
     """Wrap a base in an adapter. The base is frozen, the adapter is fp32, and of the embedding only new rows train.
 
-    Everything that is trained is part of PEFT's configuration, so that PEFT alone restores the same model.
+    Everything that is trained is part of PEFT's configuration, so that PEFT alone restores the same model. Modules that
+    no text passes through have no adapter.
 
     Raises:
         BaseModelError: If the configuration is not supported, or cannot train new-token embeddings.
@@ -67,6 +70,8 @@ def add_adapter(model: PreTrainedModel, peft: PeftConfig, new_tokens: Sequence[i
     if new_tokens:
         _train_token_rows(model, peft, new_tokens)
     peft.task_type = peft.task_type or "CAUSAL_LM"
+    if (without_text := modules_without_text(model)) and getattr(peft, "exclude_modules", "") is None:
+        peft.exclude_modules = rf"({'|'.join(map(re.escape, without_text))})\..*"
     try:
         with warnings.catch_warnings():
             # The advice is for merging, and `merging.merge_adapter` unties the head first.

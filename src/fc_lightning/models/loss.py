@@ -53,7 +53,10 @@ def causal_loss_sum(causal: Any, batch: Batch, chunk: int, preference: Preferenc
     ).last_hidden_state  # (rows, length, width)
     hidden = hidden.flatten(0, 1)[batch["supervised_index"]]  # (supervised, width)
     labels = batch["labels"].flatten()[batch["supervised_index"]]  # (supervised,)
-    head, cap = causal.get_output_embeddings(), getattr(causal.config, "final_logit_softcapping", None)
+    config = causal.config.get_text_config()
+    head, cap = causal.get_output_embeddings(), getattr(config, "final_logit_softcapping", None)
+    if (scale := _logit_scale(config)) != 1:
+        hidden = hidden * scale
     weights = batch.get("weights")  # (supervised,)
     if preference is None or not batch.get("num_pairs"):
         return _head_loss(head, hidden, labels, cap, chunk, weights)
@@ -65,6 +68,11 @@ def causal_loss_sum(causal: Any, batch: Batch, chunk: int, preference: Preferenc
     loss, weights = preference.gradient(losses, batch["weights"], batch["pair_side"], batch["num_pairs"])
     weighted = _head_loss(head, hidden, labels, cap, chunk, weights)
     return weighted + (loss - weighted.detach())
+
+
+def _logit_scale(config: Any) -> float:
+    """The factor of a model's logits: Cohere multiplies by one, Granite divides by one."""
+    return (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
 
 
 def _attention_arguments(causal: Any, batch: Batch) -> dict[str, Any]:

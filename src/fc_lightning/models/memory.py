@@ -12,11 +12,12 @@ import psutil
 import torch
 from torch import nn
 
-from fc_lightning.models.attention import BY_DOCUMENT, scored_keys, sliding_windows
+from fc_lightning.models.attention import BY_DOCUMENT, scored_keys
 from fc_lightning.models.cpu_functions import FAST_NORMS
 from fc_lightning.models.lora import unwrap_peft
 from fc_lightning.models.peft_internals import frozen_head
 from fc_lightning.models.transformers_internals import attention_implementation
+from fc_lightning.utils.pretrained import sliding_windows
 
 _FUSED = ("sdpa", "flex_attention", "flash")  # attention that keeps no scores
 _USABLE = 0.9  # share of a GPU's free memory: what the allocator loses between tensors is not in the estimate

@@ -16,6 +16,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from fc_lightning.models.attention import generation_mode
 from fc_lightning.models.lora import untie_head, unwrap_peft
 
 
@@ -42,7 +43,7 @@ def merge_adapter(model: PeftModel) -> PreTrainedModel:
 
 @contextlib.contextmanager
 def merged_for_inference(model: nn.Module) -> Iterator[Any]:
-    """The causal language model with its LoRA layers merged, for as long as the context lasts.
+    """The causal language model to generate with: not compiled, and with its LoRA layers merged.
 
     The evaluated model equals the one that :func:`merge_adapter` makes for an export in the same precision: base and
     adapter are added in fp32 and rounded once. In half precision autocast is off, as it is on a server. Afterwards the
@@ -51,10 +52,15 @@ def merged_for_inference(model: nn.Module) -> Iterator[Any]:
     Not merged: layers that are not plain LoRA on a linear layer, such as quantized ones and DoRA; sharded layers;
     new-token rows, which cost nothing; and every layer if memory does not suffice for a second copy.
     """
-    causal = unwrap_peft(model)
-    layers = [module for module in causal.modules() if _is_mergeable(module)] if isinstance(model, PeftModel) else []
+    with generation_mode(model), _merged(model):
+        yield unwrap_peft(model)
+
+
+@contextlib.contextmanager
+def _merged(model: nn.Module) -> Iterator[None]:
+    layers = [module for module in model.modules() if _is_mergeable(module)] if isinstance(model, PeftModel) else []
     if not layers or not _fits_twice(layers):
-        yield causal
+        yield
         return
     originals = [layer.base_layer.weight.data for layer in layers]
     device_type, dtype = originals[0].device.type, originals[0].dtype
@@ -65,7 +71,7 @@ def merged_for_inference(model: nn.Module) -> Iterator[Any]:
         # In fp32, autocast decides the precision of products as it does in training.
         no_autocast = torch.autocast(device_type, enabled=False) if dtype != torch.float32 else contextlib.nullcontext()
         with no_autocast:
-            yield causal
+            yield
     finally:
         for layer, original in zip(layers, originals, strict=True):
             layer.base_layer.weight.data = original

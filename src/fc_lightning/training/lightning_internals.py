@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from lightning.pytorch.utilities import rank_zero_only
@@ -167,6 +168,14 @@ def replace_launcher(trainer: Trainer, launcher_class: type[SubprocessLauncher])
     if type(launcher) is _SubprocessScriptLauncher:
         replacement = launcher_class(launcher.cluster_environment, launcher.num_processes, launcher.num_nodes)
         trainer.strategy._launcher = replacement
+
+
+def has_unsupported_sharding(trainer: Trainer) -> bool:
+    """Whether ranks share their rows (tensor parallelism, Lightning's default), or checkpoints are folders."""
+    strategy = trainer.strategy
+    if not isinstance(strategy, ModelParallelStrategy):
+        return False
+    return strategy._tensor_parallel_size != 1 or strategy._save_distributed_checkpoint
 
 
 def starts_processes_from_memory(trainer: Trainer) -> bool:

@@ -22,7 +22,7 @@ from fc_lightning.chat_template.tool_formats import ToolFormat
 from fc_lightning.data.collator import Batch
 from fc_lightning.evaluation.conversations import measure_conversations, rows_of
 from fc_lightning.evaluation.evaluator import IndexedTurn, TurnGenerator, gather_turns, measure, notify_callbacks
-from fc_lightning.models.attention import choose_attention, generation_mode
+from fc_lightning.models.attention import choose_attention
 from fc_lightning.models.compilation import compile_layers
 from fc_lightning.models.fsdp import are_finite, shard
 from fc_lightning.models.loading import base_record, load_base
@@ -270,7 +270,7 @@ class FunctionCallingModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer over the trained weights, and its schedule over the whole run."""
-        steps = int(self.trainer.estimated_stepping_batches)
+        steps = self.trainer.estimated_stepping_batches
         return configure(self.trained_parameters(), self.optimization, steps, self._saved_order)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -330,7 +330,7 @@ class FunctionCallingModule(LightningModule):
             parameter.grad = None  # optimizers ignore parameters without a gradient
 
     def _generate_turns(self, batch: Any) -> list[IndexedTurn]:
-        with generation_mode(self.model), merged_for_inference(self.model) as causal:
+        with merged_for_inference(self.model) as causal:
             return self.turn_generator.turns(causal, batch, synced_gpus=self._is_sharded)
 
     def _finish_evaluation(self, stage: str) -> None:
@@ -340,7 +340,7 @@ class FunctionCallingModule(LightningModule):
         if self.free_running:
             rows, self.prompt_rows = self.prompt_rows, []
             data = getattr(self.trainer, "datamodule", None)
-            with generation_mode(self.model), merged_for_inference(self.model) as causal:
+            with self.trainer.precision_plugin.val_step_context(), merged_for_inference(self.model) as causal:
                 values |= measure_conversations(self.turn_generator, causal, rows, turns, data, self._is_sharded)
         loss = self.token_loss.compute()
         self.token_loss.reset()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -89,7 +90,8 @@ def make_groups(named: Iterable[tuple[str, Tensor]], settings: OptimizationSetti
     """
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for name, parameter in named:
-        decay = settings.weight_decay if parameter.ndim > 1 else 0.0
+        is_matrix = parameter.ndim > 1 and "ia3_l" not in name  # IA3's vectors have a second dimension of size 1
+        decay = settings.weight_decay if is_matrix else 0.0
         ratio = settings.lora_plus_ratio if settings.lora_plus_ratio and "lora_B" in name else 1.0
         groups.setdefault((settings.learning_rate * ratio, decay), []).append(parameter)
     return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
@@ -133,9 +135,19 @@ class WarmupSchedule(LambdaLR):
             group["lr"] = rate
 
 
-def make_scheduler(optimizer: Optimizer, settings: OptimizationSettings, num_steps: int) -> dict[str, Any]:
-    """Lightning's configuration of the scheduler of a run with this number of optimizer steps."""
+def make_scheduler(optimizer: Optimizer, settings: OptimizationSettings, num_steps: float) -> dict[str, Any]:
+    """Lightning's configuration of the scheduler of a run with this number of optimizer steps.
+
+    Raises:
+        SettingsError: If the scheduler cannot be made, or needs the number of steps, which is not known.
+    """
     if settings.lr_scheduler is None:
+        if not 0 <= num_steps < math.inf:
+            raise SettingsError(
+                "`model.schedule` needs the number of steps: set `trainer.max_steps` or `trainer.max_epochs` (the data "
+                "must have a length for `max_epochs`), or choose a `model.lr_scheduler`"
+            )
+        num_steps = int(num_steps)
         warmup_steps = round(settings.warmup * num_steps)
         plain = get_scheduler(settings.schedule, optimizer, num_warmup_steps=warmup_steps, num_training_steps=num_steps)
         return {"scheduler": WarmupSchedule(optimizer, plain.lr_lambdas), "interval": "step", "name": "lr"}
@@ -150,14 +162,14 @@ def make_scheduler(optimizer: Optimizer, settings: OptimizationSettings, num_ste
 
 
 def configure(
-    trained: Mapping[str, Tensor], settings: OptimizationSettings, num_steps: int, saved_names: Sequence[str] = ()
+    trained: Mapping[str, Tensor], settings: OptimizationSettings, num_steps: float, saved_names: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Make optimizer and schedule, as ``configure_optimizers`` returns them.
 
     Args:
         trained: The trained weights by name.
         settings: The settings.
-        num_steps: Number of optimizer steps of the run.
+        num_steps: Number of optimizer steps of the run; infinite or negative if it is not known.
         saved_names: In a resumed run, what :func:`check_settings` has returned.
     """
     optimizer = make_optimizer(list(trained.items()), settings)

@@ -15,7 +15,11 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from fc_lightning.data import FunctionCallingDataModule
 from fc_lightning.data.collator import next_power_of_two
-from fc_lightning.training.lightning_internals import keep_samplers, starts_processes_from_memory
+from fc_lightning.training.lightning_internals import (
+    has_unsupported_sharding,
+    keep_samplers,
+    starts_processes_from_memory,
+)
 from fc_lightning.training.optimization import SettingsError
 
 _MANY_RANKS = 8  # that any machine may have
@@ -39,7 +43,9 @@ SETTINGS = [
     Supported(
         "val_check_interval", "integers and fractions; longer than an epoch with `check_val_every_n_epoch: null`"
     ),
-    Supported("max_time", "training stops as if `max_steps` were reached, and can be resumed"),
+    Supported(
+        "max_time", "next to `max_steps` or `max_epochs`; training stops as if they were reached, and can be resumed"
+    ),
     Supported("profiler"),
     Supported("barebones", "without the default logger and the default callbacks that it excludes"),
     Supported("detect_anomaly"),
@@ -91,6 +97,11 @@ def check_trainer(trainer: Trainer) -> None:
     if isinstance(trainer.datamodule, FunctionCallingDataModule):
         keep_samplers(trainer)
     _check_processes(trainer)
+    if has_unsupported_sharding(trainer):
+        raise SettingsError(
+            "trainer.strategy: ModelParallelStrategy needs `tensor_parallel_size: 1`, the number of processes as "
+            "`data_parallel_size`, and `save_distributed_checkpoint: false`, as in configs/trainer/fsdp2.yaml"
+        )
     found = {
         "overfit_batches": bool(trainer.overfit_batches),
         "strategy: ddp_spawn, ddp_fork, ddp_notebook": starts_processes_from_memory(trainer),

@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -148,3 +149,13 @@ def _convert(gguf: Path, folder: Path) -> None:
         raise BaseModelError(f"{gguf}: the model could not be loaded (`model.base`): {first_line(error)}") from error
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def sliding_windows(config: Any) -> tuple[int | None, ...]:
+    """The sliding window of each decoder layer of a text configuration; None for full attention.
+
+    Without ``layer_types``, as in Mistral's configuration, all layers are alike.
+    """
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
