@@ -112,6 +112,18 @@ def test_rejected_answers_are_counted_and_leave_the_row_as_it_was(tmp_path, caps
     assert f"{counts['asked']} rejected: quotes tags" in capsys.readouterr().out
 
 
+def test_rows_that_cannot_be_read_are_named(tmp_path, capsys):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(Path(TRAIN).read_text(encoding="utf-8").split("\n")[0] + '\n{"nothing": 1}\n')
+    with Teacher() as teacher:
+        source = [Source(str(file), format="hermes")]
+        datamodule = FunctionCallingDataModule(BASE, source, cache_dir=str(tmp_path / "cache"))
+        distilled(datamodule, teacher.url, "m", tmp_path / "thoughts.jsonl")
+    printed = capsys.readouterr().out
+    assert "  1 skipped\n" in printed
+    assert f"{file}:2" in printed
+
+
 def test_a_rejected_turn_is_kept():
     pair = replace(ROME, rejected=Message("assistant", "I cannot."))
     row = to_row(pair)

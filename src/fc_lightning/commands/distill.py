@@ -24,6 +24,7 @@ from fc_lightning.conversation.parsing import CallSyntaxError, call_from_value, 
 from fc_lightning.conversation.types import Conversation
 from fc_lightning.data import DataError, FunctionCallingDataModule
 from fc_lightning.data.prepare import read_conversations
+from fc_lightning.data.row_report import RowReport
 from fc_lightning.training.module import FunctionCallingModule
 from fc_lightning.utils.atomic_files import wrap_os_errors, write_text
 from fc_lightning.utils.errors import UserError
@@ -122,7 +123,9 @@ def think(
     if split not in datamodule.sources or not datamodule.sources[split]:
         raise DataError(f"nothing to read: `data.{split}` has no sources")
     how = replace(datamodule.preparation(split), thoughts="keep", thoughts_share=1.0)
-    rows = read_conversations(datamodule.sources[split], datamodule.template, how)
+    report = RowReport()
+    sources = datamodule.sources[split]
+    rows = read_conversations(sources, datamodule.template, how, [report] * len(sources))
     conversations = [conversation for _, _, conversation in rows]
     questions = list(ask_for(conversations, teacher))
     file = Path(output)
@@ -140,7 +143,7 @@ def think(
     completed = add_reasoning(conversations, questions, answers, counts)
     write_text(file, "".join(f"{dump_json(to_row(conversation))}\n" for conversation in completed))
     outcomes = ", ".join(f"{count:,} {outcome}" for outcome, count in counts.items())
-    print(f"{file}: {len(completed):,} conversations; answers: {outcomes}")
+    print(f"{file}: {len(completed):,} conversations; answers: {outcomes}", *report.problem_lines(), sep="\n")
     return counts
 
 

@@ -63,7 +63,8 @@ def mine(
     turns: list[Conversation] = []  # each up to the turn, and including it
     prompts: list[dict[str, Any]] = []
     report = RowReport()
-    for row in read_conversations(datamodule.sources["train"], datamodule.template, settings):
+    sources = datamodule.sources["train"]
+    for row in read_conversations(sources, datamodule.template, settings, [report] * len(sources)):
         for prompt in encode_prompts([row], datamodule.template, settings, report):
             prompts.append(prompt)
             turns.append(_until(row[2], prompt["turn"]))
@@ -87,9 +88,7 @@ def mine(
         write_text(file, "".join(f"{line}\n" for line in lines))
         found = "; ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
         print(f"{len(turns):,} turns, {len(lines):,} with a mistake" + (f": {found}" if found else ""))
-        for _, id, reason in [*report.skipped, *report.too_long]:
-            print(f"skipped: {id}: {reason}")
-        print(f"pairs: {file}")
+        print(*report.problem_lines(), f"pairs: {file}", sep="\n")
     return kinds
 
 

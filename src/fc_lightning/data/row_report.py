@@ -71,13 +71,19 @@ class RowReport:
             f"{name}: {self.documents:,} of {self.rows:,} rows, {self.tokens:,} tokens, {share:.1%} of them supervised"
             + (f", {self.prompts:,} turns to generate" if self.prompts else "")
         ]
+        out += self.problem_lines(examples)
+        out += [f"  {count:,} rows: {notice}" for notice, count in self.notices.most_common(_MAX_NOTICES)]
+        return out + [f"  {remark}" for remark in self.remarks]
+
+    def problem_lines(self, examples: int = 3) -> list[str]:
+        """The rows that are not used, or not as they are, with the first few cases of each kind."""
+        out: list[str] = []
         for what in ("skipped", "flawed", "too_long", "cut"):
             cases = getattr(self, what)
             out += [f"  {len(cases):,} {what.replace('_', ' ')}"] if cases else []
             out += [f"    {_line(case)}" for case in cases[:examples]]
             out += ["    …"] if len(cases) > examples else []
-        out += [f"  {count:,} rows: {notice}" for notice, count in self.notices.most_common(_MAX_NOTICES)]
-        return out + [f"  {remark}" for remark in self.remarks]
+        return out
 
 
 def _line(case: tuple[str, str, str]) -> str:
