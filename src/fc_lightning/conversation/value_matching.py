@@ -59,8 +59,8 @@ class SearchableText:
 
     def _contains_leaf(self, leaf: Any) -> bool:
         if isinstance(leaf, str):
-            if _UNSPACED.search(leaf):
-                return leaf.lower() in self.source.lower()
+            if _UNSPACED.search(leaf) and leaf.lower() in self.source.lower():
+                return True
             found = words(leaf)
             return f" {' '.join(found)} " in self._joined_words if found else leaf in self.source
         if isinstance(leaf, int | float) and not isinstance(leaf, bool):
