@@ -56,6 +56,13 @@ def test_a_folder_of_one_split_is_read_whole(tmp_path):
     assert ids(tmp_path) == ids(tmp_path, split="test") == ["a"]
 
 
+def test_a_json_file_with_splits_as_keys(tmp_path):
+    row = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]
+    splits = {"train": [{"id": "a", "conversations": row}], "validation": [{"id": "b", "conversations": row}]}
+    (tmp_path / "data.json").write_text(json.dumps(splits))
+    assert (ids(tmp_path), ids(tmp_path, split="validation")) == (["a"], ["b"])
+
+
 def test_training_rows_are_not_read_as_another_split(tmp_path):
     write(tmp_path / "train-0.jsonl", "a")
     with pytest.raises(DataError, match="no split 'validation'; available: train"):

@@ -212,6 +212,7 @@ def test_words_without_spaces_and_huge_numbers():
     assert SearchableText("北京的天气怎么样").contains("北京")  # Beijing, in a question about its weather
     assert not SearchableText("北京的天气").contains("上海")  # Shanghai
     assert not SearchableText("a modulus of 7").contains(10**400)
+    assert SearchableText("order 123456789012345678").contains(123456789012345678)
 
 
 def test_a_comma_may_group_thousands_or_divide_a_list():

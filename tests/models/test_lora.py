@@ -41,8 +41,9 @@ def test_merging_preserves_the_logits(base, head, new_tokens, tmp_path):
         torch.testing.assert_close(loaded(ids).logits, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("excluded", [None, ["v_proj"], ".*v_proj"], ids=str)
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"]], ids=str)
-def test_a_vision_tower_has_no_adapter(tmp_path, targets):
+def test_a_vision_tower_has_no_adapter(tmp_path, targets, excluded):
     """DDP would wait for the gradients of weights that no text passes through."""
     vision = SiglipVisionConfig(
         hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
@@ -52,8 +53,9 @@ def test_a_vision_tower_has_no_adapter(tmp_path, targets):
     model = load_base(str(tmp_path), None, torch.float32, BY_DOCUMENT)
     trainable = {name for name, weight in model.named_parameters() if weight.requires_grad}
     assert trainable == {name for name, _ in model.named_parameters() if "vision" not in name and "multi_" not in name}
-    adapted = add_adapter(model, LoraConfig(r=2, target_modules=targets), [])
+    adapted = add_adapter(model, LoraConfig(r=2, target_modules=targets, exclude_modules=excluded), [])
     token_loss_sum(adapted, PackingCollator(0)([DOCUMENTS])).backward()
     trained = {name: weight.grad for name, weight in adapted.named_parameters() if weight.requires_grad}
-    assert trained
+    assert any("q_proj" in name for name in trained)
+    assert any("v_proj" in name for name in trained) is (excluded is None)
     assert all(gradient is not None for gradient in trained.values())

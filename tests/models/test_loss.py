@@ -5,7 +5,7 @@ import torch
 from peft import LoraConfig
 from tests.helpers.losses import DOCUMENTS, loss_alone
 from tests.helpers.small_models import SIZES, adapted
-from transformers import AutoModelForCausalLM, CohereConfig, GraniteConfig, MistralConfig, Phi3Config
+from transformers import AutoModelForCausalLM, CohereConfig, GraniteConfig, HyperCLOVAXConfig, MistralConfig, Phi3Config
 
 from fc_lightning.data.collator import PackingCollator
 from fc_lightning.models import head_loss
@@ -30,6 +30,7 @@ def loss_and_gradients(model, batch, chunk) -> list[torch.Tensor]:
     [
         GraniteConfig(**SIZES, logits_scaling=8.0, embedding_multiplier=3.0),
         CohereConfig(**SIZES, logit_scale=0.25),
+        HyperCLOVAXConfig(**SIZES, logits_scaling=0.5),
         MistralConfig(**SIZES),
         Phi3Config(**SIZES),
     ],

@@ -64,7 +64,10 @@ class SearchableText:
             found = words(leaf)
             return f" {' '.join(found)} " in self._joined_words if found else leaf in self.source
         if isinstance(leaf, int | float) and not isinstance(leaf, bool):
-            return abs(leaf) in self._numbers
+            try:
+                return abs(float(leaf)) in self._numbers
+            except OverflowError:
+                return False
         return False
 
 

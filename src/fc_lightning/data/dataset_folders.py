@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from fc_lightning.data.files import SUFFIXES, DataError, has_rows
+from fc_lightning.data.files import SUFFIXES, DataError, has_rows, suffix_of
 
 _SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -57,7 +57,9 @@ def files_of(folder: Path, split: str, name: str | None) -> FolderFiles:
         by_split = {}
         for file in files:
             by_split.setdefault(split_of(file.relative_to(folder)), []).append(file)
-        if len(by_split) < 2 and split in ("train", *by_split):
+        # A JSON file may have the splits as keys.
+        may_have_it = split in ("train", *by_split) or all(suffix_of(file) == ".json" for file in files)
+        if len(by_split) < 2 and may_have_it:
             return FolderFiles(files)
     if split not in by_split:
         raise DataError(f"{folder}: no split {split!r}; available: {', '.join(sorted(by_split))}")

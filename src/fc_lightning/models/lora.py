@@ -70,8 +70,7 @@ def add_adapter(model: PreTrainedModel, peft: PeftConfig, new_tokens: Sequence[i
     if new_tokens:
         _train_token_rows(model, peft, new_tokens)
     peft.task_type = peft.task_type or "CAUSAL_LM"
-    if (without_text := modules_without_text(model)) and getattr(peft, "exclude_modules", "") is None:
-        peft.exclude_modules = rf"({'|'.join(map(re.escape, without_text))})\..*"
+    _exclude(peft, modules_without_text(model))
     try:
         with warnings.catch_warnings():
             # The advice is for merging, and `merging.merge_adapter` unties the head first.
@@ -87,6 +86,18 @@ def add_adapter(model: PreTrainedModel, peft: PeftConfig, new_tokens: Sequence[i
             _convert_between_dtypes(module)
     use_fast_forward(adapted)
     return adapted
+
+
+def _exclude(peft: PeftConfig, modules: Sequence[str]) -> None:
+    """Exclude modules in addition to those that the configuration excludes, as a pattern or as ends of names."""
+    if not modules or not hasattr(peft, "exclude_modules"):
+        return
+    patterns = [rf"({'|'.join(map(re.escape, modules))})\..*"]
+    if isinstance(peft.exclude_modules, str):
+        patterns.append(peft.exclude_modules)
+    elif peft.exclude_modules:
+        patterns.append(rf"(.*\.)?({'|'.join(map(re.escape, peft.exclude_modules))})")
+    peft.exclude_modules = "|".join(f"({pattern})" for pattern in patterns)
 
 
 def _convert_between_dtypes(wrapper: ModulesToSaveWrapper) -> None:

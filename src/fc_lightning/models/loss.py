@@ -71,8 +71,11 @@ def causal_loss_sum(causal: Any, batch: Batch, chunk: int, preference: Preferenc
 
 
 def _logit_scale(config: Any) -> float:
-    """The factor of a model's logits: Cohere multiplies by one, Granite divides by one."""
-    return (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+    """The factor of a model's logits: Cohere and HyperCLOVA X multiply by one, Granite divides by one."""
+    scaling = getattr(config, "logits_scaling", None) or 1.0
+    return (getattr(config, "logit_scale", None) or 1.0) * (
+        scaling if config.model_type == "hyperclovax" else 1.0 / scaling
+    )
 
 
 def _attention_arguments(causal: Any, batch: Batch) -> dict[str, Any]:

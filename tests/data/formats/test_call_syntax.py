@@ -6,6 +6,7 @@ import time
 import pytest
 
 from fc_lightning.conversation.types import Tool, ToolCall
+from fc_lightning.data.formats import read_row
 from fc_lightning.data.formats.call_syntax import looks_like_call, parse_text
 
 PROPERTIES = {"port": {"type": "string"}, "day": {"type": "integer"}}
@@ -121,6 +122,11 @@ def test_other_texts_stay_text(text):
         ("<start_function_call>call:ferry{port:<escape>Skye}<end_function_call>", "call 1: "),
         (f"<tool_call>{OBJECT}</tool_call><tool_call>oops</tool_call>", "call 2: neither JSON"),
         ("<function=ferry>{} <function=ferry>{}</function>", "call 1: <function=ferry> is not closed"),
+        ("<tool_call><function=ferry>{}</function><function=ferry>{}</tool_call>", "call 1: "),
+        (
+            "<tool_call><function=ferry><parameter=day>1</parameter><parameter=port>Skye</function></tool_call>",
+            "call 1: ",
+        ),
         (
             "<tool_call>ferry<arg_key>port</arg_key><arg_key>day</arg_key><arg_value>2</arg_value></tool_call>",
             "call 1: 2 <arg_key>, but 1 <arg_value>",
@@ -199,11 +205,14 @@ def test_texts_that_look_like_calls_are_noticed(text, suspicious):
         json.dumps({"name": "ferry", "arguments": {"a": "x" * 500_000}}),
         "ferry" + " " * 500_000 + "(",
         '<invoke name="' * 30_000,
+        "</s>" * 200_000 + "x",
+        "</s>" * 200_000,
     ],
-    ids=range(13),
+    ids=range(15),
 )
 def test_hostile_texts_cost_little(text):
     start = time.process_time()
     parse_text(text, TOOLS)
     looks_like_call(text)
+    read_row({"text": f"<start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\n{text}"})
     assert time.process_time() - start < 3

@@ -324,14 +324,17 @@ def write_columns(conversation):
 
 
 def accept_only(value):
+    """BFCL's notation of an object, and of the objects in a list."""
     if isinstance(value, list):
-        return [accept_only(item) for item in value]
-    return {key: [accept_only(item)] for key, item in value.items()} if isinstance(value, dict) else value
+        return [accept_only(item) if isinstance(item, dict) else item for item in value]
+    return {key: [item] for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def write_bfcl(conversation):
     question, turn = conversation.messages
-    accepted = [{call.name: accept_only(call.arguments)} for call in turn.tool_calls]
+    accepted = [
+        {call.name: {key: [accept_only(value)] for key, value in call.arguments.items()}} for call in turn.tool_calls
+    ]
     return {
         "question": [[{"role": "user", "content": question.content}]],
         "function": bare_tools(),

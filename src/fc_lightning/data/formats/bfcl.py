@@ -34,19 +34,20 @@ def _call(alternatives: Any) -> Any:
     name, accepted = next(iter(alternatives.items()))
     if not isinstance(accepted, dict):
         return alternatives
-    return {"name": name, "arguments": _first_accepted(accepted)}
+    return {"name": name, "arguments": {key: _resolved(value) for key, value in _first_values(accepted).items()}}
 
 
-def _first_accepted(accepted: dict[str, Any]) -> dict[str, Any]:
-    """The first accepted value of each key; the objects among the values list the accepted values of their keys."""
+def _first_values(accepted: dict[str, Any]) -> dict[str, Any]:
+    """The first accepted value of each key; a key whose first value is empty is omitted."""
     first = {key: values[0] if isinstance(values, list) else values for key, values in accepted.items() if values != []}
-    return {key: _without_alternatives(value) for key, value in first.items() if value != ""}
+    return {key: value for key, value in first.items() if value != ""}
 
 
-def _without_alternatives(value: Any) -> Any:
+def _resolved(value: Any) -> Any:
+    """An object, or each object of a list, has accepted values for its keys too; what is inside of these is literal."""
     if isinstance(value, list):
-        return [_without_alternatives(item) for item in value]
-    return _first_accepted(value) if isinstance(value, dict) else value
+        return [_first_values(item) if isinstance(item, dict) else item for item in value]
+    return _first_values(value) if isinstance(value, dict) else value
 
 
 FORMAT = Format(_read, _detect, COMMON_KEYS | {"question", "function", "ground_truth"}, ("question", "function"))

@@ -70,11 +70,18 @@ def _parse_named_json(text: str, tools: Tools) -> list[ToolCall]:
 
 
 def _elements(text: str, opening: re.Pattern[str], closing: str) -> Iterator[tuple[re.Match[str], str]]:
-    """Each opening mark with the text up to the next closing one; two opening marks in a row are an error."""
+    """Each opening mark with the text up to the next closing one.
+
+    Raises:
+        CallSyntaxError: If one of several opening marks is not closed.
+    """
     position = 0
-    while (match := opening.search(text, position)) and (end := text.find(closing, match.end())) >= 0:
-        if opening.search(text, match.end(), end):
+    while match := opening.search(text, position):
+        end = text.find(closing, match.end())
+        if (end < 0 and position) or (end >= 0 and opening.search(text, match.end(), end)):
             raise CallSyntaxError(f"{match[0]} is not closed: {text[match.start() : match.start() + 80]}")
+        if end < 0:  # another syntax
+            return
         yield match, text[match.end() : end]
         position = end + len(closing)
 

@@ -6,6 +6,7 @@ No code is executed: values are JSON or Python literals, and a Python call is pa
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -100,7 +101,7 @@ def parse_text(text: str, tools: Tools) -> ParsedText:
         return react
     if tools and (calls := _parse_unmarked(rest, tools)):
         return ParsedText("", reasoning, calls)
-    return ParsedText(_without_end_markers(rest).strip(), reasoning)
+    return ParsedText(without_end_markers(rest).strip(), reasoning)
 
 
 def looks_like_call(text: str) -> bool:
@@ -122,16 +123,19 @@ def _parse_marked(text: str, reasoning: str | None, tools: Tools) -> ParsedText:
         position, found, error = _take_calls(text, match, tools)
         calls += found
         errors += [f"call {len(calls) + len(errors) + 1}: {error}"] if error else []
-    outside.append(_without_end_markers(text[position:]))
+    outside.append(without_end_markers(text[position:]))
     after_call = after_call or bool(calls and outside[-1].strip())
     return ParsedText("".join(outside).strip(), reasoning, tuple(calls), tuple(errors), after_call)
 
 
-def _without_end_markers(text: str) -> str:
-    stripped = text.rstrip()
-    while marker := next((marker for marker in _END_MARKERS if stripped.endswith(marker)), ""):
-        text = stripped = stripped.removesuffix(marker).rstrip()
-    return text
+def without_end_markers(text: str, markers: Sequence[str] = _END_MARKERS) -> str:
+    """A text without the markers at its end, and the whitespace around them."""
+    whole, end = len(text), len(text.rstrip())
+    while marker := next((marker for marker in markers if text.endswith(marker, 0, end)), ""):
+        whole = end = end - len(marker)
+        while end and text[end - 1].isspace():
+            whole = end = end - 1
+    return text[:whole]
 
 
 def _take_calls(text: str, match: re.Match[str], tools: Tools) -> tuple[int, list[ToolCall], str]:
@@ -158,7 +162,7 @@ def _take_calls(text: str, match: re.Match[str], tools: Tools) -> tuple[int, lis
     following = text.find(delimiter.open, start)
     end = len(text) if following < 0 else following
     try:
-        return end, parse_calls(_without_end_markers(text[start:end]), tools), ""
+        return end, parse_calls(without_end_markers(text[start:end]), tools), ""
     except CallSyntaxError as problem:
         return end, [], str(problem)
 

@@ -9,6 +9,7 @@ from typing import Any
 from fc_lightning.conversation.parsing import CallSyntaxError
 from fc_lightning.conversation.types import Conversation
 from fc_lightning.data.formats.call_bodies import parse_gemma_object
+from fc_lightning.data.formats.call_syntax import without_end_markers
 from fc_lightning.data.formats.chat import COMMON_KEYS, read_chat
 from fc_lightning.data.formats.format import Format
 from fc_lightning.data.formats.gemini import lower_types
@@ -17,9 +18,7 @@ from fc_lightning.data.formats.values import Row, RowError, column_text
 _TURN = re.compile(
     r"<start_of_turn>(?P<gemma>\w+)\n|<\|im_start\|>(?P<chatml>\w+)\n|<\|start_header_id\|>(?P<llama>\w+)<\|end_header_id\|>\n\n"
 )
-_END = re.compile(
-    r"(?:(?:<end_of_turn>|<\|im_end\|>|<\|eot_id\|>|<\|eom_id\|>|<\|end_of_text\|>|<\|endoftext\|>|<eos>|</s>)\s*)+$"
-)
+_END = ("<end_of_turn>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "<eos>", "</s>")
 _DECLARATION = re.compile(
     r"<start_function_declaration>declaration:(?P<name>[\w.\-]+)(?P<body>\{.*?\})<end_function_declaration>", re.DOTALL
 )
@@ -42,7 +41,7 @@ def _read(row: Row) -> Conversation:
     for index, mark in enumerate(marks):
         end = marks[index + 1].start() if index + 1 < len(marks) else len(text)
         content = _DECLARATION.sub("", text[mark.end() : end])
-        before, found, after = _split_responses(_END.sub("", content.rstrip()))
+        before, found, after = _split_responses(without_end_markers(content.rstrip(), _END))
         if before.strip() or not found:
             turns.append({"role": mark.group(mark.lastindex or 0), "content": before})
         turns += found

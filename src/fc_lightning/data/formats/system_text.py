@@ -110,7 +110,8 @@ def _split_bare(text: str) -> tuple[str, tuple[Tool, ...], str]:
                 tools = read_tools(value)
             except CallSyntaxError:
                 continue
-            if tools and all(_TOOL_KEYS & {*one, *_function(one)} for one in value) and any(map(_has_schema, value)):
+            are_tools = all(isinstance(one, dict) and _TOOL_KEYS & {*one, *_function(one)} for one in value)
+            if tools and are_tools and any(map(_has_schema, value)):
                 return _joined([text[: start.start()], text[end:]]), tools, ""
     objects = list(_objects_in(text))
     if not any(_has_schema(value) for value, _, _ in objects):
