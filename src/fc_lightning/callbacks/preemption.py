@@ -69,8 +69,11 @@ class Preemption(Callback):
         Ranks may be at different batches, unless they share the weights: then each batch is a collective, and all of
         them must stop at the same one.
         """
-        shared = pl_module.device_mesh is not None
-        if self._agree(trainer) is not None if shared else self._any_rank_signalled(trainer):
+        if pl_module.device_mesh is not None:
+            stop = self._agree(trainer) is not None
+        else:
+            stop = self._any_rank_signalled(trainer)
+        if stop:
             raise StopIteration  # Lightning's loop takes it for the end of the data
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

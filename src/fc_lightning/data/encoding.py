@@ -186,8 +186,7 @@ def encode_prompts(
 ) -> Iterator[dict[str, Any]]:
     """Encode a prompt for each model turn, with the reference history. `max_length` does not apply to prompts.
 
-    Rows that cannot be rendered are reported as skipped.
-    Prompts of perturbed conversations come after all others.
+    Rows that cannot be rendered are reported as skipped. Prompts of perturbed conversations come after all others.
     """
     yield from _prompts(chunk, template, settings, report)
     if not settings.perturbations:
