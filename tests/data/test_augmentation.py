@@ -196,7 +196,7 @@ def test_a_row_that_calls_nothing_gets_no_distractor_that_may_fit():
 def test_a_dropped_tool_is_gone_and_the_turn_calls_nothing(rows, pool):
     changed = 0
     for row in rows:
-        out = drop_tool(row, random.Random(row.id), pool)
+        out = drop_tool(row, random.Random(row.id), pool, 0.5)
         first = next((index for index, message in enumerate(row.messages) if message.tool_calls), None)
         if out is row:
             assert first is None or len(row.tools) > 1  # another tool may do the same job
@@ -215,14 +215,33 @@ def test_a_dropped_tool_is_gone_and_the_turn_calls_nothing(rows, pool):
 
 def test_dropping_replaces_a_written_thought_and_leaves_ambiguous_rows():
     pool = ToolPool([WEATHER_TALK], lambda tool: 1)
-    dropped = drop_tool(WEATHER_TALK, random.Random(0), pool)
+    dropped = drop_tool(WEATHER_TALK, random.Random(0), pool, 0.5)
     assert "get_weather" not in (dropped.messages[-1].reasoning or "get_weather")
     twin = replace(WEATHER_TALK, tools=(WEATHER, Tool("weather_get", "Another one.")))
-    assert drop_tool(twin, random.Random(0), pool) is twin
+    assert drop_tool(twin, random.Random(0), pool, 0.5) is twin
     json_mode = replace(WEATHER_TALK, response_schema={})
-    assert drop_tool(json_mode, random.Random(0), pool) is json_mode
+    assert drop_tool(json_mode, random.Random(0), pool, 0.5) is json_mode
     alone = replace(WEATHER_TALK, tools=(WEATHER,))
-    assert drop_tool(alone, random.Random(0), ToolPool([], lambda tool: 1)) is alone
+    assert drop_tool(alone, random.Random(0), ToolPool([], lambda tool: 1), 0.5) is alone
+
+
+def test_the_limit_decides_how_near_the_remaining_tools_may_be():
+    near = Tool("get_weather_history", "Climate records of a year.")  # shares two of three words of its name
+    assert similarity(WEATHER, near) == pytest.approx(2 / 3)
+    row = replace(WEATHER_TALK, tools=(WEATHER, near))
+    pool = ToolPool([row], lambda tool: 1)
+    assert drop_tool(row, random.Random(0), pool, 0.6) is row
+    assert drop_tool(row, random.Random(0), pool, 0.7).tools == (near,)
+
+
+def test_a_tool_of_another_row_may_be_half_as_near():
+    other = Tool("get_trams", "Lists departures.")  # shares one word of three
+    assert similarity(WEATHER, other) == pytest.approx(1 / 3)
+    row = replace(WEATHER_TALK, tools=(WEATHER,))
+    pool = ToolPool([replace(row, tools=(other,))], lambda tool: 1)
+    seeds = range(20)  # a tool is skipped half of the time
+    assert all(drop_tool(row, random.Random(seed), pool, 0.6) is row for seed in seeds)
+    assert any(drop_tool(row, random.Random(seed), pool, 0.7).tools == (other,) for seed in seeds)
 
 
 def test_draws_depend_on_seed_row_and_epoch_alone(rows, pool):
@@ -248,7 +267,7 @@ def test_shares_are_kept(rows, pool):
     for share in (0.0, 0.25, 1.0):
         masked = [augment(row, Augmentation(mask_names=share), pool, 0, 0) is not row for row in rows]
         assert sum(masked) / len(rows) == pytest.approx(share, abs=0.08)
-    for wrong in ({"mask_names": 1.5}, {"drop_tool": -0.1}, {"distractor_tokens": -1}):
+    for wrong in ({"mask_names": 1.5}, {"drop_tool": -0.1}, {"drop_tool_similarity": 2}, {"distractor_tokens": -1}):
         with pytest.raises(DataError, match=r"data\.augmentation"):
             Augmentation(**wrong)
 
@@ -336,4 +355,4 @@ def test_a_rejected_turn_is_varied_like_the_chosen_one(pool):
     assert set(known.arguments) < set(right.arguments)
     assert made_up == ToolCall("made_up", {"a": 1})
     assert shuffle_tools(row, random.Random(0)).rejected == wrong
-    assert drop_tool(row, random.Random(0), pool).rejected is None
+    assert drop_tool(row, random.Random(0), pool, 0.5).rejected is None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Literal
 
 from fc_lightning.conversation.types import Conversation, Message, Tool, ToolCall
@@ -42,6 +43,9 @@ class Augmentation:
         distractors: Fraction of rows that also offer tools of other rows, the most similar ones first.
         distractor_tokens: Maximum number of tokens of a row's distractors.
         drop_tool: Fraction of rows whose called tool is removed; the turn then says that no tool fits.
+        drop_tool_similarity: A tool at least this similar (0 to 1) to the called one might do the same, so that a row
+            that also offers it is unchanged. A row's only tool is replaced by a tool of another row that is less than
+            half as similar. With higher values, the model learns not to call nearer tools.
         mask_names: Fraction of rows whose functions and parameters are renamed to meaningless words in schemas, calls
             and tool responses, so that only descriptions say what they do (Lin et al., arXiv:2410.04587).
     """
@@ -50,10 +54,11 @@ class Augmentation:
     distractors: float = 0.0
     distractor_tokens: int = 256
     drop_tool: float = 0.0
+    drop_tool_similarity: float = 0.5
     mask_names: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in PERTURBATION_LABELS:
+        for name in (*PERTURBATION_LABELS, "drop_tool_similarity"):
             if not 0 <= getattr(self, name) <= 1:
                 raise DataError(f"`data.augmentation.{name}`: must be between 0 and 1, not {getattr(self, name)}")
         if self.distractor_tokens < 0:
@@ -76,7 +81,7 @@ def augment(
 
     out = conversation
     if rng := draw("drop_tool"):
-        out = drop_tool(out, rng, pool)
+        out = drop_tool(out, rng, pool, settings.drop_tool_similarity)
     if rng := draw("distractors"):
         dropped = [tool for tool in conversation.tools if tool not in out.tools]
         out = add_distractors(out, rng, pool, round(settings.distractor_tokens * rng.random()), dropped)
@@ -93,7 +98,7 @@ def perturb(conversation: Conversation, name: Perturbation, pool: ToolPool, seed
         "shuffle_tools": shuffle_tools,
         "distractors": lambda one, rng: add_distractors(one, rng, pool, Augmentation.distractor_tokens),
         "mask_names": mask_names,
-        "drop_tool": lambda one, rng: drop_tool(one, rng, pool),
+        "drop_tool": lambda one, rng: drop_tool(one, rng, pool, Augmentation.drop_tool_similarity),
     }
     if conversation.defects:
         return None
@@ -143,11 +148,17 @@ def add_distractors(
     return replace(conversation, tools=tuple(tools), raw_turns=())
 
 
-def drop_tool(conversation: Conversation, rng: random.Random, pool: ToolPool) -> Conversation:
+def drop_tool(conversation: Conversation, rng: random.Random, pool: ToolPool, limit: float) -> Conversation:
     """Remove the tools of the first turn with calls; that turn says that no tool fits, and is the last one.
 
     If they were the only tools, a tool of another row is offered instead. A row is unchanged if another of its tools
     may do the same, if the answer must follow a schema, or if there is no other tool.
+
+    Args:
+        conversation: A valid conversation.
+        rng: Draws the other row's tool and the answer.
+        pool: The tools of other rows.
+        limit: ``drop_tool_similarity`` of :class:`Augmentation`.
     """
     calling = [index for index, message in enumerate(conversation.messages) if message.tool_calls]
     if not calling or conversation.response_schema is not None:
@@ -156,10 +167,11 @@ def drop_tool(conversation: Conversation, rng: random.Random, pool: ToolPool) ->
     called = {call.name for call in message.tool_calls}
     dropped = [tool for tool in conversation.tools if tool.name in called]
     kept = [tool for tool in conversation.tools if tool.name not in called]
-    if any(similarity(tool, other) >= 0.5 for tool in kept for other in dropped):
+    if any(similarity(tool, other) >= limit for tool in kept for other in dropped):
         return conversation
     request = "\n".join(one.content for one in conversation.messages[: calling[0]] if one.role == "user")
-    kept = kept or next(([tool] for tool in pool.draw(dropped, rng, 2**31, dropped, request)), [])
+    if not kept:  # nobody has labelled a tool of another row as not fitting: it must differ more
+        kept = list(islice(pool.draw(dropped, rng, 2**31, dropped, request, limit / 2), 1))
     if not kept:
         return conversation
     answer = replace(message, content=rng.choice(_REFUSALS), reasoning=None, tool_calls=())

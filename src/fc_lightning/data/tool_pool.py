@@ -59,6 +59,7 @@ class ToolPool:
         budget: int,
         unlike: Collection[Tool] = (),
         unlike_topic: str = "",
+        limit: float = 0.25,
     ) -> Iterator[Tool]:
         """Draw tools within a token budget, those most similar to ``near`` first; each is skipped with probability 1/2.
 
@@ -66,8 +67,9 @@ class ToolPool:
             near: The offered tools. No tool with one of their names, and no equivalent tool, is drawn.
             rng: Decides which tools are skipped.
             budget: Maximum number of tokens of the drawn tools.
-            unlike: Removed tools; no drawn tool is similar to them.
+            unlike: Removed tools.
             unlike_topic: A request that no drawn tool may serve: none has an informative word of it in its name.
+            limit: From this similarity to a removed tool, a tool is not drawn.
         """
         names = {tool.name for tool in (*near, *unlike)}
         topic = {word for word in words(unlike_topic) if len(word) >= _MIN_TOPIC_WORD}
@@ -77,7 +79,7 @@ class ToolPool:
                 continue
             if topic & name_words(tool.name) or any(similarity(tool, other) >= 0.5 for other in near):
                 continue
-            if any(similarity(tool, other) >= 0.25 for other in unlike):
+            if any(similarity(tool, other) >= limit for other in unlike):
                 continue
             budget -= self.num_tokens(index)
             names.add(tool.name)
