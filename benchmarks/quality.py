@@ -3,9 +3,10 @@
     python benchmarks/quality.py --train train.jsonl --validation validation.jsonl --variants plain mask_names all
     python benchmarks/quality.py --table --results benchmarks/results/quality_h200.jsonl
 
-Each variant changes settings of the recipe and trains for the same number of epochs. Every run is evaluated as it
-is, under all perturbations, and by sampling (pass@1 and pass@8 at temperature 0.8). A run that already has a line is
-not repeated, so that an interrupted sweep continues where it stopped. Several runs can share a GPU:
+`plain` trains on two rows per step as they are, every other variant changes some of its settings, and `recipe` is the
+recipe unchanged. Every run is evaluated as it is, under all perturbations, and by sampling (pass@1 and pass@8 at
+temperature 0.8). A run that already has a line is not repeated, so that an interrupted sweep continues where it
+stopped. Several runs can share a GPU:
 
     python benchmarks/quality.py ... --jobs 6 --set=--trainer.accelerator=gpu --set=--data.packing=true
 
@@ -30,7 +31,16 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "quality.jsonl"
 
+PLAIN = [  # every variant but `recipe` starts from it
+    "--data.augmentation=null",
+    "--data.max_length=1024",
+    "--data.packing=false",
+    "--model.token_weights=null",
+    "--model.generation.max_new_tokens=192",
+    "--trainer.accumulate_grad_batches=2",
+]
 VARIANTS: dict[str, list[str]] = {
+    "recipe": [],
     "plain": [],
     "shuffle_tools": ["--data.augmentation.shuffle_tools=0.5"],
     "distractors": ["--data.augmentation.distractors=0.5"],
@@ -59,6 +69,14 @@ VARIANTS: dict[str, list[str]] = {
         "--data.augmentation.mask_names=0.4",
         "--trainer.accumulate_grad_batches=1",
     ],
+    "near_misses": [  # the remaining tools may be similar to the dropped one
+        "--data.augmentation.shuffle_tools=0.5",
+        "--data.augmentation.drop_tool=0.15",
+        "--data.augmentation.drop_tool_similarity=0.8",
+        "--data.augmentation.mask_names=0.5",
+        "--model.token_weights.answer=2.5",
+        "--trainer.accumulate_grad_batches=1",
+    ],
     "value_weight_2": ["--model.token_weights.argument_value=2"],
     "name_weight_2": ["--model.token_weights.function_name=2"],
     "lora_plus_4": ["--model.lora_plus_ratio=4"],
@@ -84,7 +102,7 @@ SAMPLES = 8
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="configs/gemma3_270m.yaml", help="the recipe that variants change")
+    parser.add_argument("--config", default="configs/gemma3_270m.yaml", help="the recipe")
     parser.add_argument("--train", nargs="+", help="JSONL files to train on; the recipe's own if not given")
     parser.add_argument("--validation", nargs="+", help="JSONL files to evaluate on; the recipe's own if not given")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
@@ -129,6 +147,7 @@ def train_and_evaluate(variant: str, seed: int, args: argparse.Namespace) -> dic
     given = {split: getattr(args, split) for split in ("train", "validation")}
     data = [f"--data.{split}={json.dumps([{'path': one} for one in paths])}" for split, paths in given.items() if paths]
     settings = [f"--config={args.config}", *data, f"--seed_everything={seed}", f"--data.seed={seed}"]
+    settings += [] if variant == "recipe" else PLAIN
     settings += [f"--trainer.max_epochs={args.epochs}", *VARIANTS[variant], *args.set]
 
     def runs(name: str) -> str:

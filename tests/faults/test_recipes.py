@@ -30,6 +30,7 @@ GEMMA2, GEMMA3 = "configs/gemma2_2b_it.yaml", "configs/gemma3_270m.yaml"
 RECIPES = {
     "quickstart": ["configs/quickstart.yaml"],
     "gemma2": [GEMMA2],
+    "gemma2_augmented": ["configs/gemma2_2b_it_augmented.yaml"],
     "gemma3": [GEMMA3],
     "tiny": ["configs/debug/tiny.yaml"],
     "bfcl": [GEMMA3, "configs/eval/bfcl.yaml"],
@@ -42,7 +43,7 @@ RANKS = {
 }
 # Rows of each split; packs of 2,048 tokens and more need many for a few steps of eight micro-batches.
 NUM_ROWS = {"train": 60, "validation": 3, "test": 3}
-MANY_ROWS = {"24gb": 900, "80gb": 1500, "gemma2": 470}
+MANY_ROWS = {"24gb": 900, "80gb": 1500, "gemma2": 470, "gemma2_augmented": 470}
 # Warnings that are true of so few rows.
 FEW_ROWS = r".*The number of training batches \(\d+\) is smaller than the logging interval .*|  rank_zero_warn\("
 CASES = [(recipe, ranks) for recipe in RECIPES for ranks in RANKS]
