@@ -3,10 +3,9 @@
     python benchmarks/quality.py --train train.jsonl --validation validation.jsonl --variants plain mask_names all
     python benchmarks/quality.py --table --results benchmarks/results/quality_h200.jsonl
 
-`plain` trains on two rows per step as they are, every other variant changes some of its settings, and `recipe` is the
-recipe unchanged. Every run is evaluated as it is, under all perturbations, and by sampling (pass@1 and pass@8 at
-temperature 0.8). A run that already has a line is not repeated, so that an interrupted sweep continues where it
-stopped. Several runs can share a GPU:
+`plain` trains on the rows as they are, two per step; every other variant changes some of these settings. Every run is
+evaluated as it is, under all perturbations, and by sampling (pass@1 and pass@8 at temperature 0.8). A run that already
+has a line is not repeated, so that an interrupted sweep continues where it stopped. Several runs can share a GPU:
 
     python benchmarks/quality.py ... --jobs 6 --set=--trainer.accelerator=gpu --set=--data.packing=true
 
@@ -31,7 +30,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "quality.jsonl"
 
-PLAIN = [  # every variant but `recipe` starts from it
+PLAIN = [  # every variant starts from it
     "--data.augmentation=null",
     "--data.max_length=1024",
     "--data.packing=false",
@@ -40,7 +39,6 @@ PLAIN = [  # every variant but `recipe` starts from it
     "--trainer.accumulate_grad_batches=2",
 ]
 VARIANTS: dict[str, list[str]] = {
-    "recipe": [],
     "plain": [],
     "shuffle_tools": ["--data.augmentation.shuffle_tools=0.5"],
     "distractors": ["--data.augmentation.distractors=0.5"],
@@ -77,14 +75,6 @@ VARIANTS: dict[str, list[str]] = {
         "--model.token_weights.answer=2.5",
         "--trainer.accumulate_grad_batches=1",
     ],
-    "one_row": [
-        "--data.augmentation.shuffle_tools=0.5",
-        "--data.augmentation.drop_tool=0.15",
-        "--data.augmentation.drop_tool_similarity=0.8",
-        "--data.augmentation.mask_names=0.5",
-        "--model.learning_rate=2e-4",
-        "--trainer.accumulate_grad_batches=1",
-    ],
     "value_weight_2": ["--model.token_weights.argument_value=2"],
     "name_weight_2": ["--model.token_weights.function_name=2"],
     "lora_plus_4": ["--model.lora_plus_ratio=4"],
@@ -103,6 +93,7 @@ VARIANTS["one_pack_rank_64"] = [
     "--model.peft.init_args.lora_alpha=128",
     "--model.learning_rate=2e-4",
 ]
+VARIANTS["one_row"] = [*VARIANTS["near_misses"], "--model.token_weights=null", "--model.learning_rate=2e-4"]
 VARIANTS["one_pack_template_reasoning"] = [*VARIANTS["one_pack"], "--data.thoughts=template"]
 PERTURBATIONS = ("shuffle_tools", "distractors", "mask_names", "drop_tool")
 SAMPLES = 8
@@ -155,8 +146,7 @@ def train_and_evaluate(variant: str, seed: int, args: argparse.Namespace) -> dic
     given = {split: getattr(args, split) for split in ("train", "validation")}
     data = [f"--data.{split}={json.dumps([{'path': one} for one in paths])}" for split, paths in given.items() if paths]
     settings = [f"--config={args.config}", *data, f"--seed_everything={seed}", f"--data.seed={seed}"]
-    settings += [] if variant == "recipe" else PLAIN
-    settings += [f"--trainer.max_epochs={args.epochs}", *VARIANTS[variant], *args.set]
+    settings += [f"--trainer.max_epochs={args.epochs}", *PLAIN, *VARIANTS[variant], *args.set]
 
     def runs(name: str) -> str:
         return f"--trainer.logger.init_args.save_dir={folder / name}"

@@ -232,6 +232,9 @@ def test_the_limit_decides_how_near_the_remaining_tools_may_be():
     pool = ToolPool([row], lambda tool: 1)
     assert drop_tool(row, random.Random(0), pool, 0.6) is row
     assert drop_tool(row, random.Random(0), pool, 0.7).tools == (near,)
+    assert augment(row, Augmentation(drop_tool=1.0), pool, 0, 0) is row
+    assert augment(row, Augmentation(drop_tool=1.0, drop_tool_similarity=0.7), pool, 0, 0).tools == (near,)
+    assert perturb(row, "drop_tool", pool) is None  # its measure does not depend on the setting
 
 
 def test_a_tool_of_another_row_may_be_half_as_near():
