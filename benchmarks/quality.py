@@ -75,6 +75,7 @@ VARIANTS: dict[str, list[str]] = {
         "--model.token_weights.answer=2.5",
         "--trainer.accumulate_grad_batches=1",
     ],
+    "join_requests": ["--data.augmentation.join_requests=0.25"],
     "value_weight_2": ["--model.token_weights.argument_value=2"],
     "name_weight_2": ["--model.token_weights.function_name=2"],
     "lora_plus_4": ["--model.lora_plus_ratio=4"],

@@ -14,7 +14,7 @@ from fc_lightning.data.row_report import RowReport
 
 BASE = "tests/models/tiny_gemma2"
 TRAIN = "data/quickstart/train.jsonl"
-ALL = Augmentation(shuffle_tools=0.5, distractors=0.5, drop_tool=0.2, mask_names=0.5)
+ALL = Augmentation(shuffle_tools=0.5, distractors=0.5, drop_tool=0.2, mask_names=0.5, join_requests=0.3)
 
 
 def data_of(tmp_path: Path, limit: int = 40, **settings) -> FunctionCallingDataModule:
@@ -69,6 +69,15 @@ def test_a_row_whose_augmented_form_is_too_long_keeps_its_own(tmp_path):
     assert 5 < len(grown) < len(plain)
     assert all(augmented[id] == plain[id] for id in set(plain) - set(grown))
     assert max(map(len, augmented.values())) <= longest
+
+
+def test_requests_are_joined_within_an_epoch(tmp_path):
+    data = data_of(tmp_path, augmentation=Augmentation(join_requests=1.0))
+    joined, plain = epochs_of(data, 1)[0], epochs_of(data_of(tmp_path, augmentation=None), 1)[0]
+    (call,) = data.template.tokenizer.encode("<tool_call>\n", add_special_tokens=False)[:1]
+    more = [id for id in plain if joined[id].count(call) > plain[id].count(call)]
+    assert len(more) > 20
+    assert all(joined[id] == plain[id] for id in plain.keys() - set(more))
 
 
 def test_ranks_share_an_epoch(tmp_path):

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from fc_lightning.conversation.types import Conversation, Message, Tool, ToolCall
 from fc_lightning.data.name_masking import mask_names
 from fc_lightning.data.reasoning import rationale
+from fc_lightning.data.request_joining import join_requests
 from fc_lightning.data.sources import DataError
 from fc_lightning.data.tool_pool import ToolPool, similarity
 
@@ -48,6 +49,8 @@ class Augmentation:
             half as similar. With higher values, the model learns not to call nearer tools.
         mask_names: Fraction of rows whose functions and parameters are renamed to meaningless words in schemas, calls
             and tool responses, so that only descriptions say what they do (Lin et al., arXiv:2410.04587).
+        join_requests: Fraction of rows to which the request, called tools and calls of another row are added. Only
+            rows of one request that is answered by calls alone are joined.
     """
 
     shuffle_tools: float = 0.0
@@ -56,9 +59,10 @@ class Augmentation:
     drop_tool: float = 0.0
     drop_tool_similarity: float = 0.5
     mask_names: float = 0.0
+    join_requests: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in (*PERTURBATION_LABELS, "drop_tool_similarity"):
+        for name in (*PERTURBATION_LABELS, "join_requests", "drop_tool_similarity"):
             if not 0 <= getattr(self, name) <= 1:
                 raise DataError(f"`data.augmentation.{name}`: must be between 0 and 1, not {getattr(self, name)}")
         if self.distractor_tokens < 0:
@@ -66,11 +70,24 @@ class Augmentation:
 
 
 def augment(
-    conversation: Conversation, settings: Augmentation, pool: ToolPool, seed: int | None, epoch: int
+    conversation: Conversation,
+    settings: Augmentation,
+    pool: ToolPool,
+    seed: int | None,
+    epoch: int,
+    joinable: Sequence[Conversation] = (),
 ) -> Conversation:
     """The conversation as it is trained on in an epoch; the same for the same seed, row ID and epoch.
 
     Each augmentation has its own random generator, so that enabling one does not change the others.
+
+    Args:
+        conversation: A valid conversation, or one with defects, which is returned as it is.
+        settings: The fractions.
+        pool: The tools of other rows.
+        seed: Of the random generators.
+        epoch: Number of the epoch.
+        joinable: The rows whose requests can be joined to that of this one.
     """
     if conversation.defects:
         return conversation
@@ -82,6 +99,8 @@ def augment(
     out = conversation
     if rng := draw("drop_tool"):
         out = drop_tool(out, rng, pool, settings.drop_tool_similarity)
+    if rng := draw("join_requests"):
+        out = join_requests(out, rng, joinable)
     if rng := draw("distractors"):
         dropped = [tool for tool in conversation.tools if tool not in out.tools]
         out = add_distractors(out, rng, pool, round(settings.distractor_tokens * rng.random()), dropped)

@@ -17,6 +17,7 @@ from fc_lightning.data.augmentation import Augmentation, Perturbation, augment, 
 from fc_lightning.data.collator import Document
 from fc_lightning.data.files import DataError
 from fc_lightning.data.reasoning import Thoughts, add_reasoning
+from fc_lightning.data.request_joining import is_joinable
 from fc_lightning.data.row_report import RowReport
 from fc_lightning.data.tool_pool import ToolPool
 
@@ -110,9 +111,10 @@ def augment_documents(
     if settings.augmentation is None:
         return list(documents)
     pool = ToolPool.for_template([conversation for _, _, conversation in chunk], template)
+    joinable = [conversation for _, _, conversation in chunk if is_joinable(conversation)]
     varied = []
     for source, place, conversation in chunk:
-        augmented = augment(conversation, settings.augmentation, pool, settings.seed, settings.epoch)
+        augmented = augment(conversation, settings.augmentation, pool, settings.seed, settings.epoch, joinable)
         if augmented is not conversation:
             varied.append((source, place, augmented))
     encoded = encode_documents(varied, template, replace(settings, too_long="drop"), RowReport())
