@@ -95,6 +95,7 @@ VARIANTS["one_pack_rank_64"] = [
     "--model.learning_rate=2e-4",
 ]
 VARIANTS["one_row"] = [*VARIANTS["near_misses"], "--model.token_weights=null", "--model.learning_rate=2e-4"]
+VARIANTS["joined"] = [*VARIANTS["near_misses"], *VARIANTS["join_requests"]]
 VARIANTS["one_pack_template_reasoning"] = [*VARIANTS["one_pack"], "--data.thoughts=template"]
 PERTURBATIONS = ("shuffle_tools", "distractors", "mask_names", "drop_tool")
 SAMPLES = 8
