@@ -95,10 +95,22 @@ def test_a_row_that_does_not_fit_is_not_joined(other):
         replace(ROME, messages=(*ROME.messages[:2], replace(ROME.messages[2], content="Let me look."))),
         replace(ROME, messages=(*ROME.messages[:2], replace(ROME.messages[2], supervised=False))),
         replace(ROME, messages=ROME.messages[2:]),
+        replace(ROME, messages=()),
+        replace(ROME, tools=(MAIL,)),
         replace(ROME, rejected=Message("assistant", "No tool fits.")),
         replace(ROME, defects=("broken",)),
     ],
-    ids=["several turns", "no call", "content", "context", "no request", "preference", "defects"],
+    ids=[
+        "several turns",
+        "no call",
+        "content",
+        "context",
+        "no request",
+        "no turns",
+        "not offered",
+        "preference",
+        "defects",
+    ],
 )
 def test_only_single_requests_answered_by_calls_are_joined(changed):
     assert is_joinable(ROME)

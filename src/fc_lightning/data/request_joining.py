@@ -16,14 +16,15 @@ _SIMILAR = 0.5  # from this similarity on, a tool might serve a request that was
 
 
 def is_joinable(conversation: Conversation) -> bool:
-    """Whether a conversation is one request, answered by calls alone."""
-    *before, answer = conversation.messages
+    """Whether a conversation is one request, answered by calls of offered tools alone."""
+    if [message.role for message in conversation.messages if message.role != "system"] != ["user", "assistant"]:
+        return False
+    answer = conversation.messages[-1]
     return (
-        [message.role for message in before if message.role != "system"] == ["user"]
-        and answer.role == "assistant"
-        and answer.supervised
-        and bool(answer.tool_calls)
+        bool(answer.tool_calls)
+        and {call.name for call in answer.tool_calls} <= {tool.name for tool in conversation.tools}
         and not answer.content
+        and answer.supervised
         and not conversation.defects
         and conversation.rejected is None
     )
