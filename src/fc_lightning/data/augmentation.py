@@ -85,9 +85,9 @@ def augment(
         conversation: A valid conversation, or one with defects, which is returned as it is.
         settings: The fractions.
         pool: The tools of other rows.
-        seed: Of the random generators.
+        seed: Seed of the random generators.
         epoch: Number of the epoch.
-        joinable: The rows whose requests can be joined to that of this one.
+        joinable: Rows whose requests may be joined to that of this one.
     """
     if conversation.defects:
         return conversation

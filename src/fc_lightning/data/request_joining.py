@@ -34,7 +34,7 @@ def join_requests(conversation: Conversation, rng: random.Random, others: Sequen
     """Add the request, the called tools and the calls of another row to those of a row.
 
     Rows that call an offered tool come first: together, both rows make several calls of it. A row is unchanged if it is
-    not joinable, or if none of some randomly drawn rows fits.
+    not joinable, or if none of the rows drawn fits.
 
     Args:
         conversation: A valid conversation.
