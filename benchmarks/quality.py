@@ -96,6 +96,12 @@ VARIANTS["one_pack_rank_64"] = [
 ]
 VARIANTS["one_row"] = [*VARIANTS["near_misses"], "--model.token_weights=null", "--model.learning_rate=2e-4"]
 VARIANTS["joined"] = [*VARIANTS["near_misses"], *VARIANTS["join_requests"]]
+VARIANTS["joined_light"] = [
+    *VARIANTS["joined"],
+    "--data.augmentation.drop_tool=0.1",
+    "--data.augmentation.mask_names=0.35",
+    "--model.token_weights.answer=1.5",
+]
 VARIANTS["one_pack_template_reasoning"] = [*VARIANTS["one_pack"], "--data.thoughts=template"]
 PERTURBATIONS = ("shuffle_tools", "distractors", "mask_names", "drop_tool")
 SAMPLES = 8
