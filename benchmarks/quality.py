@@ -27,6 +27,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from fc_lightning.cli.defaults import CALLBACKS
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "quality.jsonl"
 
@@ -34,9 +36,12 @@ PLAIN = [  # every variant starts from it
     "--data.augmentation=null",
     "--data.max_length=1024",
     "--data.packing=false",
+    "--model.learning_rate=4e-4",
+    "--model.schedule=cosine",
     "--model.token_weights=null",
     "--model.generation.max_new_tokens=192",
     "--trainer.accumulate_grad_batches=2",
+    f"--trainer.callbacks={json.dumps(CALLBACKS)}",
 ]
 VARIANTS: dict[str, list[str]] = {
     "plain": [],
@@ -101,6 +106,13 @@ VARIANTS["joined_light"] = [
     "--data.augmentation.drop_tool=0.1",
     "--data.augmentation.mask_names=0.35",
     "--model.token_weights.answer=1.5",
+]
+VARIANTS["joined_light_average"] = [  # weights averaged over about the last 500 steps, at a constant learning rate
+    *VARIANTS["joined_light"],
+    "--model.learning_rate=3e-4",
+    "--model.schedule=constant_with_warmup",
+    "--trainer.callbacks+=fc_lightning.callbacks.EMA",
+    "--trainer.callbacks.decay=0.998",
 ]
 VARIANTS["one_pack_template_reasoning"] = [*VARIANTS["one_pack"], "--data.thoughts=template"]
 PERTURBATIONS = ("shuffle_tools", "distractors", "mask_names", "drop_tool")

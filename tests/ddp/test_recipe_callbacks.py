@@ -1,4 +1,4 @@
-"""The callbacks of the shipped recipes do the same on one rank and on two, in every subcommand that runs them."""
+"""The callbacks that shipped recipes share do the same on one rank and on two, in every subcommand that runs them."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ TIMED = ("created", "seconds", "tokens_per_second")
 
 
 def overlay(folder: Path, devices: int) -> Path:
-    """A few rows for the tiny model; its recipe names no callbacks, so it has those of all shipped recipes."""
+    """A few rows for the tiny model; its recipe names no callbacks, so it has those that all shipped recipes share."""
     trainer = {"devices": devices, "accumulate_grad_batches": 2 // devices, "num_sanity_val_steps": -1}
     trainer |= {"strategy": "ddp" if devices > 1 else "auto"}
     data = {name: [{"path": f"data/quickstart/{file}.jsonl", "limit": limit}] for name, file, limit in (

@@ -109,6 +109,7 @@ class Flow:
         callbacks = copy.deepcopy(CALLBACKS)
         (last,) = (one for one in callbacks if one["class_path"].endswith("LastCheckpoint"))
         last["init_args"]["every_n_train_steps"] = 1
+        callbacks += recipe["trainer"].get("callbacks+", [])
         return {"model": {"base": bases[recipe["model"]["base"]]}, "data": data, "trainer": {"callbacks": callbacks}}
 
     def start(self, subcommand: str, *arguments: str) -> Run:
