@@ -114,6 +114,11 @@ VARIANTS["joined_light_average"] = [  # weights averaged over about the last 500
     "--trainer.callbacks+=fc_lightning.callbacks.EMA",
     "--trainer.callbacks.decay=0.998",
 ]
+VARIANTS["more_joined_average"] = [
+    *VARIANTS["joined_light_average"],
+    "--data.augmentation.join_requests=0.4",
+    "--data.augmentation.mask_names=0.5",
+]
 VARIANTS["one_pack_template_reasoning"] = [*VARIANTS["one_pack"], "--data.thoughts=template"]
 PERTURBATIONS = ("shuffle_tools", "distractors", "mask_names", "drop_tool")
 SAMPLES = 8
