@@ -41,9 +41,8 @@ def run(folder: Path, devices: int, subcommand: str) -> dict[str, str]:
     return files
 
 
-@pytest.mark.parametrize(
-    "subcommand", ["fit", *(pytest.param(s, marks=pytest.mark.slow) for s in ("validate", "test", "predict"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("subcommand", ["fit", "validate", "test", "predict"])
 def test_two_ranks_leave_the_files_of_one(tmp_path, subcommand):
     one, two = run(tmp_path / "one", 1, subcommand), run(tmp_path / "two", 2, subcommand)
     assert two == one

@@ -99,7 +99,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module", params=["gemma2", "gemma3"])
+@pytest.fixture(scope="module", params=["gemma2", pytest.param("gemma3", marks=pytest.mark.slow)])
 def base(request, tmp_path_factory: pytest.TempPathFactory) -> Path:
     if request.param == "gemma2":
         return TINY

@@ -27,7 +27,7 @@ def slow_beyond_a_handful(names):
     return [pytest.param(name, marks=[] if name in FAST else pytest.mark.nightly) for name in names]
 
 
-@pytest.fixture(scope="session", params=["tied", "untied"])
+@pytest.fixture(scope="session", params=["tied", pytest.param("untied", marks=pytest.mark.slow)])
 def tiny(request, tmp_path_factory) -> Path:
     """The tiny Gemma 2, and the same with a head of its own."""
     if request.param == "tied":

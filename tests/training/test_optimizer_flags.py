@@ -50,9 +50,11 @@ def test_adamw_fused_with_groups(run):
     ("arguments", "state"),
     [
         (["--optimizer=torch.optim.Muon"], "momentum_buffer"),
-        (["--model.optimizer.class_path=torch.optim.NAdam"], "mu_product"),
+        pytest.param(["--model.optimizer.class_path=torch.optim.NAdam"], "mu_product", marks=pytest.mark.slow),
         (["--optimizer=SGD", "--optimizer.momentum=0.9"], "momentum_buffer"),
-        (["--model.optimizer={class_path: Adafactor, init_args: {d: 2.0}}"], "step"),
+        pytest.param(
+            ["--model.optimizer={class_path: Adafactor, init_args: {d: 2.0}}"], "step", marks=pytest.mark.slow
+        ),
     ],
     ids=["Muon", "NAdam", "SGD", "Adafactor"],
 )
