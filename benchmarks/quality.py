@@ -28,6 +28,7 @@ from statistics import mean
 from typing import Any
 
 from fc_lightning.cli.defaults import CALLBACKS
+from fc_lightning.training.checkpoint_io import peek
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "quality.jsonl"
@@ -159,11 +160,6 @@ def last_metrics(folder: Path, prefix: str = "val/") -> dict[str, float]:
     return values
 
 
-def steps_of(folder: Path) -> int:
-    with next(folder.rglob("metrics.csv")).open(encoding="utf-8") as lines:
-        return 1 + max(int(row["step"]) for row in csv.DictReader(lines) if row.get("train/loss"))
-
-
 def train_and_evaluate(variant: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """One run: fit, then validation with perturbations, then validation by sampling."""
     folder = Path(args.runs).resolve() / f"{variant}-{seed}"
@@ -198,7 +194,7 @@ def train_and_evaluate(variant: str, seed: int, args: argparse.Namespace) -> dic
         "config": args.config,
         "settings": [*VARIANTS[variant], *args.set],
         "epochs": args.epochs,
-        "steps": steps_of(folder / "fit"),
+        "steps": peek(checkpoint)["global_step"],
         "minutes": round(minutes, 2),
         "turns": len(predictions.splitlines()),
         "metrics": metrics,

@@ -19,7 +19,8 @@ def sweep(tmp_path: Path, *arguments: str) -> str:
 def test_a_sweep_writes_a_line_per_run_and_a_table(tmp_path):
     runs = ["--config=configs/debug/tiny.yaml", f"--runs={tmp_path / 'runs'}", "--variants", "mask_names"]
     runs += [
-        "--set=--trainer.max_steps=1",
+        "--set=--trainer.max_steps=3",
+        "--set=--trainer.log_every_n_steps=2",  # not the last step
         "--set=--trainer.limit_val_batches=1",
         "--set=--model.generation.max_new_tokens=4",
     ]
@@ -27,7 +28,7 @@ def test_a_sweep_writes_a_line_per_run_and_a_table(tmp_path):
     sweep(tmp_path, *runs)  # it is there already
     (line,) = (tmp_path / "quality.jsonl").read_text().splitlines()
     run = json.loads(line)
-    assert (run["variant"], run["seed"], run["steps"]) == ("mask_names", 0, 1)
+    assert (run["variant"], run["seed"], run["steps"]) == ("mask_names", 0, 3)
     assert {"val/exact_match", "val/exact_match/masked", "val/pass_at_1", "val/pass_at_8"} <= run["metrics"].keys()
     plain = {**run, "variant": "plain", "metrics": {**run["metrics"], "val/exact_match": 0.25}, "turns": 100}
     better = {**plain, "variant": "all", "metrics": {**run["metrics"], "val/exact_match": 0.5}}
